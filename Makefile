@@ -1,0 +1,39 @@
+# The interpreter that builds .venv: python3.11 where it runs, else python3, if new enough.
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+BIN := .venv/bin
+BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: demo test lint check bench clean help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: .venv/.installed ## the whole method on synthetic studies; ARGS='--seed 1' overrides the config
+	$(BIN)/torchrun --standalone --nproc-per-node 1 train.py $(ARGS)
+
+test: .venv/.installed ## all tests; ARGS='-k loss' picks some
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed ## style and likely mistakes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check: lint test ## what must pass before a commit
+
+bench: .venv/.installed ## every program of benchmarks/, one after the other
+	$(if $(BENCHMARKS),,$(error benchmarks/ holds no programs yet))
+	@for program in $(BENCHMARKS); do echo "== $$program" && PYTHONPATH=. $(BIN)/python $$program || exit 1; done
+
+clean: ## remove the environment, builds and caches; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so that an interrupted installation is taken up again. torch's version is repeated on the
+# command line: a pin lost from constraints.txt would otherwise bring the newest build, several GB of it.
+.venv/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "expected Python 3.11 or newer, got: $$($(PYTHON) --version 2>&1); install one and run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0 -e '.[train,eval,test]'
+	touch $@

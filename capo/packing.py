@@ -1,0 +1,137 @@
+"""Shared-prefix layout: a study's prompt once, followed by all of its reports, in one sequence.
+
+A report attends to the prompt and to its own earlier tokens, and its positions restart at the prompt's end, so each
+report sees exactly what it would see alone, at P + sum(T_i) tokens instead of G (P + T).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from capo.logprobs import linear_logps
+from capo.types import Policy, Prompt
+
+PROMPT, PADDING = -1, -2  # segment ids; reports count from 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """B studies, one a row of length L; their R reports, in row order, hold N tokens."""
+
+    prompts: tuple[Prompt, ...]
+    token_ids: Tensor  # [B, L] int64, report tokens; 0 elsewhere
+    segments: Tensor  # [B, L] int64, PROMPT, PADDING or the report's index in its row
+    positions: Tensor  # [3, B, L] int64
+    predictors: Tensor  # [N] int64, flat index of the hidden state that predicts each report token
+    targets: Tensor  # [N] int64
+    mask: Tensor  # [R, T] bool, True on report tokens; flat order of its True cells is that of `targets`
+
+    @property
+    def num_tokens(self) -> int:
+        """B x L, what the trunk computes."""
+        return self.token_ids.numel()
+
+    def attention(self) -> Tensor:
+        """bool [B, 1, L, L]: causal, to the prompt or to the own report; padding attends to itself only."""
+        length = self.segments.shape[1]
+        query, key = self.segments[:, :, None], self.segments[:, None, :]
+        causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        visible = causal & (key != PADDING) & ((key == PROMPT) | (key == query))
+        # A row without any visible key gives NaN in softmax.
+        return (visible | torch.eye(length, dtype=torch.bool, device=query.device))[:, None]
+
+    def to(self, device: torch.device) -> "Layout":
+        """The same layout with its tensors on `device`; the prompts stay where they are."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "prompts"}
+        return replace(self, **moved)
+
+    def pad(self, flat: Tensor) -> Tensor:
+        """[N] values of the report tokens -> [R, T], 0 outside the mask; differentiable."""
+        return flat.new_zeros(self.mask.shape).masked_scatter(self.mask, flat)
+
+
+def pack(prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]]) -> Layout:
+    """Lay out one study a row.
+
+    Args:
+        prompts: B prompts.
+        responses: for each, its reports as [T] int64 token ids, EOS included; any number, of any length above 0.
+
+    Returns:
+        A layout on the CPU; move it with `to`.
+    """
+    if len(prompts) != len(responses) or not prompts:
+        raise ValueError(f"expected a group of reports for each prompt, got {len(responses)} and {len(prompts)} prompts")
+    for prompt, group in zip(prompts, responses, strict=True):
+        if any(len(response) == 0 for response in group):
+            raise ValueError(f"study {prompt.study_id}: a report without tokens cannot be trained on")
+    length = max(len(p.input_ids) + sum(map(len, group)) for p, group in zip(prompts, responses, strict=True))
+    token_ids = torch.zeros(len(prompts), length, dtype=torch.int64)
+    segments = torch.full_like(token_ids, PADDING)
+    positions = torch.zeros(3, len(prompts), length, dtype=torch.int64)
+    predictors, reports = [], []
+    for row, (prompt, group) in enumerate(zip(prompts, responses, strict=True)):
+        end = len(prompt.input_ids)
+        segments[row, :end] = PROMPT
+        positions[:, row, :end] = prompt.positions
+        last = row * length + end - 1
+        for index, response in enumerate(group):
+            start, end = end, end + len(response)
+            token_ids[row, start:end] = response
+            segments[row, start:end] = index
+            steps = torch.arange(len(response))
+            positions[:, row, start:end] = prompt.next_position + steps
+            # The prompt's last token predicts the first token of every report.
+            predictors.append(torch.where(steps == 0, last, row * length + start + steps - 1))
+            reports.append(response)
+    lengths = torch.tensor([len(r) for r in reports])
+    mask = torch.arange(int(lengths.max()) if len(reports) else 0) < lengths[:, None]
+    none = token_ids.new_zeros(0)
+    predictors, targets = torch.cat([none, *predictors]), torch.cat([none, *reports])
+    return Layout(tuple(prompts), token_ids, segments, positions, predictors, targets, mask)
+
+
+def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Split rows into micro-batches of at most `token_budget` padded tokens, longest rows together.
+
+    A single row over the budget gets a micro-batch of its own: it is never cut.
+    """
+    batches: list[list[int]] = []
+    # Longest first, so that a row never makes those already in its micro-batch longer.
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def report_logps(
+    policy: Policy,
+    layout: Layout,
+    *,
+    features: Sequence[Tensor] | None = None,
+    temperature: float = 1.0,
+    banned: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy of every report token, [R, T] each, 0 outside `layout.mask`.
+
+    Args:
+        features: image features of the layout's prompts where they are known already; else the tower runs here.
+        temperature, banned: as when sampling.
+    """
+    if features is None:
+        features = policy.features(layout.prompts)
+    prompts = policy.embed(layout.prompts, features)
+    length = layout.token_ids.shape[1]
+    padded = torch.stack([torch.nn.functional.pad(p, (0, 0, 0, length - len(p))) for p in prompts])
+    is_prompt = (layout.segments == PROMPT)[..., None]
+    embeds = torch.where(is_prompt, padded, policy.embed_tokens(layout.token_ids))
+    hidden = policy.trunk(embeds, layout.positions, layout.attention())
+    logps, entropy = linear_logps(
+        hidden.flatten(0, 1)[layout.predictors], policy.output_weight(), layout.targets,
+        temperature=temperature, banned=banned,
+    )  # fmt: skip
+    return layout.pad(logps), layout.pad(entropy)

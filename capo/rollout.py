@@ -1,0 +1,229 @@
+"""Generation engine: one vision-tower run and one prefill a study, its cache copied to G slots, slots refilled from a
+queue as reports end."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from capo.sampling import SamplingConfig, choose, uniforms
+from capo.types import Policy, Prompt, Rollout
+
+
+@dataclass(frozen=True)
+class Request:
+    """One study to report, once for each seed."""
+
+    prompt: Prompt
+    seeds: tuple[int, ...]  # of `capo.sampling.sample_seed`; one report each
+
+
+class SlotCache:
+    """Preallocated keys and values, [layers] of [slots, kv heads, length, head dim]; each slot at its own length.
+
+    The model's attention layers call `update` on it, as on any cache of transformers.
+    """
+
+    def __init__(self, policy: Policy, slots: int, length: int, like: Tensor) -> None:
+        shape = (slots, policy.num_kv_heads, length, policy.head_dim)
+        self.keys = [like.new_zeros(shape) for _ in range(policy.num_layers)]
+        self.values = [like.new_zeros(shape) for _ in range(policy.num_layers)]
+        self.rows = torch.zeros(0, dtype=torch.int64)
+        self.lengths = torch.zeros(0, dtype=torch.int64)
+        self.reach = 0
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens a slot, keeping what is cached."""
+        missing = length - self.keys[0].shape[2]
+        if missing > 0:
+            self.keys = [torch.nn.functional.pad(k, (0, 0, 0, missing)) for k in self.keys]
+            self.values = [torch.nn.functional.pad(v, (0, 0, 0, missing)) for v in self.values]
+
+    def at(self, lengths: Tensor) -> "SlotCache":
+        """Write the next token of slot i, for i < len(lengths), at position lengths[i]."""
+        self.rows = torch.arange(len(lengths), device=lengths.device)
+        self.lengths, self.reach = lengths, int(lengths.max()) + 1
+        return self
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        active = len(self.rows)
+        self.keys[layer][self.rows, :, self.lengths] = key[:, :, 0]
+        self.values[layer][self.rows, :, self.lengths] = value[:, :, 0]
+        return self.keys[layer][:active, :, : self.reach], self.values[layer][:active, :, : self.reach]
+
+    def admit(self, slot: int, prefill: "PrefillCache", row: int, length: int) -> None:
+        for mine, theirs in zip(self.keys + self.values, prefill.keys + prefill.values, strict=True):
+            mine[slot, :, :length] = theirs[row, :, :length]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        for tensor in self.keys + self.values:
+            tensor[target, :, :length] = tensor[source, :, :length]
+
+
+class PrefillCache:
+    """Keeps the keys and values of one prefill, [layers] of [studies, kv heads, P, head dim]."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        self.keys.append(key)
+        self.values.append(value)
+        return key, value
+
+
+@dataclass
+class _Slot:
+    """A report being written."""
+
+    prompt: Prompt
+    sample: int
+    uniform: Tensor  # [max new tokens]
+    cached: int  # keys in the cache
+    tokens: list[int]
+    logps: list[float]
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    requests: Iterable[Request],
+    *,
+    sampling: SamplingConfig,
+    eos_id: int,
+    banned: Tensor,
+    slots: int = 64,
+) -> Iterator[Rollout]:
+    """Write every requested report; yield each as it ends.
+
+    A report depends on its prompt and its seed, not on the other requests.
+
+    Args:
+        requests: consumed lazily, so that prompts of thousands of studies need not exist at one time.
+        banned: [V] bool, tokens never sampled (vision and chat tokens); score with the same mask.
+        slots: reports decoded side by side; memory is slots x (longest prompt + max_new_tokens).
+    """
+    waiting = _Queue(requests, slots)
+    cache: SlotCache | None = None
+    active: list[_Slot] = []
+    while active or waiting.next_size:
+        # Prefilling study by study would waste the batch: wait until an eighth of the slots is free.
+        if not active or slots - len(active) >= max(waiting.next_size, slots // 8):
+            admitted = waiting.take(slots - len(active))
+            if admitted:
+                length = max(len(request.prompt.input_ids) for request in admitted) + sampling.max_new_tokens
+                hidden, prefill = _prefill(policy, [request.prompt for request in admitted])
+                cache = cache or SlotCache(policy, slots, length, prefill.keys[0])
+                cache.reserve(length)
+                first = len(active)
+                active += _fill(admitted, cache, prefill, first, sampling)
+                repeats = torch.tensor([len(request.seeds) for request in admitted], device=hidden.device)
+                _choose_next(policy, hidden.repeat_interleave(repeats, 0), active[first:], sampling, banned)
+        yield from _retire(active, cache, eos_id, sampling.max_new_tokens)
+        if active:
+            _choose_next(policy, _decode(policy, cache, active), active, sampling, banned)
+
+
+class _Queue:
+    """Requests taken from an iterable only when there is room for them."""
+
+    def __init__(self, requests: Iterable[Request], slots: int) -> None:
+        self.requests, self.slots = iter(requests), slots
+        self.head = self._advance()
+
+    @property
+    def next_size(self) -> int:
+        """Reports of the next request; 0 when there is none."""
+        return len(self.head.seeds) if self.head else 0
+
+    def take(self, free: int) -> list[Request]:
+        """The next requests that fit into `free` slots, in order."""
+        taken = []
+        while 0 < self.next_size <= free:
+            free -= self.next_size
+            taken.append(self.head)
+            self.head = self._advance()
+        return taken
+
+    def _advance(self) -> Request | None:
+        request = next(self.requests, None)
+        if request is not None and not 0 < len(request.seeds) <= self.slots:
+            raise ValueError(
+                f"study {request.prompt.study_id}: expected 1 to {self.slots} reports a study (the slots), got "
+                f"{len(request.seeds)}; raise rollout.slots or lower rl.group_size"
+            )
+        return request
+
+
+def _prefill(policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, PrefillCache]:
+    """Hidden state of each prompt's last token, [B, D], and the keys and values of all of them."""
+    embeds = policy.embed(prompts, policy.features(prompts))
+    lengths = torch.tensor([len(e) for e in embeds], device=embeds[0].device)
+    length = int(lengths.max())
+    padded = torch.stack([torch.nn.functional.pad(e, (0, 0, 0, length - len(e))) for e in embeds])
+    positions = torch.stack([torch.nn.functional.pad(p.positions, (0, length - p.positions.shape[1])) for p in prompts], 1)
+    positions = positions.to(padded.device)
+    # Padding lies to the right of every prompt, where causal attention cannot see it.
+    causal = torch.ones(length, length, dtype=torch.bool, device=padded.device).tril()
+    cache = PrefillCache()
+    hidden = policy.trunk(padded, positions, causal.expand(len(prompts), 1, length, length), cache)
+    return hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1], cache
+
+
+def _fill(
+    admitted: Sequence[Request], cache: SlotCache, prefill: PrefillCache, first: int, sampling: SamplingConfig
+) -> list[_Slot]:
+    filled = []
+    for row, request in enumerate(admitted):
+        length = len(request.prompt.input_ids)
+        for sample, seed in enumerate(request.seeds):
+            cache.admit(first + len(filled), prefill, row, length)
+            uniform = uniforms(seed, sampling.max_new_tokens)
+            filled.append(_Slot(request.prompt, sample, uniform, length, [], []))
+    return filled
+
+
+def _decode(policy: Policy, cache: SlotCache, active: Sequence[_Slot]) -> Tensor:
+    """Feed each slot its last token; hidden states [S, D]."""
+    device = policy.device
+    tokens = torch.tensor([slot.tokens[-1] for slot in active], device=device)
+    lengths = torch.tensor([slot.cached for slot in active], device=device)
+    steps = torch.tensor([slot.prompt.next_position + len(slot.tokens) - 1 for slot in active], device=device)
+    cache = cache.at(lengths)
+    mask = torch.arange(cache.reach, device=device) <= lengths[:, None]
+    hidden = policy.trunk(policy.embed_tokens(tokens)[:, None], steps.expand(3, -1)[..., None], mask[:, None, None], cache)
+    for slot in active:
+        slot.cached += 1
+    return hidden[:, 0]
+
+
+def _choose_next(
+    policy: Policy, hidden: Tensor, active: Sequence[_Slot], sampling: SamplingConfig, banned: Tensor
+) -> None:
+    uniform = torch.stack([slot.uniform[len(slot.tokens)] for slot in active]).to(hidden.device)
+    tokens, logps = choose(hidden @ policy.output_weight().t(), uniform, sampling, banned)
+    for slot, token, logp in zip(active, tokens.tolist(), logps.tolist(), strict=True):
+        slot.tokens.append(token)
+        slot.logps.append(logp)
+
+
+def _retire(active: list[_Slot], cache: SlotCache, eos_id: int, max_new_tokens: int) -> Iterator[Rollout]:
+    """Take out the reports that ended; the last slot moves into the gap, so that active slots stay contiguous."""
+    for index in range(len(active) - 1, -1, -1):
+        slot = active[index]
+        ended = slot.tokens[-1] == eos_id
+        if not ended and len(slot.tokens) < max_new_tokens:
+            continue
+        last = active.pop()
+        if index < len(active):
+            cache.move(len(active), index, last.cached)
+            active[index] = last
+        yield Rollout(
+            study_id=slot.prompt.study_id,
+            sample=slot.sample,
+            response_ids=torch.tensor(slot.tokens),
+            behaviour_logps=torch.tensor(slot.logps),
+            truncated=not ended,
+        )

@@ -1,0 +1,265 @@
+"""The one mutable object: a policy, its optimiser, and the steps that change them."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from capo.clipping import critical_clip
+from capo.kl import k3
+from capo.loss import capo_loss
+from capo.metrics import StepMetrics
+from capo.packing import Layout, micro_batches, pack, report_logps
+from capo.types import Case, Policy
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and decay, and how much is computed at one time."""
+
+    lr: float = 1e-5
+    """Peak learning rate (the paper: 1e-5 for LoRA)."""
+    final_lr_share: float = 0.1
+    """Learning rate of the last step, as a share of the peak; cosine in between."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, on matrices only."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    token_budget: int = 8192
+    """Padded tokens of one micro-batch; lower it when memory is short. The gradient does not depend on it."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.max_grad_norm <= 0 or self.token_budget < 1 or self.warmup_steps < 0:
+            raise ValueError(
+                "expected lr > 0, max_grad_norm > 0, token_budget >= 1 and warmup_steps >= 0, got "
+                f"{self.lr}, {self.max_grad_norm}, {self.token_budget} and {self.warmup_steps}"
+            )
+        if not 0 <= self.final_lr_share <= 1:
+            raise ValueError(f"expected final_lr_share in [0, 1], got {self.final_lr_share}")
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """The objective, how many reports a step samples, and how often it uses them."""
+
+    steps: int = 1000
+    """Batches of rollouts."""
+    studies_per_step: int = 8
+    """Studies in a batch of rollouts."""
+    group_size: int = 4
+    """G, reports sampled for each study (the paper: 4)."""
+    eps_normal: float = 0.2
+    """Clip range of normal cases."""
+    tightening: float = 4.0
+    """A critical case is clipped to eps_normal / tightening; 1 gives GRPO."""
+    beta: float = 0.02
+    """Weight of the KL to the frozen SFT policy."""
+    inner_epochs: int = 2
+    """Passes over a batch of rollouts. With 1 pass and 1 mini-batch the clip range has no effect."""
+    mini_batches: int = 1
+    """Optimiser steps in one pass; cases are split evenly."""
+    advantage_eps: float = 1e-4
+    """Added to the std of a group's rewards."""
+    checkpoint_every: int = 20
+    """Steps between checkpoints; a killed run repeats fewer than this."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps_normal < 1 or self.tightening < 1 or self.beta < 0:
+            raise ValueError(
+                "expected 0 < eps_normal < 1, tightening >= 1 and beta >= 0, got "
+                f"{self.eps_normal}, {self.tightening} and {self.beta}"
+            )
+        counts = ("steps", "studies_per_step", "inner_epochs", "mini_batches", "checkpoint_every")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if self.group_size < 2:
+            raise ValueError(f"expected group_size of at least 2, got {self.group_size}: one report has no group to beat")
+        if self.mini_batches > self.studies_per_step:
+            raise ValueError(
+                f"expected mini_batches of at most studies_per_step, got {self.mini_batches} and {self.studies_per_step}"
+            )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A micro-batch with what stays fixed over the inner epochs."""
+
+    layout: Layout
+    features: list[Tensor] | None  # None when the vision tower is trained
+    behaviour_logps: Tensor  # [R, T], on the training path
+    reference_logps: Tensor  # [R, T]
+    advantages: Tensor  # [R]
+    critical: Tensor  # [R] bool
+
+
+class Trainer:
+    """Changes a policy, step by step.
+
+    Args:
+        policy: its trainable parameters are optimised.
+        num_steps: optimiser steps of the whole run, for the learning-rate schedule.
+        reference: gives the frozen SFT policy for the time of a `with`; a context manager, because with LoRA the
+            reference is the policy itself with its adapters off. Needed for `improve` only.
+        frozen_vision: the tower is not trained, so its features are computed once a step and shared.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: OptimizerConfig,
+        *,
+        num_steps: int,
+        reference: Callable[[], AbstractContextManager[Policy]] | None = None,
+        frozen_vision: bool = False,
+    ) -> None:
+        self.policy, self.config, self.num_steps = policy, config, num_steps
+        self.reference, self.frozen_vision = reference, frozen_vision
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("the policy has no trainable parameter; add LoRA adapters or unfreeze it")
+        matrices = [p for p in self.parameters if p.ndim > 1]
+        vectors = [p for p in self.parameters if p.ndim <= 1]
+        decayed = {"params": matrices, "weight_decay": config.weight_decay}
+        self.optimizer = torch.optim.AdamW([decayed, {"params": vectors, "weight_decay": 0.0}], lr=config.lr)
+        self.num_updates = 0
+        self.num_skipped = 0
+
+    def step(self) -> dict[str, float]:
+        """Clip the accumulated gradient, update, clear. A gradient that is not finite is dropped and counted."""
+        lr = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        if norm.isfinite():
+            self.optimizer.step()
+        else:
+            self.num_skipped += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_updates += 1
+        return {"grad_norm": float(norm), "learning_rate": lr, "updates_skipped": self.num_skipped}
+
+    def learning_rate(self) -> float:
+        """Of the next update: linear warm-up, then cosine from lr to lr * final_lr_share."""
+        config = self.config
+        if self.num_updates < config.warmup_steps:
+            return config.lr * (self.num_updates + 1) / config.warmup_steps
+        span = max(1, self.num_steps - config.warmup_steps)
+        progress = min(1.0, (self.num_updates - config.warmup_steps) / span)
+        share = config.final_lr_share
+        return config.lr * (share + (1 - share) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def improve(
+        self, cases: Sequence[Case], config: RlConfig, *, temperature: float, banned: Tensor | None
+    ) -> dict[str, float]:
+        """One CAPO step: `inner_epochs` passes over a batch of rollouts.
+
+        Args:
+            cases: one study each, with its reports and their advantages.
+            temperature, banned: as when sampling; every log-probability here is of that distribution.
+
+        Returns:
+            Metrics of the step (docs/reading-a-run.md lists them).
+        """
+        if config.mini_batches > len(cases):
+            raise ValueError(f"expected at least {config.mini_batches} studies (rl.mini_batches), got {len(cases)}")
+        metrics = StepMetrics()
+        parts = [cases[i :: config.mini_batches] for i in range(config.mini_batches)]
+        scored = [[self._score(micro, temperature, banned, metrics) for micro in self._micro_batches(p)] for p in parts]
+        steps = []
+        for _ in range(config.inner_epochs):
+            for part, micros in zip(parts, scored, strict=True):
+                num_reports = sum(len(case.rollouts) for case in part)
+                for micro in micros:
+                    self._backward(micro, config, temperature, banned, num_reports, metrics)
+                steps.append(self.step())
+        gradient = sum(step["grad_norm"] for step in steps) / len(steps)
+        return {**metrics.read(len(steps)), **steps[-1], "grad_norm": gradient}
+
+    def _micro_batches(self, cases: Sequence[Case]) -> list[list[Case]]:
+        lengths = [len(c.prompt.input_ids) + sum(len(r.response_ids) for r in c.rollouts) for c in cases]
+        return [[cases[i] for i in rows] for rows in micro_batches(lengths, self.config.token_budget)]
+
+    @torch.no_grad()
+    def _score(
+        self, cases: Sequence[Case], temperature: float, banned: Tensor | None, metrics: StepMetrics
+    ) -> _Scored:
+        """Behaviour and reference log-probabilities in the very layout that is trained on.
+
+        The sampler's own log-probabilities come from another path and differ in the last digits (in bf16 by more
+        than a critical case's clip range), so they are only compared, never used.
+        """
+        layout = pack([case.prompt for case in cases], [[r.response_ids for r in case.rollouts] for case in cases])
+        layout = layout.to(self.policy.device)
+        features = self.policy.features(layout.prompts) if self.frozen_vision else None
+        options = {"features": features, "temperature": temperature, "banned": banned}
+        behaviour, entropy = report_logps(self.policy, layout, **options)
+        with self.reference() as reference:
+            reference_logps, _ = report_logps(reference, layout, **options)
+        sampled = layout.pad(torch.cat([r.behaviour_logps for case in cases for r in case.rollouts]).to(behaviour))
+        metrics.scored(sampled, behaviour, k3(behaviour, reference_logps, layout.mask), entropy, layout.mask)
+        return _Scored(
+            layout=layout,
+            features=features,
+            behaviour_logps=behaviour,
+            reference_logps=reference_logps,
+            advantages=torch.cat([case.advantages for case in cases]).to(behaviour),
+            critical=torch.tensor([case.critical for case in cases for _ in case.rollouts], device=behaviour.device),
+        )
+
+    def _backward(
+        self,
+        micro: _Scored,
+        config: RlConfig,
+        temperature: float,
+        banned: Tensor | None,
+        num_reports: int,
+        metrics: StepMetrics,
+    ) -> None:
+        logps, _ = report_logps(
+            self.policy, micro.layout, features=micro.features, temperature=temperature, banned=banned
+        )
+        clip = critical_clip(micro.critical, eps_normal=config.eps_normal, tightening=config.tightening)
+        terms = capo_loss(
+            logps,
+            micro.behaviour_logps,
+            micro.advantages,
+            micro.layout.mask,
+            clip=clip,
+            num_reports=num_reports,
+            reference_logps=micro.reference_logps,
+            beta=config.beta,
+        )
+        terms.loss.backward()
+        metrics.updated(terms, micro.layout.mask, micro.critical)
+
+    def state_dict(self) -> dict[str, object]:
+        """All a resumed run needs beside the random seeds, which derive from the step."""
+        trained = {name: p.detach() for name, p in self.policy.named_parameters() if p.requires_grad}
+        return {
+            "parameters": trained,
+            "optimizer": self.optimizer.state_dict(),
+            "num_updates": self.num_updates,
+            "num_skipped": self.num_skipped,
+        }
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restore in place; parameter names must match exactly.
+
+        Raises:
+            ValueError: the checkpoint holds other parameters than the policy trains.
+        """
+        mine = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+        if differing := sorted(set(mine) ^ set(state["parameters"])):
+            raise ValueError(f"checkpoint and policy train different parameters, for example {differing[0]}")
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.num_updates, self.num_skipped = state["num_updates"], state["num_skipped"]

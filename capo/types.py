@@ -1,0 +1,61 @@
+"""What the stages hand to one another: frozen, each field with its shape and meaning."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, device
+
+
+class Prompt(Protocol):
+    """Everything the model reads before the report. Built once, unpadded, never truncated."""
+
+    study_id: str
+    input_ids: Tensor  # [P] int64, image tokens included
+    positions: Tensor  # [3, P] int64, mRoPE (temporal, height, width)
+    next_position: int  # position of the first report token; each further token is one more
+
+
+class Policy(Protocol):
+    """The few operations the algorithm needs of a Qwen-VL-style model."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    device: device
+
+    def features(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Image features of each prompt, [image tokens, D]; one run of the vision tower for all."""
+
+    def embed(self, prompts: Sequence[Prompt], features: Sequence[Tensor]) -> list[Tensor]:
+        """Input embeddings of each prompt, [P, D], image features in place."""
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """[...] int64 -> [..., D]."""
+
+    def trunk(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: object | None = None) -> Tensor:
+        """[B, L, D], [3, B, L], bool [B, 1, L, S] (True = may attend) -> hidden states [B, L, D] after the last norm."""
+
+    def output_weight(self) -> Tensor:
+        """[V, D] of the language-model head."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled report, with everything later stages need and cannot recompute."""
+
+    study_id: str
+    sample: int  # index among the reports of its study
+    response_ids: Tensor  # [T] int64; ends in EOS unless truncated
+    behaviour_logps: Tensor  # [T] float32, of the distribution sampled from
+    truncated: bool  # the token limit came before EOS
+
+
+@dataclass(frozen=True)
+class Case:
+    """One study of an optimiser batch: its prompt, its G reports, and what the loss needs of each."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    advantages: Tensor  # [G] float32, centred within the group; 0 where the reward is missing
+    critical: bool  # the reference report describes an abnormal finding

@@ -1,0 +1,70 @@
+"""Which studies a run uses: embedded phantoms, or a manifest of real ones."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data.phantoms import make_studies
+from data.readers.manifest import read_manifest
+from data.studies import Study, check_studies
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where studies come from."""
+
+    source: Literal["phantoms", "manifest"] = "phantoms"
+    """Synthetic studies drawn from the seed, or a JSONL manifest."""
+    modality: Literal["chest", "carotid"] = "chest"
+    """Kind of phantom."""
+    num_train: int = 2400
+    """Phantom studies to train on."""
+    num_test: int = 300
+    """Phantom studies to evaluate on."""
+    image_size: int = 112
+    """Side of a phantom image, in pixels."""
+    manifest: Path | None = None
+    """JSONL manifest, one study a line (docs/data.md)."""
+    image_root: Path | None = None
+    """Folder that the image paths of the manifest start from; the manifest's own folder by default."""
+    eval_split: str = "test"
+    """Split that is held out and evaluated on."""
+
+    def __post_init__(self) -> None:
+        if self.source == "manifest" and self.manifest is None:
+            raise ValueError("expected data.manifest with data.source manifest, got none; give the path of a JSONL file")
+        if self.source == "phantoms" and (self.num_train < 2 or self.num_test < 2 or self.image_size < 56):
+            raise ValueError(
+                "expected data.num_train and data.num_test of at least 2 and data.image_size of at least 56, got "
+                f"{self.num_train}, {self.num_test} and {self.image_size}"
+            )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Studies to train on and studies held out; no patient is in both."""
+
+    train: tuple[Study, ...]
+    test: tuple[Study, ...]
+
+
+def load_corpus(config: DataConfig, *, seed: int) -> Corpus:
+    """Read and check every study, images decoded.
+
+    Raises:
+        ValueError: names the studies that are wrong and what to do.
+    """
+    if config.source == "phantoms":
+        studies = make_studies(
+            config.modality, num_train=config.num_train, num_val=0, num_test=config.num_test,
+            seed=seed, size=config.image_size,
+        )  # fmt: skip
+    else:
+        studies = read_manifest(config.manifest, image_root=config.image_root)
+    check_studies(studies, decode_images=config.source == "manifest")
+    train = tuple(s for s in studies if s.split == "train")
+    test = tuple(s for s in studies if s.split == config.eval_split)
+    if not train or not test:
+        found = sorted({s.split for s in studies})
+        raise ValueError(f"expected studies in the splits train and {config.eval_split}, got the splits {found}")
+    return Corpus(train, test)

@@ -1,0 +1,113 @@
+"""A study: its images, its reference report, its context; and the checks that a set of studies must pass."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+ImageSource = Path | np.ndarray  # a file, or uint8 [H, W] or [H, W, 3]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One examination of one patient."""
+
+    id: str
+    patient_id: str
+    split: str  # train, val or test
+    images: tuple[ImageSource, ...]
+    findings: str
+    impression: str  # may be empty
+    indication: str = ""
+    comparison: str = ""
+    prior_images: tuple[ImageSource, ...] = ()  # of the preceding study of the patient
+    views: tuple[str, ...] = ()  # in the order of images
+    state: Mapping[str, object] | None = None  # the truth, where it is known (phantoms); JSON-able
+
+    @property
+    def report(self) -> str:
+        return render_report(self.findings, self.impression)
+
+
+def render_report(findings: str, impression: str) -> str:
+    """A report as the model is taught to write it, and as metrics read it (ReXrank's order and headers)."""
+    return f"Findings: {findings} Impression: {impression}"
+
+
+def load_image(source: ImageSource, *, study_id: str) -> Image.Image:
+    """Decode an image completely, to 8-bit RGB.
+
+    Raises:
+        ValueError: missing, truncated or unreadable; names the study and the file.
+    """
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(source).convert("RGB")
+    try:
+        with Image.open(source) as image:
+            image.load()
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise ValueError(f"study {study_id}: image {source} does not exist; correct the path or drop the study") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"study {study_id}: image {source} cannot be decoded ({error}); fetch it again or drop the study"
+        ) from error
+
+
+def check_studies(studies: Sequence[Study], *, decode_images: bool, most: int = 20) -> None:
+    """Refuse a set of studies that would corrupt a run.
+
+    Args:
+        decode_images: also decode every image (a truncated file is not seen otherwise).
+        most: problems named in the message.
+
+    Raises:
+        ValueError: a duplicate id, a patient in two splits, a report without Findings, a study without images, an
+            image that cannot be decoded; every problem names its study.
+    """
+    problems = [*_duplicates(studies), *_leaks(studies), *_gaps(studies)]
+    if decode_images:
+        problems += _damaged(studies)
+    if problems:
+        more = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
+        listed = "\n  ".join(problems[:most])
+        raise ValueError(f"{len(problems)} problems in {len(studies)} studies:\n  {listed}{more}")
+
+
+def _duplicates(studies: Iterable[Study]) -> Iterator[str]:
+    for study_id, count in Counter(study.id for study in studies).items():
+        if count > 1:
+            yield f"study {study_id}: the id occurs {count} times; ids must be unique"
+
+
+def _leaks(studies: Iterable[Study]) -> Iterator[str]:
+    first: dict[str, Study] = {}
+    for study in studies:
+        other = first.setdefault(study.patient_id, study)
+        if other.split != study.split:
+            yield (
+                f"study {study.id}: patient {study.patient_id} is in split {study.split} and, with study {other.id}, "
+                f"in {other.split}; keep a patient in one split"
+            )
+
+
+def _gaps(studies: Iterable[Study]) -> Iterator[str]:
+    for study in studies:
+        if not study.findings.strip():
+            what = "no Findings" if study.impression.strip() else "an empty report"
+            yield f"study {study.id}: {what}; there is nothing to learn from, drop the study"
+        if not study.images:
+            yield f"study {study.id}: no image; drop the study"
+
+
+def _damaged(studies: Sequence[Study]) -> Iterator[str]:
+    for study in tqdm(studies, "checking images", unit="study", disable=None, mininterval=1, leave=False):
+        for source in (*study.images, *study.prior_images):
+            try:
+                load_image(source, study_id=study.id)
+            except ValueError as error:
+                yield str(error)

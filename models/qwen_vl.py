@@ -1,0 +1,116 @@
+"""A Qwen-VL checkpoint as the few operations that the algorithm calls."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+
+from models.processing import Prompt, ReportProcessor
+
+FAMILIES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
+
+
+class QwenVL(nn.Module):
+    """transformers' model, driven from embeddings, positions, a mask and a cache of the caller's."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        text = model.config.text_config
+        self.hidden_size, self.vocab_size = text.hidden_size, text.vocab_size
+        self.num_layers, self.num_kv_heads = text.num_hidden_layers, text.num_key_value_heads
+        self.head_dim = text.hidden_size // text.num_attention_heads
+
+    @property
+    def device(self) -> torch.device:
+        return self.output_weight().device
+
+    @property
+    def vision(self) -> nn.Module:
+        return self.model.model.visual
+
+    def features(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Image features of each prompt, [image tokens, D]; one run of the vision tower for all images."""
+        pixels = torch.cat([prompt.pixel_values for prompt in prompts]).to(self.device, self.output_weight().dtype)
+        grids = torch.cat([prompt.image_grid_thw for prompt in prompts]).to(self.device)
+        merged = self.vision(pixels, grid_thw=grids).pooler_output
+        merge = self.vision.spatial_merge_size**2
+        return list(merged.split([int(p.image_grid_thw.prod(-1).sum()) // merge for p in prompts]))
+
+    def embed(self, prompts: Sequence[Prompt], features: Sequence[Tensor]) -> list[Tensor]:
+        """Input embeddings of each prompt, [P, D], with its image features at the image tokens."""
+        embedded = []
+        for prompt, images in zip(prompts, features, strict=True):
+            ids = prompt.input_ids.to(self.device)
+            is_image = (ids == self.model.config.image_token_id)[:, None]
+            tokens = self.embed_tokens(ids)
+            embedded.append(tokens.masked_scatter(is_image, images.to(tokens.dtype)))
+        return embedded
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
+
+    def trunk(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: object | None = None) -> Tensor:
+        """[B, L, D], [3, B, L], bool [B, 1, L, S] -> hidden states [B, L, D] after the last norm."""
+        # A mask given as a dict is taken as it is; any other form would be rebuilt as a causal one.
+        return self.model.model.language_model(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask={"full_attention": mask},
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def output_weight(self) -> Tensor:
+        return self.model.get_output_embeddings().weight
+
+    def save(self, directory: Path, processor: ReportProcessor) -> None:
+        """Write the published layout under a temporary name and rename it."""
+        temporary = directory.with_name(directory.name + ".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(temporary)
+        processor.save(temporary)
+        os.replace(temporary, directory)
+
+
+def load(path: Path, *, dtype: torch.dtype = torch.float32) -> QwenVL:
+    """Load a Qwen-VL checkpoint directory (config.json and safetensors).
+
+    Raises:
+        ValueError: no such checkpoint, another kind of model, missing or unknown weights, or fewer embeddings than
+            the tokenizer has tokens.
+    """
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path}: expected a Qwen-VL checkpoint directory with a config.json, found none")
+    kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind not in FAMILIES:
+        raise ValueError(f"{path}: expected a model of type {' or '.join(FAMILIES)}, got {kind}")
+    _check_files(path)
+    config = AutoConfig.from_pretrained(path)
+    model, report = FAMILIES[kind].from_pretrained(
+        path, config=config, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{path}: {len(missing)} weights are missing, for example {missing[0]}")
+    return QwenVL(model.eval())
+
+
+def freeze_vision(policy: QwenVL) -> None:
+    """Stop training the vision tower and its merger."""
+    policy.vision.requires_grad_(False)
+
+
+def _check_files(path: Path) -> None:
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    else:
+        wanted = {"model.safetensors"}
+    if missing := sorted(name for name in wanted if not (path / name).is_file()):
+        raise ValueError(f"{path}: weight files are missing: {', '.join(missing)}; copy the whole checkpoint")

@@ -1,0 +1,1 @@
+"""Report text in, numbers out. Importing loads neither torch nor transformers."""

@@ -1,0 +1,26 @@
+"""Does a reference report describe anything abnormal? Decides the clip range of its case (paper 4.3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rewards.base import Labeler
+
+
+@dataclass(frozen=True)
+class Criticality:
+    """The label of one reference report."""
+
+    critical: bool
+    reason: str
+    source: str  # who said so: rules, a model's name, or a person
+
+
+class CriticalityRules:
+    """Critical is every report that asserts an abnormal label, hedged ones included (the paper: all but normal ones)."""
+
+    def __init__(self, labeler: Labeler) -> None:
+        self.labeler = labeler
+
+    def __call__(self, reports: Sequence[str]) -> list[Criticality]:
+        found = [sorted(labels - self.labeler.ignorable) for labels in self.labeler(reports)]
+        return [Criticality(bool(labels), ", ".join(labels) or "no abnormal finding", "rules") for labels in found]

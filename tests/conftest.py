@@ -1,0 +1,46 @@
+"""A tiny Qwen2.5-VL written to disk in the published layout and loaded back, shared by the tests that need a model."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.phantoms import make_studies
+from models.processing import ProcessorConfig, ReportProcessor
+from models.qwen_vl import load
+from models.tiny import TinyConfig, build_tiny
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of the real studies and recorded metric values; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("RADFLOW_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"needs the shared data folder, not found at {folder}; set RADFLOW_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def studies():
+    return make_studies("chest", num_train=24, num_val=0, num_test=8, seed=5, size=112)
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory, studies) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    build_tiny(folder, [study.report for study in studies], TinyConfig(), seed=0)
+    return folder
+
+
+@pytest.fixture
+def policy(tiny_dir):
+    """A fresh copy for each test: tests train it."""
+    return load(tiny_dir)
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_dir):
+    return ReportProcessor.load(tiny_dir, ProcessorConfig())

@@ -1,0 +1,167 @@
+"""The trainer on a real (tiny) Qwen2.5-VL: what a step does, and what it must not depend on."""
+
+import copy
+import dataclasses
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from capo.rollout import Request, rollout
+from capo.sampling import SamplingConfig, sample_seed
+from capo.sft import imitate
+from capo.trainer import OptimizerConfig, RlConfig, Trainer
+from capo.types import Case
+from evaluate import banned_mask, prompt_of
+
+FAST = OptimizerConfig(lr=1e-3, token_budget=100_000)
+RL = RlConfig(inner_epochs=2, beta=0.05, optimizer=FAST)
+
+
+@pytest.fixture
+def cases(policy, processor, studies):
+    wanted = [
+        Request(prompt_of(processor, study), tuple(sample_seed(0, "t", 0, study.id, i) for i in range(4)))
+        for study in studies[:4]
+    ]
+    groups: dict[str, list] = {}
+    for report in rollout(
+        policy, wanted, sampling=SamplingConfig(max_new_tokens=16), eos_id=processor.eos_id,
+        banned=banned_mask(policy, processor),
+    ):  # fmt: skip
+        groups.setdefault(report.study_id, []).append(report)
+    advantages = torch.tensor([-1.0, 0.5, 1.2, -0.7])
+    return [
+        Case(w.prompt, tuple(groups[w.prompt.study_id]), advantages, critical=number % 2 == 0)
+        for number, w in enumerate(wanted)
+    ]
+
+
+def make_trainer(policy, config=FAST, frozen_vision=False):
+    frozen = copy.deepcopy(policy).requires_grad_(False)
+    return Trainer(
+        policy, config, num_steps=20, reference=lambda: nullcontext(frozen), frozen_vision=frozen_vision
+    )
+
+
+def improve(trainer, cases, processor, config=RL):
+    return trainer.improve(cases, config, temperature=1.0, banned=banned_mask(trainer.policy, processor))
+
+
+def test_kl_is_exactly_zero_before_the_first_update_and_both_clips_act_later(policy, processor, cases):
+    trainer = make_trainer(policy)
+    first = improve(trainer, cases, processor)
+    assert first["kl_before"] == 0.0
+    # the sampler's path and the training path differ by float32 round-off only
+    assert first["sampler_gap_max"] < 1e-4
+    assert first["clip_low_critical"] + first["clip_high_critical"] > 0
+    assert improve(trainer, cases, processor)["kl_before"] > 0
+
+
+def test_with_one_update_a_batch_the_clip_range_has_no_effect(policy, processor, cases):
+    results = []
+    for tightening in (1.0, 4.0):
+        mine = copy.deepcopy(policy)
+        config = dataclasses.replace(RL, inner_epochs=1, tightening=tightening)
+        row = improve(make_trainer(mine), cases, processor, config)
+        assert row["ratio_gap_max"] < 1e-5
+        results.append(mine.output_weight().detach().clone())
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("frozen_vision", [True, False])
+def test_update_does_not_depend_on_how_the_step_is_split(policy, processor, cases, frozen_vision):
+    # SGD-like comparison on the accumulated gradient: Adam would magnify round-off of near-zero gradients
+    gradients = []
+    for budget in (100_000, 300):
+        mine = copy.deepcopy(policy)
+        if frozen_vision:
+            mine.model.model.visual.requires_grad_(False)
+        trainer = make_trainer(mine, dataclasses.replace(FAST, token_budget=budget), frozen_vision)
+        seen = {}
+
+        def spy(trainer=trainer, seen=seen):
+            seen.update({n: p.grad.clone() for n, p in trainer.policy.named_parameters() if p.grad is not None})
+            return {"grad_norm": 0.0}
+
+        trainer.step = spy
+        improve(trainer, cases, processor, dataclasses.replace(RL, inner_epochs=1))
+        gradients.append(seen)
+    one, many = gradients
+    assert one.keys() == many.keys() and one
+    for name, gradient in one.items():
+        assert (gradient - many[name]).abs().max() <= 1e-4 * gradient.abs().max() + 1e-9, name
+
+
+def test_two_plus_two_steps_equal_four_bit_for_bit(policy, processor, cases, tmp_path):
+    straight = copy.deepcopy(policy)
+    trainer = make_trainer(straight)
+    for _ in range(4):
+        improve(trainer, cases, processor)
+    first = make_trainer(copy.deepcopy(policy))
+    for _ in range(2):
+        improve(first, cases, processor)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    resumed = make_trainer(copy.deepcopy(policy))
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for _ in range(2):
+        improve(resumed, cases, processor)
+    for (name, a), b in zip(straight.named_parameters(), resumed.policy.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_rewarded_reports_become_likelier(policy, processor, cases):
+    # every report of the first half of the samples is good, the other half bad
+    pushed = [dataclasses.replace(c, advantages=torch.tensor([1.0, 1.0, -1.0, -1.0])) for c in cases]
+    trainer = make_trainer(policy)
+    from capo.packing import pack, report_logps
+
+    layout = pack([c.prompt for c in pushed], [[r.response_ids for r in c.rollouts] for c in pushed])
+    advantages = torch.cat([c.advantages for c in pushed])
+
+    def margin():
+        with torch.no_grad():
+            return float((report_logps(policy, layout)[0].sum(1) * advantages).mean())
+
+    before = margin()
+    for _ in range(3):
+        improve(trainer, pushed, processor)
+    assert margin() > before + 1.0
+
+
+def test_sft_lowers_the_loss_and_counts_tokens(policy, processor, studies):
+    trainer = Trainer(policy, FAST, num_steps=20)
+    prompts = [prompt_of(processor, s) for s in studies[:4]]
+    reports = [processor.encode_report(s.report) for s in studies[:4]]
+    rows = [imitate(trainer, prompts, reports) for _ in range(8)]
+    assert rows[0]["tokens"] == sum(map(len, reports))
+    # an untrained model is near uniform over its vocabulary
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+
+
+def test_gradient_that_is_not_finite_is_dropped_and_counted(policy):
+    trainer = Trainer(policy, FAST, num_steps=2)
+    before = policy.output_weight().detach().clone()
+    (policy.output_weight().sum() * float("nan")).backward()
+    assert trainer.step()["updates_skipped"] == 1
+    assert torch.equal(policy.output_weight(), before)
+
+
+def test_learning_rate_warms_up_and_decays_by_hand(policy):
+    trainer = Trainer(policy, OptimizerConfig(lr=1.0, warmup_steps=2, final_lr_share=0.0), num_steps=6)
+    rates = []
+    for _ in range(7):
+        rates.append(trainer.learning_rate())
+        trainer.num_updates += 1
+    # warm-up 1/2, 1; then (1 + cos(pi k / 4)) / 2 for k = 0..4
+    torch.testing.assert_close(
+        torch.tensor(rates), torch.tensor([0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466, 0.0]), atol=1e-6, rtol=0
+    )
+
+
+def test_checkpoint_of_another_policy_is_refused(policy):
+    trainer = Trainer(policy, FAST, num_steps=2)
+    state = trainer.state_dict()
+    state["parameters"].popitem()
+    with pytest.raises(ValueError, match="different parameters"):
+        trainer.load_state_dict(state)

@@ -1,0 +1,95 @@
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from run_folder import open_run, plain, read_config
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner."""
+
+    beta: float = 0.1
+    """Weight."""
+    weights: dict[str, float] = field(default_factory=lambda: {"a": 1.0, "b": 0.0})
+    """Weights."""
+
+    def __post_init__(self) -> None:
+        if self.beta < 0:
+            raise ValueError(f"expected beta of at least 0, got {self.beta}")
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Outer."""
+
+    run_dir: Path = Path("runs/x")
+    """Folder."""
+    flag: bool = False
+    """Flag."""
+    rl: Inner = field(default_factory=Inner)
+
+
+def read(tmp_path, text, *argv):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return read_config(Outer, argv, default=path, description="A run.")
+
+
+def test_file_then_command_line(tmp_path):
+    config = read(tmp_path, "flag: true\nrl: {beta: 0.5, weights: {b: 2}}\n", "--rl.beta", "0.7")
+    assert config == Outer(flag=True, rl=Inner(beta=0.7, weights={"a": 1.0, "b": 2.0}))
+
+
+def test_config_option_names_another_file(tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("rl: {beta: 3}\n")
+    assert read(tmp_path, "", "--config", str(other)).rl.beta == 3
+
+
+def test_unknown_key_of_the_file_is_refused_with_the_nearest_name(tmp_path):
+    with pytest.raises(SystemExit, match=r"config.yaml: unknown key rl.betta; did you mean rl.beta\?"):
+        read(tmp_path, "rl: {betta: 1}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "said"),
+    [
+        ("rl: {beta: -1}\n", (), "beta of at least 0, got -1"),
+        ("", ("--rl.beta", "-2"), "beta of at least 0, got -2"),
+        ("", ("--rl.betta", "2"), "--rl.beta"),
+        ("rl: {beta: much}\n", (), "much"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(tmp_path, capsys, text, argv, said):
+    with pytest.raises(SystemExit) as stopped:
+        read(tmp_path, text, *argv)
+    assert stopped.value.code not in (0, None)
+    # boxes break lines; compare without the frame
+    printed = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert said in printed
+
+
+def test_broken_or_absent_file_is_an_error_not_a_default(tmp_path):
+    with pytest.raises(SystemExit, match="error"):
+        read(tmp_path, "rl: [unclosed\n")
+    with pytest.raises(SystemExit, match="expected keys under rl"):
+        read(tmp_path, "rl: 3\n")
+    with pytest.raises(SystemExit, match="absent"):
+        read(tmp_path, "", "--config", str(tmp_path / "absent.yaml"))
+
+
+def test_a_folder_keeps_one_config_and_one_process(tmp_path):
+    folder, config = tmp_path / "run", Outer()
+    with open_run(folder, config, may_change=("run_dir",)):
+        assert yaml.safe_load((folder / "config.yaml").read_text()) == plain(config)
+        with pytest.raises(ValueError, match="in use"), open_run(folder, config):
+            pass
+    changed = dataclasses.replace(config, rl=Inner(beta=0.9))
+    with pytest.raises(ValueError, match=r"rl.beta was 0.1, is 0.9"), open_run(folder, changed):
+        pass
+    with open_run(folder, dataclasses.replace(config, run_dir=Path("elsewhere")), may_change=("run_dir",)):
+        pass
