@@ -15,9 +15,15 @@ IMAGE, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision
 START, END = "<|im_start|>", "<|im_end|>"
 
 TASKS = {
-    "chest_xray": "Write the radiology report of this chest radiograph, with Findings and Impression.",
-    "carotid_us": "Write the report of this carotid ultrasound examination, with Findings and Impression.",
+    "chest_xray": "Report this chest radiograph: Findings and Impression.",
+    "carotid_us": "Report this carotid ultrasound: Findings and Impression.",
 }
+PRIOR, INDICATION, COMPARISON = "Prior study: ", "Indication: ", "Comparison: "
+
+
+def prompt_texts() -> list[str]:
+    """Every text that a prompt is made of, whatever the study."""
+    return [*TASKS.values(), PRIOR, INDICATION, COMPARISON, "user\n", "assistant\n"]
 
 
 @dataclass(frozen=True)
@@ -124,12 +130,12 @@ class ReportProcessor:
     def _chat(self, images: Sequence[int], prior: Sequence[int], indication: str, comparison: str) -> list[int]:
         special = self.tokenizer.convert_tokens_to_ids
         ids = [special(START), *self._plain("user\n")]
-        for title, counts in (("", images), ("Prior study: ", prior)):
+        for title, counts in (("", images), (PRIOR, prior)):
             if counts and title:
                 ids += self._plain(title)
             for count in counts:
                 ids += [special(VISION_START), *([self.image_id] * count), special(VISION_END)]
-        for title, text in (("Indication: ", indication), ("Comparison: ", comparison)):
+        for title, text in ((INDICATION, indication), (COMPARISON, comparison)):
             if text:
                 ids += self._plain(f"{title}{text}\n")
         ids += self._plain(TASKS[self.config.task])

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from models.processing import ProcessorConfig, ReportProcessor
+from models.processing import ProcessorConfig, ReportProcessor, prompt_texts
 from models.qwen_vl import QwenVL
 
 SPECIAL_TOKENS = (
@@ -59,7 +59,8 @@ class TinyConfig:
 
 def build_tiny(directory: Path, corpus: Sequence[str], config: TinyConfig, *, seed: int) -> None:
     """Write a randomly initialised checkpoint: config, safetensors, tokenizer, preprocessor config, chat template."""
-    tokenizer = train_tokenizer(corpus, config.vocab_size)
+    # The request itself is part of every prompt: repeated, so that its words get merges too.
+    tokenizer = train_tokenizer([*corpus, *prompt_texts() * 20], config.vocab_size)
     images = Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, temporal_patch_size=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
