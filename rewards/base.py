@@ -22,8 +22,17 @@ class Metric(Protocol):
 
 
 class Labeler(Protocol):
-    """Text -> the set of labels it asserts."""
+    """Text -> the labels it asserts; the one thing that Impression expert, judge and criticality stand on."""
 
     labels: tuple[str, ...]
+    normal: str  # the label of a normal examination
+    ignorable: frozenset[str]  # labels that make no report abnormal
+    covers: Mapping[str, set[str]]  # a label of an Impression -> those of the Findings it may stand for
 
     def __call__(self, texts: Sequence[str]) -> list[set[str]]: ...
+
+    def certain(self, text: str) -> set[str]:
+        """Labels asserted without hedging."""
+
+    def abnormalities(self, text: str) -> set[str]:
+        """Everything abnormal, beyond the labels too."""

@@ -44,6 +44,16 @@ MENTIONS = {
 }
 _MENTIONS = {label: re.compile(rf"\b(?:{pattern})", re.IGNORECASE) for label, pattern in MENTIONS.items()}
 
+# Abnormal, but none of the 14 labels.
+OTHER = re.compile(
+    r"\b(?:degenerative|osteophyt\w+|spondylo\w+|scolio\w+|\w*scoliosis|kyphosis|dish\b|endplate|wedging|deformit\w+"
+    r"|calcif\w+|calcinosis|atheroscler\w+|tortuous|tortuosity|unfolded|ectatic|aneurysm\w*|hernia\w*|emphysem\w*|bulla\w*"
+    r"|bullous|copd|hyperinflat\w+|hyperexpan\w+|hyperlucen\w+|low lung volumes|hypoinflat\w+|elevat\w+|eventration"
+    r"|flatten\w+|adenopathy|lymphadenopathy|osteopeni\w+|osteopor\w+|demineraliz\w+|arthritis|arthritic|arthropathy"
+    r"|bronchiect\w+|clips?|sternotomy|cabg|foreign|curvature|sclero\w+|thickening|interstitial lung disease)",
+    re.IGNORECASE,
+)
+
 # Statements that a structure is normal: the labels they deny.
 NORMAL = (
     (r"(?:heart|cardiac)(?: \w+){0,4}? (?:is |are |appears? |remains? )?(?:\w+ )?(?:normal|within normal|unremarkable|not enlarged)", "Cardiomegaly"),
@@ -110,9 +120,9 @@ class ChexpertRules:
         """Labels asserted without hedging."""
         return {label for label, value in _labels(text) if value == 1}
 
-    def denied(self, text: str) -> set[str]:
-        """Labels mentioned only to deny them."""
-        return {label for label, value in _labels(text) if value == 0}
+    def abnormalities(self, text: str) -> set[str]:
+        """Abnormal labels asserted or hedged, and abnormal words that belong to none of the 14."""
+        return (set(_positive(text)) - self.ignorable) | _others(text)
 
 
 @lru_cache(maxsize=65536)
@@ -125,18 +135,32 @@ def _positive(text: str) -> frozenset[str]:
     return frozenset(label for label, value in _labels(text) if value in (1, -1))
 
 
+def _others(text: str) -> set[str]:
+    return {
+        mention.lower()
+        for sentence in SENTENCE.split(text)
+        for value, mention in _mentions(OTHER, sentence)
+        if value != 0
+    }
+
+
+def _mentions(pattern: re.Pattern[str], sentence: str) -> list[tuple[int, str]]:
+    """Polarity and wording of each mention, judged within its clause."""
+    starts = [0, *(match.start() for match in CLAUSE.finditer(sentence))]
+    found = []
+    for match in pattern.finditer(sentence):
+        start = max(s for s in starts if s <= match.start())
+        end = min((s for s in starts if s > match.start()), default=len(sentence))
+        found.append((polarity(sentence[start : match.start()], match.group(), sentence[match.end() : end]), match.group()))
+    return found
+
+
 def _sentence_labels(sentence: str) -> list[tuple[str, int]]:
     found = [(label, 0) for pattern, label in _NORMAL if pattern.search(sentence)]
-    denied = {label for label, _ in found}
-    starts = [0, *(match.start() for match in CLAUSE.finditer(sentence))]
     for label, pattern in _MENTIONS.items():
-        for match in pattern.finditer(sentence):
-            start = max(s for s in starts if s <= match.start())
-            end = min((s for s in starts if s > match.start()), default=len(sentence))
-            value = polarity(sentence[start : match.start()], match.group(), sentence[match.end() : end])
+        for value, mention in _mentions(pattern, sentence):
             # "the heart is not enlarged" both mentions an enlargement and says that there is none
-            if not (label in denied and value == 1 and label == "Cardiomegaly" and " not " in sentence):
-                found.append((label, value))
+            found.append((label, 0 if re.search(r"\bnot\b", mention) else value))
     return found
 
 

@@ -16,11 +16,11 @@ class Criticality:
 
 
 class CriticalityRules:
-    """Critical is every report that asserts an abnormal label, hedged ones included (the paper: all but normal ones)."""
+    """Critical is every report that asserts something abnormal, hedged or not (the paper: all but normal ones)."""
 
     def __init__(self, labeler: Labeler) -> None:
         self.labeler = labeler
 
     def __call__(self, reports: Sequence[str]) -> list[Criticality]:
-        found = [sorted(labels - self.labeler.ignorable) for labels in self.labeler(reports)]
+        found = [sorted(self.labeler.abnormalities(report)) for report in reports]
         return [Criticality(bool(labels), ", ".join(labels) or "no abnormal finding", "rules") for labels in found]

@@ -39,8 +39,9 @@ class CarotidRules:
         """Labels asserted; this labeler does not tell hedged ones apart."""
         return set(_positive(text))
 
-    def denied(self, text: str) -> set[str]:
-        return set()
+    def abnormalities(self, text: str) -> set[str]:
+        """Every label but that of a normal examination."""
+        return self.certain(text) - self.ignorable
 
 
 @lru_cache(maxsize=65536)
