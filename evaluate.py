@@ -52,7 +52,7 @@ class EvaluateConfig:
     """Token limit of a report; decoding is greedy."""
     slots: int = 64
     """Reports decoded side by side."""
-    baseline_sample: int = 200
+    baseline_sample: int = 100
     """Training reports tried as constant report, and training references they are judged on."""
 
 
@@ -72,6 +72,7 @@ def banned_mask(policy: QwenVL, processor: ReportProcessor) -> torch.Tensor:
 
     Rows of the embedding beyond the tokenizer's last token are padding of the published checkpoints: banned too.
     """
+    processor.check_fits(policy.vocab_size)
     banned = torch.zeros(policy.vocab_size, dtype=torch.bool)
     banned[list(processor.banned_ids)] = True
     banned[len(processor.tokenizer) :] = True

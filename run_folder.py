@@ -87,7 +87,9 @@ def open_run(folder: Path, config: Any, *, may_change: Sequence[str] = ()) -> It
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"run folder {folder} is in use by another process; wait for it or choose --run-dir") from error
+            raise ValueError(
+                f"run folder {folder} is in use by another process; wait for it or choose --run-dir"
+            ) from error
         _keep_config(folder / "config.yaml", plain(config), may_change)
         write_json(folder / "environment.json", environment())
         yield

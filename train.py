@@ -49,7 +49,7 @@ from evaluate import (
     score_reports,
     write_reports,
 )
-from models.lora import add_lora, adapters_off, merge_lora
+from models.lora import adapters_off, add_lora, merge_lora
 from models.processing import ReportProcessor
 from models.qwen_vl import QwenVL, freeze_vision, load
 from models.start import ModelConfig, start_path
@@ -171,7 +171,9 @@ def explore(
     policy = load(config.run_dir / "sft" / "model").to(device)
     reports: list[str] = []
     # Part files of fixed studies: a resumed run decodes the same batches as an undisturbed one.
-    parts = [corpus.train[i : i + config.explore.part_size] for i in range(0, len(corpus.train), config.explore.part_size)]
+    parts = [
+        corpus.train[i : i + config.explore.part_size] for i in range(0, len(corpus.train), config.explore.part_size)
+    ]
     for number, studies in enumerate(tqdm(parts, "exploration", unit="part", disable=None)):
         part = folder / "predictions" / f"part_{number:05d}.jsonl"
         if not part.exists():
@@ -253,7 +255,12 @@ def reinforce(
 
 
 def sample(
-    policy: QwenVL, processor: ReportProcessor, studies: Sequence[Study], config: Config, step: int, banned: torch.Tensor
+    policy: QwenVL,
+    processor: ReportProcessor,
+    studies: Sequence[Study],
+    config: Config,
+    step: int,
+    banned: torch.Tensor,
 ) -> list[list[Rollout]]:
     """G reports for each study, in the order of `studies`."""
     requests = [
@@ -272,7 +279,10 @@ def sample(
 
 
 def score(
-    reward: HierarchicalReward, processor: ReportProcessor, studies: Sequence[Study], groups: Sequence[Sequence[Rollout]]
+    reward: HierarchicalReward,
+    processor: ReportProcessor,
+    studies: Sequence[Study],
+    groups: Sequence[Sequence[Rollout]],
 ) -> list[list[Score]]:
     """Reward of every report; text in, numbers out."""
     texts = [processor.decode(report.response_ids) for group in groups for report in group]

@@ -63,7 +63,9 @@ def pack(prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]]) -> La
         A layout on the CPU; move it with `to`.
     """
     if len(prompts) != len(responses) or not prompts:
-        raise ValueError(f"expected a group of reports for each prompt, got {len(responses)} and {len(prompts)} prompts")
+        raise ValueError(
+            f"expected a group of reports for each prompt, got {len(responses)} and {len(prompts)} prompts"
+        )
     for prompt, group in zip(prompts, responses, strict=True):
         if any(len(response) == 0 for response in group):
             raise ValueError(f"study {prompt.study_id}: a report without tokens cannot be trained on")

@@ -152,7 +152,7 @@ class _Queue:
         if request is not None and not 0 < len(request.seeds) <= self.slots:
             raise ValueError(
                 f"study {request.prompt.study_id}: expected 1 to {self.slots} reports a study (the slots), got "
-                f"{len(request.seeds)}; raise rollout.slots or lower rl.group_size"
+                f"{len(request.seeds)}; raise evaluate.slots or lower rl.group_size"
             )
         return request
 
@@ -163,7 +163,9 @@ def _prefill(policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, Prefill
     lengths = torch.tensor([len(e) for e in embeds], device=embeds[0].device)
     length = int(lengths.max())
     padded = torch.stack([torch.nn.functional.pad(e, (0, 0, 0, length - len(e))) for e in embeds])
-    positions = torch.stack([torch.nn.functional.pad(p.positions, (0, length - p.positions.shape[1])) for p in prompts], 1)
+    positions = torch.stack(
+        [torch.nn.functional.pad(p.positions, (0, length - p.positions.shape[1])) for p in prompts], 1
+    )
     positions = positions.to(padded.device)
     # Padding lies to the right of every prompt, where causal attention cannot see it.
     causal = torch.ones(length, length, dtype=torch.bool, device=padded.device).tril()
@@ -193,7 +195,9 @@ def _decode(policy: Policy, cache: SlotCache, active: Sequence[_Slot]) -> Tensor
     steps = torch.tensor([slot.prompt.next_position + len(slot.tokens) - 1 for slot in active], device=device)
     cache = cache.at(lengths)
     mask = torch.arange(cache.reach, device=device) <= lengths[:, None]
-    hidden = policy.trunk(policy.embed_tokens(tokens)[:, None], steps.expand(3, -1)[..., None], mask[:, None, None], cache)
+    hidden = policy.trunk(
+        policy.embed_tokens(tokens)[:, None], steps.expand(3, -1)[..., None], mask[:, None, None], cache
+    )
     for slot in active:
         slot.cached += 1
     return hidden[:, 0]

@@ -80,10 +80,12 @@ class RlConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
         if self.group_size < 2:
-            raise ValueError(f"expected group_size of at least 2, got {self.group_size}: one report has no group to beat")
+            raise ValueError(
+                f"expected group_size of at least 2, got {self.group_size}: one report has no group to beat"
+            )
         if self.mini_batches > self.studies_per_step:
             raise ValueError(
-                f"expected mini_batches of at most studies_per_step, got {self.mini_batches} and {self.studies_per_step}"
+                f"expected mini_batches of at most {self.studies_per_step} (studies_per_step), got {self.mini_batches}"
             )
 
 
@@ -187,9 +189,7 @@ class Trainer:
         return [[cases[i] for i in rows] for rows in micro_batches(lengths, self.config.token_budget)]
 
     @torch.no_grad()
-    def _score(
-        self, cases: Sequence[Case], temperature: float, banned: Tensor | None, metrics: StepMetrics
-    ) -> _Scored:
+    def _score(self, cases: Sequence[Case], temperature: float, banned: Tensor | None, metrics: StepMetrics) -> _Scored:
         """Behaviour and reference log-probabilities in the very layout that is trained on.
 
         The sampler's own log-probabilities come from another path and differ in the last digits (in bf16 by more

@@ -34,7 +34,7 @@ class Policy(Protocol):
         """[...] int64 -> [..., D]."""
 
     def trunk(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: object | None = None) -> Tensor:
-        """[B, L, D], [3, B, L], bool [B, 1, L, S] (True = may attend) -> hidden states [B, L, D] after the last norm."""
+        """[B, L, D], [3, B, L], bool [B, 1, L, S] (True: may attend) -> hidden [B, L, D] after the last norm."""
 
     def output_weight(self) -> Tensor:
         """[V, D] of the language-model head."""

@@ -1,4 +1,4 @@
-"""Which studies each step reads: a function of the seed and the step alone, so that a resumed run needs only the step."""
+"""Which studies each step reads: a function of seed and step alone, so that a resumed run needs only the step."""
 
 from collections.abc import Iterator, Sequence
 

@@ -32,7 +32,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.source == "manifest" and self.manifest is None:
-            raise ValueError("expected data.manifest with data.source manifest, got none; give the path of a JSONL file")
+            raise ValueError(
+                "expected data.manifest with data.source manifest, got none; give the path of a JSONL file"
+            )
         if self.source == "phantoms" and (self.num_train < 2 or self.num_test < 2 or self.image_size < 56):
             raise ValueError(
                 "expected data.num_train and data.num_test of at least 2 and data.image_size of at least 56, got "

@@ -51,7 +51,9 @@ def load_image(source: ImageSource, *, study_id: str) -> Image.Image:
             image.load()
             return image.convert("RGB")
     except FileNotFoundError as error:
-        raise ValueError(f"study {study_id}: image {source} does not exist; correct the path or drop the study") from error
+        raise ValueError(
+            f"study {study_id}: image {source} does not exist; correct the path or drop the study"
+        ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(
             f"study {study_id}: image {source} cannot be decoded ({error}); fetch it again or drop the study"

@@ -23,7 +23,9 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"expected lora.rank of at least 1 and lora.alpha above 0, got {self.rank} and {self.alpha}")
+            raise ValueError(
+                f"expected lora.rank of at least 1 and lora.alpha above 0, got {self.rank} and {self.alpha}"
+            )
 
 
 class LoraLinear(nn.Module):

@@ -83,6 +83,14 @@ class ReportProcessor:
         images.size = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
         return cls(tokenizer, images, config)
 
+    def check_fits(self, vocab_size: int) -> None:
+        """Refuse a tokenizer with more tokens than the model has embeddings."""
+        if len(self.tokenizer) > vocab_size:
+            raise ValueError(
+                f"the tokenizer has {len(self.tokenizer)} tokens and the model {vocab_size} embeddings; "
+                "they belong to different checkpoints"
+            )
+
     def save(self, directory: Path) -> None:
         self.tokenizer.save_pretrained(directory)
         self.image_processor.save_pretrained(directory)

@@ -83,8 +83,7 @@ def load(path: Path, *, dtype: torch.dtype = torch.float32) -> QwenVL:
     """Load a Qwen-VL checkpoint directory (config.json and safetensors).
 
     Raises:
-        ValueError: no such checkpoint, another kind of model, missing or unknown weights, or fewer embeddings than
-            the tokenizer has tokens.
+        ValueError: no such checkpoint, another kind of model or missing weights.
     """
     if not (path / "config.json").is_file():
         raise ValueError(f"{path}: expected a Qwen-VL checkpoint directory with a config.json, found none")

@@ -17,7 +17,7 @@ class ModelConfig:
     path: Path | None = None
     """Directory of a Qwen-VL checkpoint in the published layout; none builds the small model of `tiny`."""
     training: Literal["lora", "full"] = "lora"
-    """Train LoRA adapters on a frozen base, or all weights (a model that starts from random weights needs the latter)."""
+    """Train LoRA adapters on a frozen base, or all weights (needed when they start random)."""
     rl_vision: Literal["frozen", "trained"] = "frozen"
     """The vision tower under CAPO, with training full: frozen, its features are computed once a step."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -26,7 +26,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.training == "lora" and self.rl_vision == "trained":
-            raise ValueError("expected model.rl_vision frozen with model.training lora, got trained; see model.lora.vision")
+            raise ValueError(
+                "expected model.rl_vision frozen with model.training lora, got trained; see model.lora.vision"
+            )
         if self.training == "lora" and self.path is None:
             raise ValueError(
                 "expected model.path with model.training lora, got none: adapters on random weights learn nothing; "

@@ -12,7 +12,7 @@ LABELS = (
     "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices", "No Finding",
 )  # fmt: skip
 
-# A label of the Impression that may stand for a more specific one of the Findings (CheXpert's hierarchy), or explain it.
+# A label of the Impression that may stand for a narrower one of the Findings (CheXpert's hierarchy), or explain it.
 COVERS = {
     "Lung Opacity": {"Edema", "Consolidation", "Pneumonia", "Atelectasis", "Lung Lesion"},
     "Enlarged Cardiomediastinum": {"Cardiomegaly"},
@@ -25,11 +25,13 @@ COVERS = {
 
 # Every wording that mentions a label.
 MENTIONS = {
-    "Enlarged Cardiomediastinum": r"mediastin\w+ (?:is |are |appears? )?(?:widen\w+|enlarge\w+)|(?:widen\w+|enlarge\w+|prominen\w+) (?:\w+ )?mediastin\w+"
+    "Enlarged Cardiomediastinum": r"mediastin\w+ (?:is |are |appears? )?(?:widen\w+|enlarge\w+)"
+    r"|(?:widen\w+|enlarge\w+|prominen\w+) (?:\w+ )?mediastin\w+"
     r"|mediastinal (?:widening|enlargement)|cardiomediastinal enlargement",
-    "Cardiomegaly": r"cardiomegaly|enlarge\w+ (?:\w+ ){0,2}(?:heart|cardiac)|(?:heart|cardiac)(?: \w+){0,6}? enlarg\w+|cardiac enlargement"
-    r"|borderline (?:heart|cardiac) size",
-    "Lung Opacity": r"opaci\w+|infiltrat\w+|air ?space disease|density|densities|interstitial (?:markings|prominence|thickening|changes|disease)|scarring|scar\b|fibro\w+",
+    "Cardiomegaly": r"cardiomegaly|enlarge\w+ (?:\w+ ){0,2}(?:heart|cardiac)|(?:heart|cardiac)(?: \w+){0,6}? enlarg\w+"
+    r"|cardiac enlargement|borderline (?:heart|cardiac) size",
+    "Lung Opacity": r"opaci\w+|infiltrat\w+|air ?space disease|density|densities"
+    r"|interstitial (?:markings|prominence|thickening|changes|disease)|scarring|scar\b|fibro\w+",
     "Lung Lesion": r"nodul\w+|mass(?:es)?\b|granulom\w+|lesions?\b|tumou?r|cavit\w+",
     "Edema": r"edema|(?:vascular|pulmonary|venous) congestion|chf\b|congestive heart failure",
     "Consolidation": r"consolidat\w+",
@@ -39,8 +41,8 @@ MENTIONS = {
     "Pleural Effusion": r"effusions?|pleural fluid|hydropneumothora\w+|hemothorax",
     "Pleural Other": r"pleural (?:thickening|plaques?|scarring|calcifi\w+|disease)|fibrothorax",
     "Fracture": r"fractur\w+",
-    "Support Devices": r"pacemaker|pacer\b|catheter|endotracheal tube|\bet tube|picc\b|central (?:venous )?line|chest tube"
-    r"|nasogastric|tracheostomy|sternotomy wires|defibrillator|\baicd\b|prosthe\w+|port-?a-?cath|mediport|stent\b",
+    "Support Devices": r"pacemaker|pacer\b|catheter|endotracheal tube|\bet tube|picc\b|central (?:venous )?line"
+    r"|chest tube|nasogastric|tracheostomy|sternotomy wires|defibrillator|\baicd\b|prosthe\w+|port-?a-?cath|mediport|stent\b",
 }
 _MENTIONS = {label: re.compile(rf"\b(?:{pattern})", re.IGNORECASE) for label, pattern in MENTIONS.items()}
 
@@ -55,8 +57,9 @@ OTHER = re.compile(
 )
 
 # Statements that a structure is normal: the labels they deny.
+_FINE = r"(?:\w+ )?(?:normal|within normal|unremarkable|not enlarged)"
 NORMAL = (
-    (r"(?:heart|cardiac)(?: \w+){0,4}? (?:is |are |appears? |remains? )?(?:\w+ )?(?:normal|within normal|unremarkable|not enlarged)", "Cardiomegaly"),
+    (rf"(?:heart|cardiac)(?: \w+){{0,4}}? (?:is |are |appears? |remains? )?{_FINE}", "Cardiomegaly"),
     (r"normal (?:heart|cardiac)", "Cardiomegaly"),
     (r"mediastin\w+(?: \w+){0,5}? (?:is |are )?(?:normal|within normal|unremarkable)", "Enlarged Cardiomediastinum"),
 )  # fmt: skip
@@ -69,23 +72,30 @@ _DENIED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
-    r"^(?:\W+\w+){0,5}?\W+(?:(?:is|are|was|were|has been|have been) (?:not (?:\w+ )?(?:seen|identified|present|visualized|"
-    r"evident|demonstrated|noted|appreciated)|ruled out|excluded|absent)|(?:has|have) (?:now )?(?:resolved|cleared)"
+    r"^(?:\W+\w+){0,5}?\W+(?:(?:is|are|was|were|has been|have been) (?:not (?:\w+ )?(?:seen|identified|present"
+    r"|visualized|evident|demonstrated|noted|appreciated)|ruled out|excluded|absent)|(?:has|have) (?:now )?(?:resolved|cleared)"
     r"|(?:is|are) (?:now )?resolved|resolved\b)",
     re.IGNORECASE,
 )
 _UNCERTAIN = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|may|might|could|cannot|can ?not|suspicious|suspected|suggest\w*|question\w*"
-    r"|likely|versus|vs|or less likely|difficult to exclude|not excluded|borderline|concern\w* for|equivocal|potential\w*)\b",
+    r"|likely|versus|vs|or less likely|difficult to exclude|not excluded|borderline|concern\w* for"
+    r"|equivocal|potential\w*)\b",
     re.IGNORECASE,
 )
 _NOT_A_DENIAL = re.compile(
-    r"\b(?:cannot|can ?not|could not|not|difficult to|hard to) (?:be )?(?:entirely |completely )?(?:exclude|rule out|excluded|ruled out)",
+    r"\b(?:cannot|can ?not|could not|not|difficult to|hard to) (?:be )?(?:entirely |completely )?"
+    r"(?:exclude|rule out|excluded|ruled out)",
     re.IGNORECASE,
 )
-_NORMALITY = re.compile(r"\b(?:normal|unremarkable|clear|negative|no acute|no active|no evidence|no significant|no abnormal\w*)\b", re.IGNORECASE)
+_NORMALITY = re.compile(
+    r"\b(?:normal|unremarkable|clear|negative|no acute|no active|no evidence|no significant|no abnormal\w*)\b",
+    re.IGNORECASE,
+)
 SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+|(?<=\.)(?=[A-Z])|\d+[.)]\s+")
-CLAUSE = re.compile(r"\b(?:but|however|although|though|except|otherwise|aside from|apart from|other than)\b|;", re.IGNORECASE)
+CLAUSE = re.compile(
+    r"\b(?:but|however|although|though|except|otherwise|aside from|apart from|other than)\b|;", re.IGNORECASE
+)
 
 
 def label_report(text: str) -> dict[str, int | None]:
@@ -151,7 +161,9 @@ def _mentions(pattern: re.Pattern[str], sentence: str) -> list[tuple[int, str]]:
     for match in pattern.finditer(sentence):
         start = max(s for s in starts if s <= match.start())
         end = min((s for s in starts if s > match.start()), default=len(sentence))
-        found.append((polarity(sentence[start : match.start()], match.group(), sentence[match.end() : end]), match.group()))
+        found.append(
+            (polarity(sentence[start : match.start()], match.group(), sentence[match.end() : end]), match.group())
+        )
     return found
 
 

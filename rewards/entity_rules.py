@@ -29,7 +29,8 @@ MODIFIERS = {
     "small": r"small|mild\w*|minimal\w*|trace|tiny|slight\w*", "moderate": r"moderate\w*",
     "large": r"large|severe\w*|marked\w*|massive", "upper": r"upper|apical|apex", "middle": r"mid\w*",
     "lower": r"lower|basilar|bibasilar|bases?", "normal": r"normal\w*|clear|unremarkable|within normal limits",
-    "increased": r"increas\w+|enlarge\w+|worsen\w+", "decreased": r"decreas\w+|improv\w+", "unchanged": r"unchanged|stable",
+    "increased": r"increas\w+|enlarge\w+|worsen\w+", "decreased": r"decreas\w+|improv\w+",
+    "unchanged": r"unchanged|stable",
     "soft": r"soft", "hard": r"hard|calcified", "mixed": r"mixed",
 }  # fmt: skip
 _OBSERVATIONS = {name: re.compile(rf"\b(?:{p})", re.IGNORECASE) for name, p in OBSERVATIONS.items()}

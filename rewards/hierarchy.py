@@ -48,8 +48,8 @@ class HierarchicalReward:
     """Reward of generated reports against their references; with all weights 1 a perfect report gets 4.
 
     Parser rule: where the headers of a candidate are missing or ambiguous, its whole text is compared with the
-    reference Findings, the consistency is -1 (there are no two sections to agree) and the Impression part is skipped, so
-    that it adds nothing. A reference without Impression skips that part for every candidate.
+    reference Findings, the consistency is -1 (no two sections to agree) and the Impression part is skipped: it adds
+    nothing. A reference without Impression skips that part for every candidate.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ class ConsistencyRules:
     """+1 where Impression and Findings agree, -1 otherwise (paper 4.2; there the judge is an LLM).
 
     Inconsistent is an Impression that asserts a label which the Findings do not support, that calls the study normal
-    although the Findings hold something significant, or that leaves out a finding the Findings are certain of. A broader
+    although the Findings hold something significant, or that leaves out what the Findings are certain of. A broader
     label may stand for a narrower one. Without one of the sections there is nothing to agree with: -1.
     """
 

@@ -1,8 +1,9 @@
 """Keyword labels of a carotid ultrasound report by rules."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 
 from rewards.chexpert_rules import SENTENCE, polarity
 
@@ -14,7 +15,8 @@ _PLAQUE = re.compile(r"\bplaques?\b", re.IGNORECASE)
 _THICK = r"(?:intima[- ]media(?: thickness)?|\bimt\b)"
 _RULES = {
     "increased_imt": rf"(?:increased|thicken\w+) (?:\w+ )?{_THICK}|{_THICK}[^.]*?(?:increased|thicken\w+)",
-    "increased_velocity": r"(?:increased|elevated) (?:\w+ )*?(?:velocity|flow)|(?:velocity|flow)[^.]*?(?:increased|elevated)",
+    "increased_velocity": r"(?:increased|elevated) (?:\w+ )*?(?:velocity|flow)"
+    r"|(?:velocity|flow)[^.]*?(?:increased|elevated)",
     "stenosis_mild": r"mild (?:\w+ )?stenosis",
     "stenosis_moderate": r"moderate (?:\w+ )?stenosis",
     "stenosis_severe": r"severe (?:\w+ )?stenosis",
@@ -30,7 +32,7 @@ class CarotidRules:
     labels = LABELS
     normal = "normal"
     ignorable = frozenset({"normal"})
-    covers: dict[str, set[str]] = {}
+    covers: Mapping[str, set[str]] = MappingProxyType({})
 
     def __call__(self, texts: Sequence[str]) -> list[set[str]]:
         return [self.certain(text) for text in texts]
@@ -52,7 +54,9 @@ def _positive(text: str) -> frozenset[str]:
             mention = _PLAQUE.search(piece)
             if mention and polarity(piece[: mention.start()], mention.group(), piece[mention.end() :]) != 0:
                 found |= {f"plaque_{side}" for side in ("left", "right") if re.search(rf"\b{side}\b", piece, re.I)}
-                found |= {f"{kind}_plaque" for kind in ("soft", "hard", "mixed") if re.search(rf"\b{kind}\b", piece, re.I)}
+                found |= {
+                    f"{kind}_plaque" for kind in ("soft", "hard", "mixed") if re.search(rf"\b{kind}\b", piece, re.I)
+                }
             for label, pattern in _PATTERNS.items():
                 match = pattern.search(piece)
                 if match and polarity(piece[: match.start()], match.group(), piece[match.end() :]) != 0:

@@ -22,9 +22,7 @@ class Bleu2:
         from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
         smooth = SmoothingFunction().method1
-        return lambda words, reference: sentence_bleu(
-            [reference], words, weights=(0.5, 0.5), smoothing_function=smooth
-        )
+        return lambda words, reference: sentence_bleu([reference], words, weights=(0.5, 0.5), smoothing_function=smooth)
 
     def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> list[float]:
         return [self._one(c, r) for c, r in zip(candidates, references, strict=True)]

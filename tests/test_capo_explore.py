@@ -34,7 +34,7 @@ def test_units_of_a_metric_do_not_matter(normalise, values, scale, shift):
 def test_threshold_replaces_the_share_and_says_when_nothing_is_below():
     scores = torch.tensor([0.5, 0.1, 0.3])
     assert select_hard(scores, ExploreConfig(threshold=0.4)) == [1, 2]
-    with pytest.raises(ValueError, match="lowest is 0.1"):
+    with pytest.raises(ValueError, match=r"lowest is 0\.1"):
         select_hard(scores, ExploreConfig(threshold=0.05))
 
 

@@ -43,9 +43,7 @@ def test_kl_stands_outside_the_minimum_by_hand():
     logps = torch.zeros(1, 1)
     reference = torch.tensor([[2.0]]).log()
     mask = torch.ones(1, 1, dtype=torch.bool)
-    terms = capo_loss(
-        logps, logps, torch.ones(1), mask, clip=0.2, num_reports=1, reference_logps=reference, beta=0.5
-    )
+    terms = capo_loss(logps, logps, torch.ones(1), mask, clip=0.2, num_reports=1, reference_logps=reference, beta=0.5)
     divergence = 1 - torch.tensor(2.0).log()
     torch.testing.assert_close(terms.loss, -(1 - 0.5 * divergence))
     torch.testing.assert_close(terms.kl, divergence.reshape(1, 1))

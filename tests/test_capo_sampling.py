@@ -46,7 +46,13 @@ def test_frequencies_follow_the_distribution():
 
 
 def test_seeds_differ_in_every_part():
-    parts = [(0, "rl", 1, "a", 0), (1, "rl", 1, "a", 0), (0, "x", 1, "a", 0), (0, "rl", 2, "a", 0), (0, "rl", 1, "b", 0)]
+    parts = [
+        (0, "rl", 1, "a", 0),
+        (1, "rl", 1, "a", 0),
+        (0, "x", 1, "a", 0),
+        (0, "rl", 2, "a", 0),
+        (0, "rl", 1, "b", 0),
+    ]
     assert len({sample_seed(*part) for part in [*parts, (0, "rl", 1, "a", 1)]}) == 6
 
 

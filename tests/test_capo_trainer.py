@@ -39,9 +39,7 @@ def cases(policy, processor, studies):
 
 def make_trainer(policy, config=FAST, frozen_vision=False):
     frozen = copy.deepcopy(policy).requires_grad_(False)
-    return Trainer(
-        policy, config, num_steps=20, reference=lambda: nullcontext(frozen), frozen_vision=frozen_vision
-    )
+    return Trainer(policy, config, num_steps=20, reference=lambda: nullcontext(frozen), frozen_vision=frozen_vision)
 
 
 def improve(trainer, cases, processor, config=RL):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from evaluate import prompt_of
-from models.lora import LoraConfig, LoraLinear, add_lora, adapters_off, merge_lora
+from models.lora import LoraConfig, LoraLinear, adapters_off, add_lora, merge_lora
 
 
 @pytest.fixture

@@ -77,7 +77,10 @@ def test_criticality_names_its_reason():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Soft plaque in the left carotid bulb with severe stenosis.", {"plaque_left", "soft_plaque", "stenosis_severe"}),
+        (
+            "Soft plaque in the left carotid bulb with severe stenosis.",
+            {"plaque_left", "soft_plaque", "stenosis_severe"},
+        ),
         ("No plaque in the right carotid artery.", {"normal"}),
         ("Left intima-media thickness is increased at 1.3 mm.", {"increased_imt"}),
         ("Right peak systolic velocity is increased at 180 cm/s.", {"increased_velocity"}),

@@ -21,9 +21,7 @@ FAST = 125  # cm/s; a faster systolic peak is reported as increased
 OMITTED = 0.4  # how often the Impression of a study with several findings leaves one of them out
 
 
-def draw_study(
-    study_id: str, *, patient_id: str, split: str, generator: np.random.Generator, size: int
-) -> Study:
+def draw_study(study_id: str, *, patient_id: str, split: str, generator: np.random.Generator, size: int) -> Study:
     """One examination: state, images and report, all from `generator`."""
     state = draw_state(generator)
     findings, impression = write_report(state, Wording(generator))
@@ -44,7 +42,9 @@ def draw_state(generator: np.random.Generator) -> dict[str, Any]:
             plaque = {"kind": str(generator.choice(KINDS)), "location": str(generator.choice(list(LOCATIONS)))}
             narrowing = round(float(generator.uniform(0.1, 0.9)), 2)
         state[side] = {
-            "imt": round(float(generator.uniform(0.5, 1.4) if generator.random() < 0.4 else generator.uniform(0.5, 0.9)), 1),
+            "imt": round(
+                float(generator.uniform(0.5, 1.4) if generator.random() < 0.4 else generator.uniform(0.5, 0.9)), 1
+            ),
             "plaque": plaque,
             "narrowing": narrowing,
             "velocity": int(70 + 25 * generator.random() + 160 * max(0.0, narrowing - 0.4)),
@@ -107,7 +107,9 @@ def _side(side: str, value: Mapping[str, Any], word: Wording) -> list[str]:
         said.append(word(f"no plaque in the {side} carotid artery", f"no {side} carotid plaque"))
     fast = value["velocity"] > FAST
     speed = f"{side} peak systolic velocity is"
-    said.append(f"{speed} increased at {value['velocity']} cm/s" if fast else word(f"{speed} normal", f"{side} flow is normal"))
+    said.append(
+        f"{speed} increased at {value['velocity']} cm/s" if fast else word(f"{speed} normal", f"{side} flow is normal")
+    )
     return said
 
 

@@ -40,9 +40,7 @@ SIDES, ZONES = ("left", "right"), ("upper", "mid", "lower")
 DEVICES = ("pacemaker", "central venous catheter", "endotracheal tube")
 
 
-def draw_study(
-    study_id: str, *, patient_id: str, split: str, generator: np.random.Generator, size: int
-) -> Study:
+def draw_study(study_id: str, *, patient_id: str, split: str, generator: np.random.Generator, size: int) -> Study:
     """One examination: state, images and report, all from `generator`."""
     state = draw_state(generator)
     anatomy = generator.uniform(-1, 1, 8)
@@ -64,15 +62,19 @@ def draw_study(
 def draw_state(generator: np.random.Generator) -> dict[str, Any]:
     """The truth of one examination, JSON-able.
 
-    findings: name -> {severity in (0, 1]}, with side and zone where the finding has them; device: name or None; prior: the findings of the prior
-    examination, or None when there is none.
+    findings: name -> {severity in (0, 1]}, with side and zone where the finding has them; device: name or None;
+    prior: the findings of the prior examination, or None when there is none.
     """
     count = int(generator.choice(4, p=[0.3, 0.28, 0.27, 0.15]))
     chances = np.array(list(PREVALENCE.values()))
     chosen = generator.choice(list(PREVALENCE), size=count, replace=False, p=chances / chances.sum())
     findings = {}
     for name in PREVALENCE:
-        severity, side, zone = round(float(generator.uniform(0.12, 1)), 3), generator.choice(SIDES), generator.choice(ZONES)
+        severity, side, zone = (
+            round(float(generator.uniform(0.12, 1)), 3),
+            generator.choice(SIDES),
+            generator.choice(ZONES),
+        )
         if name in chosen:
             placed = {"side": str(side)} if name in SIDED else {}
             placed |= {"zone": str(zone)} if name in ZONED else {}
@@ -83,7 +85,7 @@ def draw_state(generator: np.random.Generator) -> dict[str, Any]:
         # Effusions come and go; the rest stays as it is.
         prior = {name: dict(value) for name, value in findings.items() if not name.startswith("effusion")}
         for name in ("effusion_left", "effusion_right"):
-            if generator.random() < 0.35 or name in findings and generator.random() < 0.5:
+            if generator.random() < 0.35 or (name in findings and generator.random() < 0.5):
                 prior[name] = {"severity": round(float(generator.uniform(0.4, 1)), 3)}
     return {"modality": "chest", "findings": findings, "device": device, "prior": prior}
 
@@ -125,7 +127,9 @@ def _device(state: Mapping[str, Any], word: Wording) -> list[str]:
 
 def _heart(findings: Mapping[str, Any], hedged: set[str], word: Wording) -> list[str]:
     if "cardiomegaly" not in findings:
-        return [word("heart size is normal", "the heart is normal in size", "cardiac silhouette is within normal limits")]
+        return [
+            word("heart size is normal", "the heart is normal in size", "cardiac silhouette is within normal limits")
+        ]
     if "cardiomegaly" in hedged:
         return [word("possible mild cardiomegaly", "the heart may be mildly enlarged")]
     degree = _degree(findings["cardiomegaly"])
@@ -158,7 +162,9 @@ def _pleura(findings: Mapping[str, Any], hedged: set[str], word: Wording) -> lis
 def _statement(name: str, findings: Mapping[str, Any], hedged: set[str], word: Wording) -> str:
     phrase = describe(name, findings[name], name in hedged)
     if name in hedged:
-        return word(phrase, f"{phrase} is noted", f"there may be {_article(name)}{describe(name, findings[name], False)}")
+        return word(
+            phrase, f"{phrase} is noted", f"there may be {_article(name)}{describe(name, findings[name], False)}"
+        )
     phrase = _article(name) + phrase
     return word(f"there is {phrase}", f"{phrase} is seen", f"{phrase} is present")
 
@@ -174,7 +180,9 @@ def _change(findings: Mapping[str, Any], prior: Mapping[str, Any] | None, word: 
     for side in SIDES:
         now, before = (x.get(f"effusion_{side}", {"severity": 0.0})["severity"] for x in (findings, prior))
         if now == 0 and before > 0:
-            said.append(word(f"the previously seen {side} pleural effusion has resolved", f"{side} effusion has resolved"))
+            said.append(
+                word(f"the previously seen {side} pleural effusion has resolved", f"{side} effusion has resolved")
+            )
         elif now > 0 and abs(now - before) > 0.2:
             trend = "increased" if now > before else "decreased"
             said.append(word(f"the {side} effusion has {trend} since the prior study", f"{side} effusion has {trend}"))

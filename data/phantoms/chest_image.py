@@ -26,7 +26,9 @@ def draw_frontal(
     canvas = canvas + 0.3 * ellipse(x, y, (middle + 0.05, 0.64), (width, 0.15 + 0.4 * (width - 0.13)), 0.1)
     for side, sign in (("right", -1), ("left", 1)):
         canvas = _air(canvas, x, y, middle, sign, lungs[side], findings, side)
-        canvas = canvas + 0.42 * _fluid(x, y, middle, sign, severity.get(f"effusion_{side}", 0.0)) * _chest(x, middle, sign)
+        canvas = canvas + 0.42 * _fluid(x, y, middle, sign, severity.get(f"effusion_{side}", 0.0)) * _chest(
+            x, middle, sign
+        )
     canvas = canvas + _haze(x, y, middle, lungs, severity.get("edema", 0.0), generator) + _focal(x, y, middle, findings)
     return expose(_wires(canvas, x, y, middle, device), generator)
 
@@ -114,7 +116,9 @@ def _focal(x: Canvas, y: Canvas, middle: float, findings: Mapping[str, Any]) -> 
             canvas += (0.18 + 0.17 * severity) * ellipse(x, y, (middle + sign * 0.21, height), (radius, radius), 0.3)
         elif name == "nodule":
             radius = 0.02 + 0.025 * severity
-            canvas += (0.2 + 0.15 * severity) * ellipse(x, y, (middle + sign * 0.23, height + 0.03), (radius, radius), 0.15)
+            canvas += (0.2 + 0.15 * severity) * ellipse(
+                x, y, (middle + sign * 0.23, height + 0.03), (radius, radius), 0.15
+            )
         else:
             start, end = (middle + sign * 0.13, 0.68), (middle + sign * 0.29, 0.62)
             canvas += (0.16 + 0.2 * severity) * stroke(x, y, start, end, 0.012 + 0.008 * severity)
@@ -128,7 +132,9 @@ def _wires(canvas: Canvas, x: Canvas, y: Canvas, middle: float, device: str | No
         return np.maximum(canvas, 0.95 * np.maximum(box, lead))
     if device == "central venous catheter":
         path = stroke(x, y, (middle - 0.2, 0.1), (middle - 0.05, 0.24), 0.007)
-        return np.maximum(canvas, 0.9 * np.maximum(path, stroke(x, y, (middle - 0.05, 0.24), (middle - 0.04, 0.5), 0.007)))
+        return np.maximum(
+            canvas, 0.9 * np.maximum(path, stroke(x, y, (middle - 0.05, 0.24), (middle - 0.04, 0.5), 0.007))
+        )
     if device == "endotracheal tube":
         return np.maximum(canvas, 0.85 * stroke(x, y, (middle, 0.0), (middle, 0.3), 0.012))
     return canvas

@@ -16,15 +16,15 @@ def soft(distance: Canvas, width: float) -> Canvas:
     return 1 / (1 + np.exp(np.clip(distance / width, -30, 30)))
 
 
-def ellipse(x: Canvas, y: Canvas, centre: tuple[float, float], radii: tuple[float, float], width: float = 0.06) -> Canvas:
+def ellipse(
+    x: Canvas, y: Canvas, centre: tuple[float, float], radii: tuple[float, float], width: float = 0.06
+) -> Canvas:
     """Soft mask of an ellipse; `width` is relative to its radii."""
     away = np.sqrt(((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2)
     return soft(away - 1, width)
 
 
-def stroke(
-    x: Canvas, y: Canvas, start: tuple[float, float], end: tuple[float, float], thickness: float
-) -> Canvas:
+def stroke(x: Canvas, y: Canvas, start: tuple[float, float], end: tuple[float, float], thickness: float) -> Canvas:
     """Soft mask of a straight line between two points."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     along = np.clip(((x - start[0]) * dx + (y - start[1]) * dy) / max(dx * dx + dy * dy, 1e-9), 0, 1)

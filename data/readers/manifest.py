@@ -21,7 +21,7 @@ def read_manifest(path: Path, *, image_root: Path | None = None) -> list[Study]:
     """
     root = path.parent if image_root is None else image_root
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected a JSONL manifest in UTF-8, got {error}") from error
     studies = []

@@ -1,0 +1,85 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import evaluate
+from data.sections import parse_sections
+from data.studies import Study
+from rewards.hierarchy import HierarchicalReward, RewardConfig
+
+NORMAL = "Findings: The heart is normal. No effusion. Impression: No acute abnormality."
+EFFUSION = "Findings: The heart is normal. Small left effusion. Impression: Small left effusion."
+
+
+def reward():
+    return HierarchicalReward.from_config(RewardConfig(), parse_sections)
+
+
+def study(number, report, pixel=0):
+    sections = parse_sections(report)
+    image = np.zeros((32, 32), dtype=np.uint8)
+    image[:, :pixel] = 200
+    return Study(f"s{number}", f"p{number}", "train", (image,), sections.findings, sections.impression)
+
+
+def write(path, reports):
+    path.write_text(json.dumps({key: {"report": value} for key, value in reports.items()}))
+    return path
+
+
+def test_score_of_perfect_predictions(tmp_path, capsys):
+    references = write(tmp_path / "r.json", {"a": NORMAL, "b": EFFUSION})
+    out = tmp_path / "scores.json"
+    evaluate.main(["score", "--predictions", str(references), "--references", str(references), "--out", str(out)])
+    assert "4.0000 [4.0000, 4.0000]  n=2" in capsys.readouterr().out
+    assert json.loads(out.read_text())["metrics"]["total"] == [pytest.approx(4.0)] * 2
+
+
+def test_compare_shows_the_paired_difference(tmp_path, capsys):
+    references = write(tmp_path / "r.json", {"a": NORMAL, "b": EFFUSION})
+    constant = write(tmp_path / "constant.json", {"a": NORMAL, "b": NORMAL})
+    evaluate.main(["compare", str(constant), str(references), "--references", str(references)])
+    shown = capsys.readouterr().out
+    # label F1: the constant report is right for one of two studies
+    row = next(line for line in shown.splitlines() if "label F1" in line)
+    assert "0.500" in row and "+0.500 [+0.000, +1.000]" in row
+    assert "constant.json: 50.0 % distinct reports" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": {"report": "x"}}', "1 have no report"),
+        ('{"a": {"report": "x"}, "b": {"report": "y"}, "c": {"report": "z"}}', "1 are not among the references"),
+        ('{"a": {"report": null}}', "study a: expected the text of a report"),
+        ("[]", "got list"),
+        ("{", "expected a JSON object"),
+    ],
+)
+def test_prediction_files_that_do_not_fit_are_refused(tmp_path, text, said):
+    references = write(tmp_path / "r.json", {"a": NORMAL, "b": EFFUSION})
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(SystemExit, match=said):
+        evaluate.main(["score", "--predictions", str(tmp_path / "p.json"), "--references", str(references)])
+
+
+def test_a_report_without_impression_scores_zero_on_it_and_a_reference_without_it_has_no_value():
+    studies = [study(0, EFFUSION), dataclasses.replace(study(1, EFFUSION), impression="")]
+    columns = evaluate.score_reports(reward(), ["Findings: Small left effusion.", EFFUSION], studies)
+    assert columns["label_f1_rules"] == [0.0, None]
+    rows = evaluate.comparison_rows(columns, columns)
+    assert {row["metric"]: row["studies"] for row in rows}["label_f1_rules"] == 1
+
+
+def test_best_constant_report_is_chosen_for_each_metric():
+    train = [study(i, NORMAL) for i in range(3)] + [study(9, EFFUSION)]
+    constants = evaluate.constant_report(reward(), train, sample=10)
+    assert constants["label_f1_rules"] == constants["total"] == NORMAL
+
+
+def test_nearest_neighbour_copies_the_report_of_the_likest_image():
+    train = [study(0, NORMAL, pixel=8), study(1, EFFUSION, pixel=24)]
+    test = [study(2, "Findings: x. Impression: y.", pixel=23), study(3, "Findings: x. Impression: y.", pixel=9)]
+    assert evaluate.nearest_reports(train, test) == [EFFUSION, NORMAL]

@@ -1,0 +1,172 @@
+"""The whole method in miniature: it finishes, it explains what is wrong, and a kill changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import train
+
+ROOT = Path(train.__file__).parent
+SMALL = [
+    "--data.num-train", "20", "--data.num-test", "6", "--data.image-size", "56",
+    "--model.tiny.hidden-size", "64", "--model.tiny.layers", "2", "--model.tiny.vision-hidden", "64",
+    "--model.tiny.vision-depth", "1", "--sft.steps", "30", "--sft.checkpoint-every", "5", "--sft.batch-size", "8",
+    "--explore.part-size", "5", "--rl.steps", "4", "--rl.checkpoint-every", "1", "--rl.studies-per-step", "3",
+    "--rollout.max-new-tokens", "24", "--evaluate.max-new-tokens", "24", "--evaluate.baseline-sample", "5",
+]  # fmt: skip
+
+
+def start(folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "train.py"), "--run-dir", str(folder), *SMALL]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def kill_when(folder, reached, limit=120):
+    process, until = start(folder), time.monotonic() + limit
+    while not reached():
+        assert process.poll() is None, f"ended before the kill: {process.stderr.read()[-800:]}"
+        assert time.monotonic() < until, "the moment to kill never came"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def lines(path):
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    process = start(folder)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+    return folder
+
+
+def test_every_stage_leaves_its_product(finished):
+    selected = json.loads((finished / "explore/selection.json").read_text())["selected"]
+    assert len(selected) == 10  # half of 20, as configs/demo.yaml asks
+    scores = [json.loads(line) for line in (finished / "explore/scores.jsonl").read_text().splitlines()]
+    assert len(scores) == 20
+    worst = sorted(scores, key=lambda row: row["s"])[:10]
+    assert {row["id"] for row in worst} == set(selected)
+    assert lines(finished / "criticality.jsonl") == 20
+    rows = [json.loads(line) for line in (finished / "rl/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert rows[0]["kl_before"] == 0.0 and all(row["sampler_gap_max"] < 1e-3 for row in rows)
+    first = json.loads((finished / "rl/rollouts/step_000000.jsonl").read_text().splitlines()[0])
+    assert len(first["reports"]) == 4 and first["eps"] == pytest.approx(0.05 if first["critical"] else 0.2)
+    for report in first["reports"]:
+        parts = report["parts"]
+        expected = parts["syntax"] + parts["entity_f1_rules"] + parts["consistency_rules"]
+        assert report["total"] == pytest.approx(expected + (parts["label_f1_rules"] or 0))
+    table = (finished / "eval/table.md").read_text()
+    for shown in ("total reward", "BLEU-2", "best constant", "nearest neighbour", "distinct reports"):
+        assert shown in table
+    assert not list(finished.rglob("*.tmp"))
+
+
+def test_a_run_killed_in_every_stage_ends_with_the_same_table(finished, tmp_path):
+    folder = tmp_path / "killed"
+    kill_when(folder, lambda: lines(folder / "sft/metrics.jsonl") >= 12)
+    kill_when(folder, lambda: len(list(folder.glob("explore/predictions/*.jsonl"))) >= 2)
+    kill_when(folder, lambda: lines(folder / "rl/metrics.jsonl") >= 2)
+    kill_when(folder, lambda: (folder / "eval/sft.json").exists())
+    process = start(folder)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+    for name in ("eval/table.json", "eval/capo.json", "explore/selection.json"):
+        assert (folder / name).read_text() == (finished / name).read_text(), name
+    for stage in ("sft", "rl"):
+        timed = [
+            [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds")} for line in text.splitlines()]
+            for text in ((run / stage / "metrics.jsonl").read_text() for run in (folder, finished))
+        ]
+        assert timed[0] == timed[1], stage
+
+
+def test_a_finished_run_is_only_read(finished, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    before = (finished / "eval/table.json").stat().st_mtime_ns
+    train.main(["--run-dir", str(finished), *SMALL])
+    assert "total reward" in capsys.readouterr().out
+    assert (finished / "eval/table.json").stat().st_mtime_ns == before
+
+
+def refused(monkeypatch, *argv):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*argv])
+    return str(stopped.value.code)
+
+
+def test_another_config_in_the_same_folder_is_refused(finished, monkeypatch):
+    message = refused(monkeypatch, "--run-dir", str(finished), *SMALL, "--rl.beta", "0.5")
+    assert "rl.beta was 0.02, is 0.5" in message
+
+
+def test_a_stage_whose_input_is_missing_names_it(tmp_path, monkeypatch):
+    message = refused(monkeypatch, "--run-dir", str(tmp_path / "r"), *SMALL, "--stages", "rl")
+    assert "stage rl needs" in message and "run stage sft first" in message
+
+
+def test_unknown_stage_and_many_ranks_are_refused(tmp_path, monkeypatch, capsys):
+    refused(monkeypatch, "--run-dir", str(tmp_path / "r"), "--stages", "sft,dance")
+    assert "'dance'" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "one process" in refused(monkeypatch, "--run-dir", str(tmp_path / "r"), *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("missing image", "study s1: image"),
+        ("truncated image", "study s1: image"),
+        ("empty report", "study s1: an empty report"),
+        ("duplicate id", "study s0: the id occurs 2 times"),
+        ("patient in two splits", "patient p0 is in split val"),
+    ],
+)
+def test_bad_studies_stop_a_run_before_anything_is_written(tmp_path, monkeypatch, damage, said):
+    rows = []
+    for number, split in enumerate(["train", "train", "train", "val"]):
+        image = tmp_path / f"{number}.jpg"
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (64, 64), dtype=np.uint8)).save(image)
+        rows.append({"id": f"s{number}", "patient_id": f"p{number}", "images": [image.name], "split": split,
+                     "findings": "Clear.", "impression": "Normal."})  # fmt: skip
+    if damage == "missing image":
+        (tmp_path / "1.jpg").unlink()
+    elif damage == "truncated image":
+        (tmp_path / "1.jpg").write_bytes((tmp_path / "1.jpg").read_bytes()[:700])
+    elif damage == "empty report":
+        rows[1] |= {"findings": "", "impression": ""}
+    elif damage == "duplicate id":
+        rows[1]["id"] = "s0"
+    else:
+        rows[3]["patient_id"] = "p0"
+    manifest, folder = tmp_path / "manifest.jsonl", tmp_path / "run"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--data.source", "manifest", "--data.manifest", str(manifest), "--data.eval-split", "val"]
+    assert said in refused(monkeypatch, "--run-dir", str(folder), *options)
+    assert {path.name for path in folder.iterdir()} <= {"config.yaml", "environment.json", "lock"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_valid(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = train.read_config(train.Config, ["--config", str(path)], default=path, description="")
+    written = yaml.safe_load(path.read_text())
+    assert str(config.run_dir) == written["run_dir"] and config.rl.steps == written["rl"]["steps"]
