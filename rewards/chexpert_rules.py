@@ -42,7 +42,8 @@ MENTIONS = {
     "Pleural Other": r"pleural (?:thickening|plaques?|scarring|calcifi\w+|disease)|fibrothorax",
     "Fracture": r"fractur\w+",
     "Support Devices": r"pacemaker|pacer\b|catheter|endotracheal tube|\bet tube|picc\b|central (?:venous )?line"
-    r"|chest tube|nasogastric|tracheostomy|sternotomy wires|defibrillator|\baicd\b|prosthe\w+|port-?a-?cath|mediport|stent\b",
+    r"|chest tube|nasogastric|tracheostomy|sternotomy wires|defibrillator|\baicd\b|prosthe\w+|port-?a-?cath|mediport"
+    r"|stent\b",
 }
 _MENTIONS = {label: re.compile(rf"\b(?:{pattern})", re.IGNORECASE) for label, pattern in MENTIONS.items()}
 
@@ -73,8 +74,8 @@ _DENIED_BEFORE = re.compile(
 )
 _DENIED_AFTER = re.compile(
     r"^(?:\W+\w+){0,5}?\W+(?:(?:is|are|was|were|has been|have been) (?:not (?:\w+ )?(?:seen|identified|present"
-    r"|visualized|evident|demonstrated|noted|appreciated)|ruled out|excluded|absent)|(?:has|have) (?:now )?(?:resolved|cleared)"
-    r"|(?:is|are) (?:now )?resolved|resolved\b)",
+    r"|visualized|evident|demonstrated|noted|appreciated)|ruled out|excluded|absent)"
+    r"|(?:has|have) (?:now )?(?:resolved|cleared)|(?:is|are) (?:now )?resolved|resolved\b)",
     re.IGNORECASE,
 )
 _UNCERTAIN = re.compile(
