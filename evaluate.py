@@ -25,7 +25,7 @@ from capo.sampling import SamplingConfig
 from data.phantoms import state_labels
 from data.readers.manifest import read_manifest
 from data.sections import parse_sections
-from data.studies import Study, check_studies, load_image
+from data.studies import Study, check_studies, decode_studies, load_image
 from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import QwenVL, load
 from rewards.hierarchy import HierarchicalReward, RewardConfig
@@ -282,7 +282,8 @@ def compare_command(args: argparse.Namespace) -> None:
 
 def generate_command(args: argparse.Namespace) -> None:
     studies = [study for study in read_manifest(args.manifest) if args.split in ("all", study.split)]
-    check_studies(studies, decode_images=True)
+    check_studies(studies)
+    decode_studies(studies)
     policy = load(args.model).eval()
     processor = ReportProcessor.load(args.model, ProcessorConfig())
     config = EvaluateConfig(max_new_tokens=args.max_new_tokens)

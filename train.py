@@ -116,7 +116,7 @@ def run(config: Config) -> None:
         "evaluate": lambda: compare(config, corpus, processor, reward, device),
     }
     for name in STAGES:
-        if name in config.stages.split(","):
+        if name in config.stages.split(",") and not (folder / PRODUCTS[name]).exists():
             need_earlier(folder, name)
             with timed(folder, name):
                 work[name]()
@@ -135,8 +135,6 @@ def fine_tune(
 ) -> None:
     """SFT on image-report pairs -> sft/model, the reference policy. LoRA adapters are merged into it."""
     folder = config.run_dir / "sft"
-    if (folder / "model").exists():
-        return
     policy = load(start).to(device)
     prepare_training(policy, config, seed=config.seed, train_vision=config.model.training == "full")
     trainer = Trainer(policy, config.sft.optimizer, num_steps=config.sft.steps)
@@ -166,8 +164,6 @@ def explore(
 ) -> None:
     """Report every training study, score the reports, keep the worst -> explore/selection.json."""
     folder = config.run_dir / "explore"
-    if (folder / "selection.json").exists():
-        return
     policy = load(config.run_dir / "sft" / "model").to(device)
     reports: list[str] = []
     # Part files of fixed studies: a resumed run decodes the same batches as an undisturbed one.
@@ -199,8 +195,6 @@ def explore(
 def annotate(config: Config, corpus: Corpus, reward: HierarchicalReward) -> None:
     """Label every training reference as critical or normal, once -> criticality.jsonl."""
     path = config.run_dir / "criticality.jsonl"
-    if path.exists():
-        return
     labels = CriticalityRules(reward.expert.labeler)([study.report for study in corpus.train])
     rows = [
         {"id": study.id, "critical": label.critical, "reason": label.reason, "source": label.source}
@@ -214,8 +208,6 @@ def reinforce(
 ) -> None:
     """CAPO on the hard studies -> rl/model."""
     folder = config.run_dir / "rl"
-    if (folder / "model").exists():
-        return
     policy = load(config.run_dir / "sft" / "model").to(device)
     reference = prepare_training(policy, config, seed=config.seed + 1, train_vision=config.model.rl_vision == "trained")
     num_updates = config.rl.steps * config.rl.inner_epochs * config.rl.mini_batches
@@ -321,8 +313,6 @@ def compare(
 ) -> None:
     """Report the held-out studies with the SFT policy and after CAPO -> eval/table.md and eval/table.json."""
     folder = config.run_dir / "eval"
-    if (folder / "table.md").exists():
-        return
     columns, notes = {}, []
     for name, model in (("SFT", "sft"), ("CAPO", "rl")):
         policy = load(config.run_dir / model / "model").to(device)
@@ -361,6 +351,7 @@ PRODUCTS = {
     "explore": "explore/selection.json",
     "criticality": "criticality.jsonl",
     "rl": "rl/model",
+    "evaluate": "eval/table.md",
 }
 NEEDS = {"explore": ("sft",), "rl": ("sft", "explore", "criticality"), "evaluate": ("sft", "rl")}
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from data.phantoms import make_studies
 from data.readers.manifest import read_manifest
-from data.studies import Study, check_studies
+from data.studies import Study, check_studies, decode_studies
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class DataConfig:
     """JSONL manifest, one study a line (docs/data.md)."""
     image_root: Path | None = None
     """Folder that the image paths of the manifest start from; the manifest's own folder by default."""
+    keep_size: int = 0
+    """Scale the images of a manifest down to this longest side and keep them in memory; 0 reads the files each time."""
     eval_split: str = "test"
     """Split that is held out and evaluated on."""
 
@@ -63,7 +65,9 @@ def load_corpus(config: DataConfig, *, seed: int) -> Corpus:
         )  # fmt: skip
     else:
         studies = read_manifest(config.manifest, image_root=config.image_root)
-    check_studies(studies, decode_images=config.source == "manifest")
+    check_studies(studies)
+    if config.source == "manifest":
+        studies = decode_studies(studies, keep_size=config.keep_size)
     train = tuple(s for s in studies if s.split == "train")
     test = tuple(s for s in studies if s.split == config.eval_split)
     if not train or not test:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,24 +60,52 @@ def load_image(source: ImageSource, *, study_id: str) -> Image.Image:
         ) from error
 
 
-def check_studies(studies: Sequence[Study], *, decode_images: bool, most: int = 20) -> None:
+def check_studies(studies: Sequence[Study]) -> None:
     """Refuse a set of studies that would corrupt a run.
 
+    Raises:
+        ValueError: a duplicate id, a patient in two splits, a report without Findings, a study without images; every
+            problem names its study.
+    """
+    _refuse([*_duplicates(studies), *_leaks(studies), *_gaps(studies)], len(studies))
+
+
+def decode_studies(studies: Sequence[Study], *, keep_size: int = 0) -> list[Study]:
+    """Decode every image once: a truncated file is not seen otherwise.
+
     Args:
-        decode_images: also decode every image (a truncated file is not seen otherwise).
-        most: problems named in the message.
+        keep_size: scale images down to this longest side and keep them in memory; 0 keeps the files.
 
     Raises:
-        ValueError: a duplicate id, a patient in two splits, a report without Findings, a study without images, an
-            image that cannot be decoded; every problem names its study.
+        ValueError: names every study with an image that cannot be decoded.
     """
-    problems = [*_duplicates(studies), *_leaks(studies), *_gaps(studies)]
-    if decode_images:
-        problems += _damaged(studies)
+    problems, decoded = [], []
+    for study in tqdm(studies, "checking images", unit="study", disable=None, mininterval=1, leave=False):
+        try:
+            images, prior = (
+                tuple(_kept(source, study.id, keep_size) for source in sources)
+                for sources in (study.images, study.prior_images)
+            )
+            decoded.append(replace(study, images=images, prior_images=prior))
+        except ValueError as error:
+            problems.append(str(error))
+    _refuse(problems, len(studies))
+    return decoded
+
+
+def _kept(source: ImageSource, study_id: str, size: int) -> ImageSource:
+    image = load_image(source, study_id=study_id)
+    if not size:
+        return source
+    image.thumbnail((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def _refuse(problems: Sequence[str], count: int, most: int = 20) -> None:
     if problems:
         more = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
         listed = "\n  ".join(problems[:most])
-        raise ValueError(f"{len(problems)} problems in {len(studies)} studies:\n  {listed}{more}")
+        raise ValueError(f"{len(problems)} problems in {count} studies:\n  {listed}{more}")
 
 
 def _duplicates(studies: Iterable[Study]) -> Iterator[str]:
@@ -104,12 +132,3 @@ def _gaps(studies: Iterable[Study]) -> Iterator[str]:
             yield f"study {study.id}: {what}; there is nothing to learn from, drop the study"
         if not study.images:
             yield f"study {study.id}: no image; drop the study"
-
-
-def _damaged(studies: Sequence[Study]) -> Iterator[str]:
-    for study in tqdm(studies, "checking images", unit="study", disable=None, mininterval=1, leave=False):
-        for source in (*study.images, *study.prior_images):
-            try:
-                load_image(source, study_id=study.id)
-            except ValueError as error:
-                yield str(error)

@@ -21,7 +21,7 @@ def drawn(request):
 
 def test_studies_pass_the_checks_and_patients_stay_in_their_split(drawn):
     _, studies = drawn
-    check_studies(studies, decode_images=True)
+    check_studies(studies)
     assert [sum(s.split == split for s in studies) for split in ("train", "val", "test")] == [300, 10, 40]
     assert len({s.patient_id for s in studies}) < len(studies)
 

@@ -12,7 +12,7 @@ from data.augment import jitter
 from data.batches import shuffled_batches
 from data.corpus import DataConfig, load_corpus
 from data.readers.manifest import read_manifest
-from data.studies import Study, check_studies, load_image
+from data.studies import Study, check_studies, decode_studies, load_image
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ def good(tmp_path):
         path = tmp_path / f"{number}.jpg"
         Image.fromarray(np.full((32, 32), 40 * number, dtype=np.uint8)).save(path)
         studies.append(Study(f"s{number}", f"p{number}", "train", (path,), "Clear.", "Normal."))
-    check_studies(studies, decode_images=True)
+    check_studies(studies)
+    decode_studies(studies)
     return studies
 
 
@@ -32,14 +33,14 @@ def broken(good, **changes):
 
 def test_missing_image_is_named(good, tmp_path):
     with pytest.raises(ValueError, match=r"study s2: image .*absent.jpg does not exist"):
-        check_studies(broken(good, images=(tmp_path / "absent.jpg",)), decode_images=True)
+        decode_studies(broken(good, images=(tmp_path / "absent.jpg",)))
 
 
 def test_truncated_jpeg_is_named(good):
     path = good[2].images[0]
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match=r"study s2: image .*2.jpg cannot be decoded"):
-        check_studies(good, decode_images=True)
+        decode_studies(good)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +55,13 @@ def test_truncated_jpeg_is_named(good):
 )
 def test_each_defect_is_named(good, changes, said):
     with pytest.raises(ValueError, match=said):
-        check_studies(broken(good, **changes), decode_images=False)
+        check_studies(broken(good, **changes))
 
 
 def test_all_defects_come_in_one_message(good):
     bad = [dataclasses.replace(study, findings="", images=()) for study in good]
     with pytest.raises(ValueError, match="6 problems in 3 studies") as caught:
-        check_studies(bad, decode_images=False)
+        check_studies(bad)
     assert all(f"study s{i}" in str(caught.value) for i in range(3))
 
 
@@ -68,6 +69,13 @@ def test_sixteen_bit_and_palette_images_become_rgb(tmp_path):
     path = tmp_path / "palette.png"
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P").save(path)
     assert load_image(path, study_id="s").mode == "RGB"
+
+
+def test_kept_images_are_scaled_down_in_memory_and_never_up(good):
+    (kept, *_) = decode_studies(good, keep_size=16)
+    assert kept.images[0].shape == (16, 16, 3)
+    assert decode_studies(good, keep_size=64)[0].images[0].shape == (32, 32, 3)
+    assert decode_studies(good)[0].images == good[0].images
 
 
 def write(tmp_path, *rows):
