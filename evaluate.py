@@ -8,6 +8,7 @@
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -151,6 +152,16 @@ def nearest_reports(train: Sequence[Study], test: Sequence[Study], side: int = 3
 
     nearest = (pixels(test) @ pixels(train).T).argmax(1)
     return [train[i].report for i in nearest]
+
+
+def with_other_images(studies: Sequence[Study]) -> list[Study]:
+    """The same studies, each with the images of another: a policy that scores the same on them does not look."""
+    half = len(studies) // 2
+    others = [*studies[half:], *studies[:half]]
+    return [
+        dataclasses.replace(study, images=other.images, prior_images=other.prior_images)
+        for study, other in zip(studies, others, strict=True)
+    ]
 
 
 def baseline_columns(

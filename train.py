@@ -47,6 +47,7 @@ from evaluate import (
     prompt_of,
     render_table,
     score_reports,
+    with_other_images,
     write_reports,
 )
 from models.lora import adapters_off, add_lora, merge_lora
@@ -324,6 +325,10 @@ def compare(
     notes.append(describe("references", [study.report for study in corpus.test]))
     write_json(folder / "references.json", {study.id: {"report": study.report} for study in corpus.test})
     baselines = baseline_columns(reward, corpus.train, corpus.test, config.evaluate)
+    blind = write_reports(
+        policy, processor, with_other_images(corpus.test), config.evaluate, title="CAPO on other studies' images"
+    )
+    baselines["CAPO, other images"] = score_reports(reward, blind, corpus.test)
     rows = comparison_rows(columns["SFT"], columns["CAPO"], baselines)
     write_json(folder / "table.json", {"studies": len(corpus.test), "seed": config.seed, "rows": rows, "notes": notes})
     write_whole(folder / "table.md", render_table(rows, ("SFT", "CAPO"), notes))

@@ -83,3 +83,11 @@ def test_nearest_neighbour_copies_the_report_of_the_likest_image():
     train = [study(0, NORMAL, pixel=8), study(1, EFFUSION, pixel=24)]
     test = [study(2, "Findings: x. Impression: y.", pixel=23), study(3, "Findings: x. Impression: y.", pixel=9)]
     assert evaluate.nearest_reports(train, test) == [EFFUSION, NORMAL]
+
+
+def test_other_images_come_from_another_study_and_nothing_else_changes():
+    studies = [study(i, NORMAL, pixel=i) for i in range(5)]
+    swapped = evaluate.with_other_images(studies)
+    for before, after in zip(studies, swapped, strict=True):
+        assert after.images is not before.images and after.report == before.report and after.id == before.id
+    assert {id(s.images[0]) for s in swapped} == {id(s.images[0]) for s in studies}

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 import train
 
@@ -104,6 +106,30 @@ def test_a_finished_run_is_only_read(finished, capsys, monkeypatch):
     train.main(["--run-dir", str(finished), *SMALL])
     assert "total reward" in capsys.readouterr().out
     assert (finished / "eval/table.json").stat().st_mtime_ns == before
+
+
+def test_lora_on_a_checkpoint_keeps_the_sft_policy_as_reference(finished, tmp_path, monkeypatch):
+    """Adapters switched off after a LoRA-SFT would be the base model: the KL would not start at 0."""
+    monkeypatch.chdir(ROOT)
+    base, folder = finished / "sft/model", tmp_path / "lora"
+    options = ["--model.path", str(base), "--model.training", "lora", "--sft.optimizer.warmup-steps", "0"]
+    train.main(["--run-dir", str(folder), *SMALL, *options, "--stages", "sft,explore,criticality,rl"])
+    rows = [json.loads(line) for line in (folder / "rl/metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["kl_before"] == 0.0 and rows[-1]["kl_before"] > 0
+    weights = {stage: load_file(path / "model.safetensors") for stage, path in
+               {"base": base, "sft": folder / "sft/model", "rl": folder / "rl/model"}.items()}  # fmt: skip
+    assert weights["base"].keys() == weights["sft"].keys() == weights["rl"].keys()
+    for name, tensor in weights["base"].items():
+        adapted = "layers" in name and "proj.weight" in name and "visual" not in name
+        for stage in ("sft", "rl"):
+            assert torch.equal(tensor, weights[stage][name]) != adapted, (stage, name)
+
+
+def test_carotid_phantoms_run_with_their_own_expert(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    options = ["--data.modality", "carotid", "--reward.expert", "carotid_rules", "--model.processor.task", "carotid_us"]
+    train.main(["--run-dir", str(tmp_path / "carotid"), *SMALL, *options])
+    assert "label F1 of the Impression (true state)" in capsys.readouterr().out
 
 
 def refused(monkeypatch, *argv):
