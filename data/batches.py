@@ -14,11 +14,13 @@ def shuffled_batches(
     With weights every index is drawn independently, in proportion to its weight.
 
     Args:
-        weights: `count` positive numbers.
+        weights: `count` numbers of at least 0, not all 0.
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"expected at least one study and a batch size of at least 1, got {count} and {batch_size}")
     if weights is not None:
+        if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+            raise ValueError(f"expected {count} weights of at least 0 with a positive sum, got {list(weights)[:8]}")
         yield from _drawn(np.asarray(weights, dtype=np.float64), batch_size, seed, start_step)
     epoch, order = -1, np.empty(0, dtype=np.int64)
     place = start_step * batch_size

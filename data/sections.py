@@ -32,7 +32,8 @@ _OPEN = r"(?:\d+[.)]\s*|#+\s*)?(?:\*\*|__)?"
 _COLON = r"\s*(?:(?:\*\*|__)\s*:|:\s*(?:\*\*|__)?)"
 _HEADER = re.compile(
     # followed by a colon: at the start of a line or after a sentence in any case, elsewhere only with a capital
-    rf"(?:(?:\A|\n|(?<=[.!?:;)])\s)\s*{_OPEN}(?P<start>{_NAME})|(?<=\s)(?=[A-Z])(?P<inline>{_NAME})){_COLON}"
+    # (one way only to match a run of empty lines: several would take time quadratic in its length)
+    rf"(?:(?:\A\s*|\n[^\S\n]*|(?<=[.!?:;)])\s+){_OPEN}(?P<start>{_NAME})|(?<=\s)(?=[A-Z])(?P<inline>{_NAME})){_COLON}"
     # or alone on its line
     rf"|(?:\A|\n)[ \t]*{_OPEN}(?P<alone>{_NAME})(?:\*\*|__)?[ \t]*(?=\n|\Z)"
 )

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-ImageSource = Path | np.ndarray  # a file, or uint8 [H, W] or [H, W, 3]
+ImageSource = Path | np.ndarray  # a file, or uint8 [H, W] or [H, W, 3], or uint16 [H, W]
 
 
 @dataclass(frozen=True)
@@ -39,25 +39,35 @@ def render_report(findings: str, impression: str) -> str:
 
 
 def load_image(source: ImageSource, *, study_id: str) -> Image.Image:
-    """Decode an image completely, to 8-bit RGB.
+    """Decode an image completely, to 8-bit RGB; deeper grey levels are stretched from their darkest to their brightest.
 
     Raises:
         ValueError: missing, truncated or unreadable; names the study and the file.
     """
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(source).convert("RGB")
     try:
+        if isinstance(source, np.ndarray):
+            return _eight_bit(Image.fromarray(source)).convert("RGB")
         with Image.open(source) as image:
             image.load()
-            return image.convert("RGB")
+            return _eight_bit(image).convert("RGB")
     except FileNotFoundError as error:
         raise ValueError(
             f"study {study_id}: image {source} does not exist; correct the path or drop the study"
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        name = f"array {source.dtype} {source.shape}" if isinstance(source, np.ndarray) else source
         raise ValueError(
-            f"study {study_id}: image {source} cannot be decoded ({error}); fetch it again or drop the study"
+            f"study {study_id}: image {name} cannot be decoded ({error}); fetch it again or drop the study"
         ) from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    # Pillow clips deeper grey levels at 255, which turns a 12-bit radiograph white.
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        return image
+    levels = np.asarray(image, dtype=np.float64)
+    low, high = levels.min(), levels.max()
+    return Image.fromarray(((levels - low) * (255 / max(high - low, 1e-9))).round().astype(np.uint8))
 
 
 def check_studies(studies: Sequence[Study]) -> None:

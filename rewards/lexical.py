@@ -1,8 +1,8 @@
 """Overlap of words: BLEU-2 as ReXrank computes it, and ROUGE-L."""
 
 import math
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cache
 
 
 class Bleu2:
@@ -16,21 +16,22 @@ class Bleu2:
 
     name = "bleu2"
 
-    @cached_property
-    def _bleu(self):
-        # Loaded when first used: nltk takes a while to import.
-        from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-
-        smooth = SmoothingFunction().method1
-        return lambda words, reference: sentence_bleu([reference], words, weights=(0.5, 0.5), smoothing_function=smooth)
-
     def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> list[float]:
         return [self._one(c, r) for c, r in zip(candidates, references, strict=True)]
 
     def _one(self, candidate: str, reference: str) -> float:
         words = tokens(candidate)
-        value = float(self._bleu(words, tokens(reference))) if words else 0.0
+        value = float(_sentence_bleu()(words, tokens(reference))) if words else 0.0
         return 0.0 if math.isnan(value) else value
+
+
+@cache
+def _sentence_bleu() -> Callable[[list[str], list[str]], float]:
+    # Loaded when first used: nltk takes a while to import.
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    smooth = SmoothingFunction().method1
+    return lambda words, reference: sentence_bleu([reference], words, weights=(0.5, 0.5), smoothing_function=smooth)
 
 
 def tokens(text: str) -> list[str]:
@@ -43,16 +44,13 @@ class RougeL:
 
     name = "rouge_l"
 
-    @cached_property
-    def _scorer(self):
-        from rouge_score.rouge_scorer import RougeScorer
-
-        return RougeScorer(["rougeL"], use_stemmer=True)
-
     def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> list[float]:
         pairs = zip(candidates, references, strict=True)
-        return [self._scorer.score(reference, candidate)["rougeL"].fmeasure for candidate, reference in pairs]
+        return [_rouge_scorer().score(reference, candidate)["rougeL"].fmeasure for candidate, reference in pairs]
 
-    def __getstate__(self) -> dict[str, object]:
-        """Without the loaded scorer, so that worker processes load their own."""
-        return {}
+
+@cache
+def _rouge_scorer():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)

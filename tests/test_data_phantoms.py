@@ -1,10 +1,11 @@
 import json
+import re
 
 import numpy as np
 import pytest
 
 from data.phantoms import make_studies, perfect_report, state_labels
-from data.phantoms.chest import LABELS
+from data.phantoms.chest import BORDERLINE, LABELS, PHRASES
 from data.sections import parse_sections
 from data.studies import check_studies, render_report
 from rewards.chexpert_rules import LABELS as CHEXPERT
@@ -55,6 +56,50 @@ def test_references_contradict_themselves_as_often_as_designed(drawn):
     agreed = np.mean([score.parts["consistency_rules"] == 1 for score in reward(reports, reports)])
     # omissions in 40 % of the studies with several findings, which are about a third of all
     assert 0.75 < agreed < 0.95
+
+
+def test_impression_leaves_out_a_finding_in_40_percent_of_studies_with_several():
+    said = {
+        name: phrase.format(degree="", size="", side="{side}", zone="{zone}").strip()
+        for name, phrase in PHRASES.items()
+    }
+    omitted = []
+    for study in make_studies("chest", num_train=1500, num_val=0, num_test=0, seed=1, size=8):
+        findings = study.state["findings"]
+        # overlooked or hedged findings are another imperfection: only clear ones are counted here
+        if len(findings) > 1 and all(value["severity"] >= BORDERLINE for value in findings.values()):
+            text = study.impression.lower()
+            omitted.append(any(said[name].format(**value) not in text for name, value in findings.items()))
+    # about 300 studies: four standard errors of 0.4 are 0.113
+    assert len(omitted) > 250 and abs(np.mean(omitted) - 0.4) < 0.113
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (0.0, 0.6, "The left effusion is new since the prior study."),
+        (0.4, 0.9, "The left effusion has increased since the prior study."),
+        (0.9, 0.4, "The left effusion has decreased since the prior study."),
+        (0.6, 0.0, "The previously seen left pleural effusion has resolved."),
+        (0.6, 0.6, "No change since the prior study."),
+    ],
+)
+def test_change_of_an_effusion_by_hand(before, now, said):
+    earlier, later = ({"effusion_left": {"severity": x}} if x else {} for x in (before, now))
+    findings, _ = perfect_report({"modality": "chest", "findings": later, "device": None, "prior": earlier})
+    assert findings.endswith(said)
+
+
+def test_an_effusion_that_is_still_there_is_never_called_resolved():
+    still = 0
+    for study in make_studies("chest", num_train=1500, num_val=0, num_test=0, seed=0, size=8):
+        for side in ("left", "right") if study.state["prior"] else ():
+            if f"effusion_{side}" in study.state["findings"] and f"effusion_{side}" in study.state["prior"]:
+                still += 1
+                assert not re.search(rf"{side} (pleural )?effusion has resolved", study.findings, re.IGNORECASE), (
+                    study.id
+                )
+    assert still > 50
 
 
 def test_states_are_json_and_labels_are_those_of_the_labelers(drawn):

@@ -65,7 +65,27 @@ def test_all_defects_come_in_one_message(good):
     assert all(f"study s{i}" in str(caught.value) for i in range(3))
 
 
-def test_sixteen_bit_and_palette_images_become_rgb(tmp_path):
+def test_sixteen_bit_images_keep_their_contrast(tmp_path):
+    # levels 1000, 2000, 3000 of a detector: darkest -> 0, middle -> 127.5 -> 128, brightest -> 255; clipped: 255 thrice
+    levels = np.array([[1000, 2000, 3000]], dtype=np.uint16)
+    path = tmp_path / "deep.png"
+    Image.fromarray(levels).save(path)
+    for source in (path, levels):
+        image = load_image(source, study_id="s")
+        assert image.mode == "RGB" and np.asarray(image)[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_array_that_is_no_image_and_oversized_file_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"study s7: image array uint16 \(4, 4, 3\) cannot be decoded"):
+        load_image(np.zeros((4, 4, 3), dtype=np.uint16), study_id="s7")
+    path = tmp_path / "big.png"
+    Image.new("L", (64, 64)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses images of over twice as many
+    with pytest.raises(ValueError, match=r"study s8: image .*big.png cannot be decoded"):
+        load_image(path, study_id="s8")
+
+
+def test_palette_image_becomes_rgb(tmp_path):
     path = tmp_path / "palette.png"
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P").save(path)
     assert load_image(path, study_id="s").mode == "RGB"
@@ -93,6 +113,12 @@ def test_manifest_by_hand(tmp_path):
     assert study.report == "Findings: Clear. Impression: Normal."
     (elsewhere,) = read_manifest(write(tmp_path, ROW), image_root=tmp_path / "images")
     assert elsewhere.images == (tmp_path / "images" / "x.jpg",)
+
+
+def test_null_patient_and_split_count_as_absent(tmp_path):
+    nobody = {**ROW, "uid": None, "patient_id": None, "split": None}
+    studies = read_manifest(write(tmp_path, nobody, {**nobody, "id": "b"}))
+    assert [(s.patient_id, s.split) for s in studies] == [("a", "train"), ("b", "train")]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +178,13 @@ def test_weights_are_chances():
     share = np.mean([index == 0 for batch in batches for index in batch])
     # four standard errors of a share of 0.75 over 5,000 draws: 0.0245
     assert abs(share - 0.75) < 0.0245
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 1.0], [1.0, -1.0], [0.0, 0.0]])
+def test_weights_that_are_no_chances_are_refused(weights):
+    # one weight too many used to draw a study that does not exist
+    with pytest.raises(ValueError, match="expected 2 weights"):
+        next(shuffled_batches(2, 4, seed=0, weights=weights))
 
 
 def test_jitter_is_a_function_of_its_seed_and_keeps_the_centre():

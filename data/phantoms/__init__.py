@@ -17,7 +17,7 @@ def make_studies(
 ) -> list[Study]:
     """Draw studies of patients with one to three each; no patient is in two splits.
 
-    A study is a function of (modality, seed, split, patient, examination): it does not change when more are drawn.
+    A study is a function of (modality, seed, split, patient, examination, size), however many are drawn.
 
     Args:
         size: side of the images in pixels.

@@ -115,7 +115,7 @@ def write_report(state: Mapping[str, Any], word: Wording) -> tuple[str, str]:
             else:
                 hedged.add(name)
     body = [*_device(state, word), *_heart(findings, hedged, word), *_lungs(findings, hedged, word)]
-    body += [*_pleura(findings, hedged, word), *_change(findings, state["prior"], word)]
+    body += [*_pleura(findings, hedged, word), *_change(findings, state, word)]
     return " ".join(map(sentence, body)), _impression(findings, hedged, word)
 
 
@@ -173,16 +173,22 @@ def _article(name: str) -> str:
     return "a " if name in COUNTED else ""
 
 
-def _change(findings: Mapping[str, Any], prior: Mapping[str, Any] | None, word: Wording) -> list[str]:
+def _change(findings: Mapping[str, Any], state: Mapping[str, Any], word: Wording) -> list[str]:
+    prior = state["prior"]
     if prior is None:
         return []
     said = []
     for side in SIDES:
-        now, before = (x.get(f"effusion_{side}", {"severity": 0.0})["severity"] for x in (findings, prior))
+        name = f"effusion_{side}"
+        if name in state["findings"] and name not in findings:
+            continue  # overlooked: a reader who does not mention it does not call it resolved either
+        now, before = (x.get(name, {"severity": 0.0})["severity"] for x in (findings, prior))
         if now == 0 and before > 0:
             said.append(
                 word(f"the previously seen {side} pleural effusion has resolved", f"{side} effusion has resolved")
             )
+        elif now > 0 and before == 0:
+            said.append(word(f"the {side} effusion is new since the prior study", f"{side} effusion is new"))
         elif now > 0 and abs(now - before) > 0.2:
             trend = "increased" if now > before else "decreased"
             said.append(word(f"the {side} effusion has {trend} since the prior study", f"{side} effusion has {trend}"))

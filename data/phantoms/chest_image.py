@@ -13,7 +13,7 @@ ZONE_HEIGHT = {"upper": 0.3, "mid": 0.48, "lower": 0.64}
 def draw_frontal(
     findings: Mapping[str, Any], device: str | None, anatomy: np.ndarray, generator: np.random.Generator, size: int
 ) -> np.ndarray:
-    """uint8 [size, size]. `anatomy`: eight numbers in [-1, 1] that belong to the patient."""
+    """uint8 [size, size]. `anatomy`: eight numbers in [-1, 1], the same for the prior image."""
     x, y = grid(size)
     middle = 0.5 + 0.02 * anatomy[0]
     lungs = {"right": _lung(x, y, middle, -1, anatomy), "left": _lung(x, y, middle, 1, anatomy)}

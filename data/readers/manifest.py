@@ -41,11 +41,13 @@ def _study(row: Any, root: Path) -> Study:
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
     study_id = str(_need(row, "id"))
     texts = {name: _text(row, name) for name in TEXTS}
-    patient = row.get("patient_id", row.get("uid", study_id))
+    # null counts as absent, or every study without a patient would belong to the patient "None"
+    known = [row[key] for key in ("patient_id", "uid") if row.get(key) not in (None, "")]
+    patient = known[0] if known else study_id
     return Study(
         id=study_id,
         patient_id=str(patient),
-        split=str(row.get("split", "train")),
+        split=str(row.get("split") or "train"),
         images=tuple(root / name for name in _names(row, "images")),
         prior_images=tuple(root / name for name in _names(row, "prior_images")),
         views=tuple(_names(row, "views")),
