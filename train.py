@@ -33,6 +33,7 @@ from capo.sampling import SamplingConfig, sample_seed
 from capo.sft import SftConfig, imitate
 from capo.trainer import RlConfig, Trainer
 from capo.types import Case, Rollout
+from capo.warmup import LabelReader, WarmupConfig, read_labels
 from data.augment import jitter
 from data.batches import shuffled_batches
 from data.corpus import Corpus, DataConfig, load_corpus
@@ -59,7 +60,7 @@ from rewards.criticality import CriticalityRules
 from rewards.hierarchy import HierarchicalReward, RewardConfig
 from run_folder import open_run, read_config
 
-STAGES = ("sft", "explore", "criticality", "rl", "evaluate")
+STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Config:
     """Stages to run, with commas; each needs those before it, and what is complete is skipped."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     explore: ExploreConfig = field(default_factory=ExploreConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -110,6 +112,7 @@ def run(config: Config) -> None:
     processor = ReportProcessor.load(start, config.model.processor)
     reward = HierarchicalReward.from_config(config.reward, parse_sections)
     work = {
+        "warmup": lambda: warm_up(config, start, corpus, processor, reward, device),
         "sft": lambda: fine_tune(config, start, corpus, processor, reward, device),
         "explore": lambda: explore(config, corpus, processor, reward, device),
         "criticality": lambda: annotate(config, corpus, reward),
@@ -126,6 +129,39 @@ def run(config: Config) -> None:
     print(f"run folder: {folder}")
 
 
+def warm_up(
+    config: Config,
+    start: Path,
+    corpus: Corpus,
+    processor: ReportProcessor,
+    reward: HierarchicalReward,
+    device: torch.device,
+) -> None:
+    """The vision tower learns to name the labels of the reference reports -> warmup/model. Without steps: nothing."""
+    folder = config.run_dir / "warmup"
+    if config.warmup.steps == 0:
+        return
+    policy = load(start).to(device)
+    found = reward.expert.labeler([study.report for study in corpus.train])
+    labels = torch.tensor([[float(label in names) for label in reward.expert.labeler.labels] for names in found])
+    reader = LabelReader(policy, policy.vision, labels.mean(0))
+    trainer = Trainer(reader, config.warmup.optimizer, num_steps=config.warmup.steps)
+    first = resume(trainer, folder)
+    journal = Journal(folder / "metrics.jsonl", resume_at=first)
+    batches = shuffled_batches(len(corpus.train), config.warmup.batch_size, seed=config.seed + 2, start_step=first)
+    for step in (bar := progress("warm-up", first, config.warmup.steps)):
+        chosen = next(batches)
+        prompts = [
+            prompt_of(processor, corpus.train[i], augmentation(config, "warmup", step, place))
+            for place, i in enumerate(chosen)
+        ]
+        row = read_labels(trainer, prompts, labels[chosen])
+        journal.append({"step": step, **row})
+        bar.set_postfix(loss=f"{row['loss']:.3f}")
+        keep(trainer, folder, step + 1, config.sft.checkpoint_every)
+    policy.save(folder / "model", processor)
+
+
 def fine_tune(
     config: Config,
     start: Path,
@@ -136,8 +172,9 @@ def fine_tune(
 ) -> None:
     """SFT on image-report pairs -> sft/model, the reference policy. LoRA adapters are merged into it."""
     folder = config.run_dir / "sft"
-    policy = load(start).to(device)
-    prepare_training(policy, config, seed=config.seed, train_vision=config.model.training == "full")
+    warm = config.run_dir / "warmup" / "model"
+    policy = load(warm if warm.exists() else start).to(device)
+    prepare_training(policy, config, seed=config.seed, train_vision=config.sft.vision == "trained")
     trainer = Trainer(policy, config.sft.optimizer, num_steps=config.sft.steps)
     first = resume(trainer, folder)
     journal = Journal(folder / "metrics.jsonl", resume_at=first)
@@ -150,7 +187,8 @@ def fine_tune(
     for step in (bar := progress("SFT", first, config.sft.steps)):
         chosen = next(batches)
         prompts = [
-            prompt_of(processor, corpus.train[i], augmentation(config, step, place)) for place, i in enumerate(chosen)
+            prompt_of(processor, corpus.train[i], augmentation(config, "sft", step, place))
+            for place, i in enumerate(chosen)
         ]
         row = imitate(trainer, prompts, [reports[i] for i in chosen], banned=banned)
         journal.append({"step": step, **row})
@@ -352,6 +390,7 @@ def corpus_texts(corpus: Corpus) -> list[str]:
 
 
 PRODUCTS = {
+    "warmup": "warmup/model",
     "sft": "sft/model",
     "explore": "explore/selection.json",
     "criticality": "criticality.jsonl",
@@ -410,8 +449,8 @@ def keep(trainer: Trainer, folder: Path, step: int, every: int) -> None:
         save_checkpoint(folder / "checkpoints", step, trainer.state_dict())
 
 
-def augmentation(config: Config, step: int, place: int) -> Callable | None:
-    return jitter(sample_seed(config.seed, "augment", step, "", place)) if config.sft.augment else None
+def augmentation(config: Config, stage: str, step: int, place: int) -> Callable | None:
+    return jitter(sample_seed(config.seed, f"augment {stage}", step, "", place)) if config.sft.augment else None
 
 
 def balanced_weights(studies: Sequence[Study], reward: HierarchicalReward, balance: float) -> list[float] | None:

@@ -18,7 +18,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, object], *, keep: 
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(target)
-    for old in _checkpoints(folder)[keep:]:
+    # A kill while writing leaves a temporary file behind; nothing else does.
+    for old in [*_checkpoints(folder)[keep:], *folder.glob("*.tmp")]:
         old.unlink()
 
 

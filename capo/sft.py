@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class SftConfig:
     """0 draws every study alike; 1 draws every set of Impression labels alike, however rare; in between, a power."""
     augment: bool = False
     """Shift, scale, turn and relight images a little, differently each time."""
+    vision: Literal["trained", "frozen"] = "trained"
+    """The vision tower, when all weights are trained; frozen makes sense after a warm-up."""
     checkpoint_every: int = 100
     """Steps between checkpoints; a killed run repeats fewer than this."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

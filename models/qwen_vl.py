@@ -9,8 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
 
 from models.processing import Prompt, ReportProcessor
+
+# Bars over a second's work; those of the stages are what people want to see.
+disable_progress_bar()
 
 FAMILIES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 

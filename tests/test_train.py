@@ -21,7 +21,8 @@ ROOT = Path(train.__file__).parent
 SMALL = [
     "--data.num-train", "20", "--data.num-test", "6", "--data.image-size", "56",
     "--model.tiny.hidden-size", "64", "--model.tiny.layers", "2", "--model.tiny.vision-hidden", "64",
-    "--model.tiny.vision-depth", "1", "--sft.steps", "30", "--sft.checkpoint-every", "5", "--sft.batch-size", "8",
+    "--model.tiny.vision-depth", "1", "--warmup.steps", "6", "--sft.steps", "30",
+    "--sft.checkpoint-every", "5", "--sft.batch-size", "8",
     "--explore.part-size", "5", "--rl.steps", "4", "--rl.checkpoint-every", "1", "--rl.studies-per-step", "3",
     "--rollout.max-new-tokens", "24", "--evaluate.max-new-tokens", "24", "--evaluate.baseline-sample", "5",
 ]  # fmt: skip
@@ -83,6 +84,7 @@ def test_every_stage_leaves_its_product(finished):
 
 def test_a_run_killed_in_every_stage_ends_with_the_same_table(finished, tmp_path):
     folder = tmp_path / "killed"
+    kill_when(folder, lambda: lines(folder / "warmup/metrics.jsonl") >= 2)
     kill_when(folder, lambda: lines(folder / "sft/metrics.jsonl") >= 12)
     kill_when(folder, lambda: len(list(folder.glob("explore/predictions/*.jsonl"))) >= 2)
     kill_when(folder, lambda: lines(folder / "rl/metrics.jsonl") >= 2)
@@ -92,7 +94,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_table(finished, tmp_path
     assert process.returncode == 0, errors[-2000:]
     for name in ("eval/table.json", "eval/capo.json", "explore/selection.json"):
         assert (folder / name).read_text() == (finished / name).read_text(), name
-    for stage in ("sft", "rl"):
+    for stage in ("warmup", "sft", "rl"):
         timed = [
             [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds")} for line in text.splitlines()]
             for text in ((run / stage / "metrics.jsonl").read_text() for run in (folder, finished))

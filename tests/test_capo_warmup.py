@@ -1,0 +1,24 @@
+import torch
+
+from capo.trainer import OptimizerConfig, Trainer
+from capo.warmup import LabelReader, read_labels
+from evaluate import prompt_of
+
+
+def test_the_tower_learns_to_tell_two_images_apart_and_the_language_model_stays(policy, processor, studies):
+    prompts = [prompt_of(processor, study) for study in studies[:6]]
+    labels = torch.tensor([[1.0], [0.0], [0.0], [1.0], [1.0], [0.0]])
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    reader = LabelReader(policy, policy.vision, torch.tensor([0.5]))
+    trainer = Trainer(reader, OptimizerConfig(lr=2e-3), num_steps=40)
+    losses = [read_labels(trainer, prompts, labels)["loss"] for _ in range(40)]
+    # starts at the prevalence: log 2
+    assert abs(losses[0] - 0.6931) < 1e-3 and losses[-1] < 0.1
+    for name, parameter in policy.named_parameters():
+        assert torch.equal(parameter, before[name]) != ("visual" in name), name
+
+
+def test_rare_and_absent_labels_start_at_their_prevalence(policy):
+    reader = LabelReader(policy, policy.vision, torch.tensor([0.0, 0.25]))
+    # an absent label is taken as 1 %: its logit must stay finite
+    torch.testing.assert_close(reader.head.bias.detach().sigmoid(), torch.tensor([0.01, 0.25]))
