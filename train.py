@@ -260,8 +260,9 @@ def reinforce(
     critical = {str(row["id"]): bool(row["critical"]) for row in read_lines(config.run_dir / "criticality.jsonl")}
     banned = banned_mask(policy, processor)
     batches = shuffled_batches(
-        len(studies), min(config.rl.studies_per_step, len(studies)), seed=config.seed + 1, start_step=first
-    )
+        len(studies), min(config.rl.studies_per_step, len(studies)), seed=config.seed + 1, start_step=first,
+        weights=balanced_weights(studies, reward, config.rl.balance),
+    )  # fmt: skip
     for step in (bar := progress("CAPO", first, config.rl.steps)):
         began = time.perf_counter()
         batch = [studies[i] for i in next(batches)]

@@ -53,6 +53,8 @@ class RlConfig:
     """Studies in a batch of rollouts."""
     group_size: int = 4
     """G, reports sampled for each study (the paper: 4)."""
+    balance: float = 0.0
+    """0 draws every selected study alike; 1 every set of Impression labels alike, however rare; in between, a power."""
     eps_normal: float = 0.2
     """Clip range of normal cases."""
     tightening: float = 4.0
@@ -79,6 +81,8 @@ class RlConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"expected balance in [0, 1], got {self.balance}")
         if self.group_size < 2:
             raise ValueError(
                 f"expected group_size of at least 2, got {self.group_size}: one report has no group to beat"

@@ -11,7 +11,7 @@ def shuffled_batches(
     """Batches of indices below `count`, without end, from `start_step` on.
 
     Without weights each epoch visits every index once, in an order of its own, and a batch may span two epochs.
-    With weights every index is drawn independently, in proportion to its weight.
+    With weights each batch is drawn anew in proportion to them, no index twice in a batch while there are enough.
 
     Args:
         weights: `count` numbers of at least 0, not all 0.
@@ -37,6 +37,7 @@ def shuffled_batches(
 
 def _drawn(weights: np.ndarray, batch_size: int, seed: int, step: int) -> Iterator[list[int]]:
     chances = weights / weights.sum()
+    replace = batch_size > np.count_nonzero(weights)
     while True:
-        yield np.random.default_rng([seed, step]).choice(len(weights), batch_size, p=chances).tolist()
+        yield np.random.default_rng([seed, step]).choice(len(weights), batch_size, replace, p=chances).tolist()
         step += 1

@@ -187,6 +187,12 @@ def test_weights_that_are_no_chances_are_refused(weights):
         next(shuffled_batches(2, 4, seed=0, weights=weights))
 
 
+@given(st.integers(4, 20))
+def test_a_weighted_batch_holds_no_study_twice(count):
+    for batch in islice(shuffled_batches(count, 4, seed=0, weights=[1.0] * (count - 1) + [50.0]), 5):
+        assert len(set(batch)) == 4
+
+
 def test_jitter_is_a_function_of_its_seed_and_keeps_the_centre():
     image = Image.fromarray(np.pad(np.full((20, 20), 200, dtype=np.uint8), 46)).convert("RGB")
     first, again, other = (np.asarray(jitter(seed)(image)) for seed in (1, 1, 2))
