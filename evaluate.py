@@ -223,6 +223,11 @@ def describe(name: str, reports: Sequence[str]) -> str:
     return f"{name}: {100 * distinct_share(reports):.1f} % distinct reports, {words:.1f} words on average"
 
 
+def rexrank(studies: Sequence[Study], reports: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Reports by study id, as ReXrank's JSON has them."""
+    return {study.id: {"report": report} for study, report in zip(studies, reports, strict=True)}
+
+
 def read_reports(path: Path) -> dict[str, str]:
     """Reports of a ReXrank JSON ({id: {"report": ...}} or with section_findings / section_impression) by study id."""
     try:
@@ -299,7 +304,7 @@ def generate_command(args: argparse.Namespace) -> None:
     processor = ReportProcessor.load(args.model, ProcessorConfig())
     config = EvaluateConfig(max_new_tokens=args.max_new_tokens)
     reports = write_reports(policy, processor, studies, config, title="reports")
-    write_json(args.out, {study.id: {"report": report} for study, report in zip(studies, reports, strict=True)})
+    write_json(args.out, rexrank(studies, reports))
     print(f"{len(reports)} reports in {args.out}")
 
 

@@ -47,6 +47,7 @@ from evaluate import (
     describe,
     prompt_of,
     render_table,
+    rexrank,
     score_reports,
     with_other_images,
     write_reports,
@@ -359,15 +360,16 @@ def compare(
         reports = write_reports(policy, processor, corpus.test, config.evaluate, title=f"{name} on held-out studies")
         columns[name] = score_reports(reward, reports, corpus.test)
         notes.append(describe(name, reports))
-        predictions = {study.id: {"report": report} for study, report in zip(corpus.test, reports, strict=True)}
-        write_json(folder / f"{name.lower()}.json", predictions)
-    notes.append(describe("references", [study.report for study in corpus.test]))
-    write_json(folder / "references.json", {study.id: {"report": study.report} for study in corpus.test})
+        write_json(folder / f"{name.lower()}.json", rexrank(corpus.test, reports))
+    references = [study.report for study in corpus.test]
+    notes.append(describe("references", references))
+    write_json(folder / "references.json", rexrank(corpus.test, references))
     baselines = baseline_columns(reward, corpus.train, corpus.test, config.evaluate)
     blind = write_reports(
         policy, processor, with_other_images(corpus.test), config.evaluate, title="CAPO on other studies' images"
     )
     baselines["CAPO, other images"] = score_reports(reward, blind, corpus.test)
+    write_json(folder / "capo_other_images.json", rexrank(corpus.test, blind))
     rows = comparison_rows(columns["SFT"], columns["CAPO"], baselines)
     write_json(folder / "table.json", {"studies": len(corpus.test), "seed": config.seed, "rows": rows, "notes": notes})
     write_whole(folder / "table.md", render_table(rows, ("SFT", "CAPO"), notes))
