@@ -1,13 +1,14 @@
 # The interpreter that builds .venv: python3.11 where it runs, else python3, if new enough.
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
-BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
+PEERS := .venv-peers/bin
+BENCHMARKS := $(filter-out benchmarks/harness.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint check bench clean help
+.PHONY: demo test test-peers mutants lint check bench clean help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: .venv/.installed ## the whole method on synthetic studies; ARGS='--seed 1' overrides the config
 	$(BIN)/torchrun --standalone --nproc-per-node 1 train.py $(ARGS)
@@ -15,18 +16,23 @@ demo: .venv/.installed ## the whole method on synthetic studies; ARGS='--seed 1'
 test: .venv/.installed ## all tests; ARGS='-k loss' picks some
 	$(BIN)/python -m pytest $(ARGS)
 
+test-peers: .venv-peers/.installed ## losses and advantages against TRL, verl and Liger, in an environment of their own
+	$(PEERS)/python -m pytest -o addopts= tests/test_peers_*.py $(ARGS)
+
+mutants: .venv/.installed ## break the library in small ways and see that the tests notice
+	$(BIN)/python tests/mutants.py
+
 lint: .venv/.installed ## style and likely mistakes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 check: lint test ## what must pass before a commit
 
-bench: .venv/.installed ## every program of benchmarks/, one after the other
-	$(if $(BENCHMARKS),,$(error benchmarks/ holds no programs yet))
-	@for program in $(BENCHMARKS); do echo "== $$program" && PYTHONPATH=. $(BIN)/python $$program || exit 1; done
+bench: .venv-peers/.installed ## every program of benchmarks/, one after the other
+	@for program in $(BENCHMARKS); do echo "== $$program" && PYTHONPATH=. $(PEERS)/python $$program || exit 1; done
 
 clean: ## remove the environment, builds and caches; runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that an interrupted installation is taken up again. torch's version is repeated on the
@@ -36,4 +42,10 @@ clean: ## remove the environment, builds and caches; runs/ stays
 		{ echo "expected Python 3.11 or newer, got: $$($(PYTHON) --version 2>&1); install one and run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0 -e '.[train,eval,test]'
+	touch $@
+
+.venv-peers/.installed: .venv/.installed requirements/peers.txt requirements/peers-alone.txt
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS)/python -m pip install -c constraints.txt torch==2.13.0 -e '.[train,eval,test]' -r requirements/peers.txt
+	$(PEERS)/python -m pip install --no-deps -r requirements/peers-alone.txt
 	touch $@

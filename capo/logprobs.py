@@ -1,7 +1,10 @@
-"""Log-probabilities of chosen tokens from hidden states and the LM head, in chunks: [N, V] logits are never stored."""
+"""Log-probabilities of chosen tokens from hidden states and the LM head, without [N, V] logits."""
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from capo.vocabulary import check_head, logit_tiles, product, row_blocks, working_dtype
 
 
 def linear_logps(
@@ -11,77 +14,128 @@ def linear_logps(
     *,
     temperature: float = 1.0,
     banned: Tensor | None = None,
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution.
 
         z = hidden weight^T / temperature, -inf where banned;   logp = z[target] - logsumexp(z)
 
+    The vocabulary is read once in tiles, with a running maximum, as flash attention reads its keys. The mean row of
+    `weight` under each distribution is accumulated on the way: it is all that the gradient of `hidden` needs, so
+    with a frozen head forward and backward together cost two matrix products, as many as with all logits stored.
+    A trained head costs two more, because its gradient computes the tiles again.
+
     Args:
-        hidden: [N, D], float32 or bf16.
+        hidden: [N, D], float64, float32, bf16 or fp16. bf16 and fp16 are accumulated in float32.
         weight: [V, D].
         targets: [N] int64; never a banned token.
         temperature: the one used when sampling.
         banned: [V] bool, tokens that were masked when sampling.
-        chunk: tokens whose logits exist at one time; memory is chunk x V floats.
+        chunk: columns of the vocabulary in a tile; by default tiles take 64 MiB. Results do not depend on it.
 
     Returns:
-        logps: [N] float32, differentiable in hidden and weight.
-        entropy: [N] float32, in nats, no gradient.
+        logps: [N] float32 (float64 for float64), differentiable once, in hidden and weight.
+        entropy: [N] likewise, in nats, no gradient.
+
+    Raises:
+        ValueError: a shape is not as above, or a target is banned or outside the vocabulary.
+
+    Source: online softmax, arXiv:1805.02867; arXiv:2205.14135.
     """
-    if hidden.ndim != 2 or targets.shape != hidden.shape[:1]:
-        raise ValueError(f"expected hidden [N, D] and targets [N], got {[*hidden.shape]} and {[*targets.shape]}")
-    if temperature <= 0:
-        raise ValueError(f"expected a temperature above 0, got {temperature}")
-    if banned is not None and banned[targets].any():
-        token = int(targets[banned[targets]][0])
-        raise ValueError(f"target token {token} is banned: its log-probability is -inf; mask it when sampling too")
+    check_head(hidden, weight, temperature, banned, chunk)
+    _check_targets(hidden, weight, targets, banned)
     return _LinearLogps.apply(hidden, weight, targets, temperature, banned, chunk)
 
 
 class _LinearLogps(torch.autograd.Function):
-    """Keeps only the log-normalisers, and recomputes each chunk of logits in the backward pass."""
+    """Saves [N, D] and [N]: the gradient of each log-probability in its hidden state, and the log-normalisers."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, banned, chunk):
-        logps, entropy, normalisers = [], [], []
-        for rows, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            logits = _logits(rows, weight, temperature, banned)
-            normaliser = logits.logsumexp(-1)
-            chosen = logits.gather(1, ids[:, None])[:, 0]
-            probabilities = (logits - normaliser[:, None]).exp_()
-            # A banned token has probability 0 and logit -inf; their product must be 0, not NaN.
-            expected = (probabilities * logits.masked_fill_(probabilities == 0, 0.0)).sum(-1)
-            logps.append(chosen - normaliser)
-            entropy.append(normaliser - expected)
-            normalisers.append(normaliser)
-        empty = hidden.new_zeros(0, dtype=torch.float32)
-        ctx.save_for_backward(hidden, weight, targets, torch.cat([empty, *normalisers]), banned)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        entropy = torch.cat([empty, *entropy])
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        logps, normalisers, entropy = (hidden.new_empty(len(hidden), dtype=working_dtype(hidden)) for _ in range(3))
+        slope = torch.empty_like(hidden) if needs_hidden else None
+        options = {"temperature": temperature, "banned": banned, "chunk": chunk}
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in row_blocks(len(hidden)):
+                chosen, normalisers[rows], energy, mean = _read(
+                    hidden[rows], weight, targets[rows], needs_hidden, options
+                )
+                logps[rows] = chosen - normalisers[rows]
+                entropy[rows] = normalisers[rows] - energy
+                if needs_hidden:
+                    slope[rows] = mean.neg_().add_(weight[targets[rows]]).div_(temperature).to(slope.dtype)
+        ctx.save_for_backward(slope, *((hidden, weight, targets, normalisers, banned) if needs_weight else ()))
+        ctx.options = options
         ctx.mark_non_differentiable(entropy)
-        return torch.cat([empty, *logps]), entropy
+        return logps, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_logps, _):
-        hidden, weight, targets, normalisers, banned = ctx.saved_tensors
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        for start in range(0, len(hidden), ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            logits = _logits(hidden[part], weight, ctx.temperature, banned)
-            # d logp / d z = onehot - p
-            grad = (logits - normalisers[part, None]).exp_().neg_()
-            grad.scatter_add_(1, targets[part, None], torch.ones_like(grad[:, :1]))
-            grad.mul_(grad_logps[part, None] / ctx.temperature)
-            if needs_hidden:
-                grad_hidden[part] = (grad @ weight.to(grad.dtype)).to(hidden.dtype)
-            if needs_weight:
-                grad_weight.addmm_(grad.t(), hidden[part].to(grad.dtype))
-        return grad_hidden, grad_weight.to(weight.dtype) if needs_weight else None, None, None, None, None
+        slope, *for_weight = ctx.saved_tensors
+        grad_hidden = None if slope is None else (slope * grad_logps[:, None]).to(slope.dtype)
+        grad_weight = _weight_gradient(grad_logps, *for_weight, ctx.options) if for_weight else None
+        return grad_hidden, grad_weight, None, None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float, banned: Tensor | None) -> Tensor:
-    logits = (hidden @ weight.t()).float() / temperature
-    return logits if banned is None else logits.masked_fill_(banned, -torch.inf)
+def _read(
+    hidden: Tensor, weight: Tensor, targets: Tensor, needs_mean: bool, options: dict
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One pass over the vocabulary: target logit, logsumexp, mean logit [R] each; mean row of weight [R, D]."""
+    dtype = working_dtype(hidden)
+    chosen, total, energy = (hidden.new_zeros(len(hidden), dtype=dtype) for _ in range(3))
+    highest = torch.full_like(total, -torch.inf)
+    mean = hidden.new_zeros(hidden.shape, dtype=dtype) if needs_mean else None
+    for columns, logits, tile in logit_tiles(hidden, weight, **options):
+        place = targets - columns.start
+        inside = (place >= 0) & (place < logits.shape[1])
+        found = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        chosen = torch.where(inside, found, chosen)
+        higher = torch.maximum(highest, logits.amax(1))
+        shrink = (highest - higher).exp()
+        weights = (logits - higher[:, None]).exp_()
+        total = total * shrink + weights.sum(1)
+        if needs_mean:
+            mean = mean.mul_(shrink[:, None]).add_(product(weights, tile, dtype))
+        energy = energy * shrink + logits.mul_(weights).sum(1)
+        highest = higher
+    if needs_mean:
+        mean /= total[:, None]
+    return chosen, highest + total.log(), energy / total, mean
+
+
+def _weight_gradient(
+    grad_logps: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    normalisers: Tensor,
+    banned: Tensor | None,
+    options: dict,
+) -> Tensor:
+    """d logp / d z = onehot - p, tile by tile, times hidden."""
+    dtype = working_dtype(hidden)
+    gradient = torch.zeros_like(weight, dtype=dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows in row_blocks(len(hidden)):
+            scale = grad_logps[rows] / options["temperature"]
+            for columns, logits, _ in logit_tiles(hidden[rows], weight, **options):
+                slope = (logits - normalisers[rows, None]).exp_().mul_(-scale[:, None])
+                gradient[columns] += product(slope.t(), hidden[rows], dtype)
+            gradient.index_add_(0, targets[rows], hidden[rows].to(dtype) * scale[:, None])
+    return gradient.to(weight.dtype)
+
+
+def _check_targets(hidden: Tensor, weight: Tensor, targets: Tensor, banned: Tensor | None) -> None:
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"expected targets as int64 [N] with N = {len(hidden)}, got {targets.dtype} {[*targets.shape]}"
+        )
+    outside = (targets < 0) | (targets >= len(weight))
+    bad = outside if banned is None else outside | banned[targets.clamp(0, len(weight) - 1)]
+    if bad.any():
+        token = int(targets[bad][0])
+        if not 0 <= token < len(weight):
+            raise ValueError(f"expected targets in [0, {len(weight)}), got {token}; mask padding before calling")
+        raise ValueError(f"target token {token} is banned: its log-probability is -inf; ban it when sampling too")

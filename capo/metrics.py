@@ -1,4 +1,6 @@
-"""Metrics of one CAPO step, summed on the device and read once at its end."""
+"""Metrics of policy losses, summed on the device over micro-batches and read once at the end of a step."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -6,53 +8,122 @@ from torch import Tensor
 from capo.loss import LossTerms
 
 
-class StepMetrics:
-    """Sums and maxima over the micro-batches and inner epochs of a step."""
+@dataclass(frozen=True)
+class PolicyMetrics:
+    """What a step's losses say about the update; means are over report tokens unless said otherwise."""
+
+    loss: float  # of one update
+    ratio_mean: float  # near 1
+    ratio_max: float
+    ratio_min: float
+    ratio_gap_max: float  # largest |r - 1|: clipping stops gradients, it does not hold the ratio in its range
+    kl: float
+    entropy: float | None  # nats; None where no entropy was given
+    clip_low_critical: float  # share of the tokens of critical cases with r < 1 - eps and A < 0
+    clip_high_critical: float  # ... with r > 1 + eps and A > 0
+    clip_low_normal: float
+    clip_high_normal: float
+    tokens: int  # report tokens, each pass over them counted
+    effective_samples: float  # Kish: (sum r)^2 / sum r^2, in tokens; equals `tokens` when all weigh alike
+    reports: int  # each pass counted
+    learning_reports: int  # of these, with an advantage other than 0
+
+
+class LossMetrics:
+    """Adds up the terms of micro-batches; nothing is moved off the device before `read`."""
+
+    def __init__(self) -> None:
+        self._totals = _Totals()
+
+    def add(self, terms: LossTerms, *, critical: Tensor | None = None, entropy: Tensor | None = None) -> None:
+        """One micro-batch.
+
+        Args:
+            critical: [B] bool; without it every case counts as normal.
+            entropy: [B, T] nats, outside the mask anything.
+        """
+        totals, mask = self._totals, terms.mask
+        if critical is None:
+            critical = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+        ratio = torch.where(mask, terms.ratio, 0.0)
+        totals.add("loss", terms.loss.detach())
+        totals.add("ratio", ratio)
+        totals.add("ratio_squared", ratio.double().square())
+        totals.most("ratio_max", torch.where(mask, terms.ratio, 0.0))
+        totals.most("ratio_min", -torch.where(mask, terms.ratio, torch.inf))
+        totals.most("ratio_gap_max", (terms.ratio - 1).abs())
+        totals.add("kl", terms.kl)
+        totals.add("tokens", mask)
+        totals.add("reports", mask.any(-1))
+        totals.add("learning_reports", mask.any(-1) & (terms.advantages != 0))
+        if entropy is not None:
+            totals.add("entropy", torch.where(mask, entropy, 0.0))
+        for name, rows in (("critical", critical), ("normal", ~critical)):
+            of_kind = rows[:, None]
+            totals.add(f"tokens_{name}", mask & of_kind)
+            totals.add(f"clip_low_{name}", terms.clipped_low & of_kind)
+            totals.add(f"clip_high_{name}", terms.clipped_high & of_kind)
+
+    def read(self, *, num_updates: int = 1) -> PolicyMetrics:
+        """The metrics so far. `num_updates` optimiser steps share the loss. Without any token: ratios 1, the rest 0."""
+        sums, most = self._totals.read()
+        tokens = max(1.0, sums["tokens"])
+        shares = {}
+        for name in ("critical", "normal"):
+            of_kind = max(1.0, sums[f"tokens_{name}"])
+            for side in ("low", "high"):
+                shares[f"clip_{side}_{name}"] = sums[f"clip_{side}_{name}"] / of_kind
+        some = sums["tokens"] > 0
+        return PolicyMetrics(
+            loss=sums["loss"] / num_updates,
+            ratio_mean=sums["ratio"] / tokens if some else 1.0,
+            ratio_max=most["ratio_max"] if some else 1.0,
+            ratio_min=-most["ratio_min"] if some else 1.0,
+            ratio_gap_max=most["ratio_gap_max"],
+            kl=sums["kl"] / tokens,
+            entropy=sums["entropy"] / tokens if "entropy" in sums else None,
+            tokens=int(sums["tokens"]),
+            effective_samples=sums["ratio"] ** 2 / sums["ratio_squared"] if some else 0.0,
+            reports=int(sums["reports"]),
+            learning_reports=int(sums["learning_reports"]),
+            **shares,
+        )
+
+
+class ScoringMetrics:
+    """What is known of the rollouts before the first update."""
+
+    def __init__(self) -> None:
+        self._totals = _Totals()
+
+    def add(self, sampled: Tensor, behaviour: Tensor, kl: Tensor, entropy: Tensor, mask: Tensor) -> None:
+        """One micro-batch; [B, T] each, 0 outside the mask."""
+        self._totals.add("tokens", mask)
+        self._totals.add("kl_before", kl)
+        self._totals.add("entropy", entropy)
+        self._totals.most("sampler_gap_max", (sampled - behaviour).abs())
+
+    def read(self) -> dict[str, float]:
+        """KL and entropy a token; the largest gap between the sampler's log-probabilities and the training path's."""
+        sums, most = self._totals.read()
+        tokens = max(1.0, sums.pop("tokens"))
+        return {**{name: value / tokens for name, value in sums.items()}, **most}
+
+
+class _Totals:
+    """Named sums and maxima, as tensors."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.maxima: dict[str, Tensor] = {}
 
-    def scored(self, sampled: Tensor, behaviour: Tensor, kl: Tensor, entropy: Tensor, mask: Tensor) -> None:
-        """What is known before the first update; [R, T] each, 0 outside the mask."""
-        self._add("scored_tokens", mask)
-        self._add("kl_before", kl)
-        self._add("entropy", entropy)
-        self._most("sampler_gap_max", (sampled - behaviour).abs())
+    def add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value.detach().sum(dtype=torch.float64)
 
-    def updated(self, terms: LossTerms, mask: Tensor, critical: Tensor) -> None:
-        """One micro-batch of one inner epoch. mask: [R, T] bool; critical: [R] bool."""
-        self._add("loss", terms.loss.detach())
-        self._add("ratio", torch.where(mask, terms.ratio, 0.0))
-        self._most("ratio_gap_max", (terms.ratio - 1).abs())
-        self._add("kl", terms.kl)
-        self._add("tokens", mask)
-        for name, rows in (("critical", critical), ("normal", ~critical)):
-            self._add(f"tokens_{name}", mask[rows])
-            self._add(f"clip_low_{name}", terms.clipped_low[rows])
-            self._add(f"clip_high_{name}", terms.clipped_high[rows])
-
-    def read(self, num_updates: int) -> dict[str, float]:
-        """Means a token (loss: a pass), maxima, and clip fractions of critical and normal tokens apart."""
-        sums = {name: float(value) for name, value in self.sums.items()}
-        tokens, scored = max(1.0, sums["tokens"]), max(1.0, sums["scored_tokens"])
-        result = {
-            "loss": sums["loss"] / num_updates,
-            "kl": sums["kl"] / tokens,
-            "kl_before": sums["kl_before"] / scored,
-            "entropy": sums["entropy"] / scored,
-            "ratio_mean": sums["ratio"] / tokens,
-            **{name: float(value) for name, value in self.maxima.items()},
-        }
-        for name in ("critical", "normal"):
-            of_kind = max(1.0, sums[f"tokens_{name}"])
-            result[f"clip_low_{name}"] = sums[f"clip_low_{name}"] / of_kind
-            result[f"clip_high_{name}"] = sums[f"clip_high_{name}"] / of_kind
-        return result
-
-    def _add(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + value.sum(dtype=torch.float64)
-
-    def _most(self, name: str, value: Tensor) -> None:
+    def most(self, name: str, value: Tensor) -> None:
+        value = value.detach()
         largest = value.max() if value.numel() else value.new_zeros(())
         self.maxima[name] = torch.maximum(self.maxima.get(name, largest), largest)
+
+    def read(self) -> tuple[dict[str, float], dict[str, float]]:
+        return tuple({name: float(value) for name, value in d.items()} for d in (self.sums, self.maxima))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from capo.clipping import critical_clip
 from capo.kl import k3
 from capo.loss import capo_loss
-from capo.metrics import StepMetrics
+from capo.metrics import LossMetrics, ScoringMetrics
 from capo.packing import Layout, micro_batches, pack, report_logps
 from capo.types import Case, Policy
 
@@ -175,25 +175,28 @@ class Trainer:
         """
         if config.mini_batches > len(cases):
             raise ValueError(f"expected at least {config.mini_batches} studies (rl.mini_batches), got {len(cases)}")
-        metrics = StepMetrics()
+        before, losses = ScoringMetrics(), LossMetrics()
         parts = [cases[i :: config.mini_batches] for i in range(config.mini_batches)]
-        scored = [[self._score(micro, temperature, banned, metrics) for micro in self._micro_batches(p)] for p in parts]
+        scored = [[self._score(micro, temperature, banned, before) for micro in self._micro_batches(p)] for p in parts]
         steps = []
         for _ in range(config.inner_epochs):
             for part, micros in zip(parts, scored, strict=True):
                 num_reports = sum(len(case.rollouts) for case in part)
                 for micro in micros:
-                    self._backward(micro, config, temperature, banned, num_reports, metrics)
+                    self._backward(micro, config, temperature, banned, num_reports, losses)
                 steps.append(self.step())
         gradient = sum(step["grad_norm"] for step in steps) / len(steps)
-        return {**metrics.read(len(steps)), **steps[-1], "grad_norm": gradient}
+        metrics = {**asdict(losses.read(num_updates=len(steps))), **before.read()}
+        return {**metrics, **steps[-1], "grad_norm": gradient}
 
     def _micro_batches(self, cases: Sequence[Case]) -> list[list[Case]]:
         lengths = [len(c.prompt.input_ids) + sum(len(r.response_ids) for r in c.rollouts) for c in cases]
         return [[cases[i] for i in rows] for rows in micro_batches(lengths, self.config.token_budget)]
 
     @torch.no_grad()
-    def _score(self, cases: Sequence[Case], temperature: float, banned: Tensor | None, metrics: StepMetrics) -> _Scored:
+    def _score(
+        self, cases: Sequence[Case], temperature: float, banned: Tensor | None, before: ScoringMetrics
+    ) -> _Scored:
         """Behaviour and reference log-probabilities in the very layout that is trained on.
 
         The sampler's own log-probabilities come from another path and differ in the last digits (in bf16 by more
@@ -207,7 +210,7 @@ class Trainer:
         with self.reference() as reference:
             reference_logps, _ = report_logps(reference, layout, **options)
         sampled = layout.pad(torch.cat([r.behaviour_logps for case in cases for r in case.rollouts]).to(behaviour))
-        metrics.scored(sampled, behaviour, k3(behaviour, reference_logps, layout.mask), entropy, layout.mask)
+        before.add(sampled, behaviour, k3(behaviour, reference_logps, layout.mask), entropy, layout.mask)
         return _Scored(
             layout=layout,
             features=features,
@@ -224,7 +227,7 @@ class Trainer:
         temperature: float,
         banned: Tensor | None,
         num_reports: int,
-        metrics: StepMetrics,
+        losses: LossMetrics,
     ) -> None:
         logps, _ = report_logps(
             self.policy, micro.layout, features=micro.features, temperature=temperature, banned=banned
@@ -237,11 +240,11 @@ class Trainer:
             micro.layout.mask,
             clip=clip,
             num_reports=num_reports,
-            reference_logps=micro.reference_logps,
+            kl=k3(logps, micro.reference_logps, micro.layout.mask),
             beta=config.beta,
         )
         terms.loss.backward()
-        metrics.updated(terms, micro.layout.mask, micro.critical)
+        losses.add(terms, critical=micro.critical)
 
     def state_dict(self) -> dict[str, object]:
         """All a resumed run needs beside the random seeds, which derive from the step."""

@@ -143,7 +143,7 @@ def refused(monkeypatch, *argv):
 
 def test_another_config_in_the_same_folder_is_refused(finished, monkeypatch):
     message = refused(monkeypatch, "--run-dir", str(finished), *SMALL, "--rl.beta", "0.5")
-    assert "rl.beta was 0.02, is 0.5" in message
+    assert "rl.beta was 0.06, is 0.5" in message
 
 
 def test_a_stage_whose_input_is_missing_names_it(tmp_path, monkeypatch):

@@ -1,0 +1,81 @@
+"""Break the library on purpose, one small change at a time, and see that its tests notice (`make mutants`).
+
+Each mutant is a bug somebody has shipped. The tests run on a copy of the checkout; one that survives is printed and
+makes the exit status 1.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+# File, what stands there (once), what is put in its place.
+MUTANTS = [
+    ("capo/ratio.py", "logps - other_logps.detach()", "logps + other_logps.detach()"),
+    ("capo/ratio.py", "torch.where(mask, logps - other_logps.detach(), 0.0)", "(logps - other_logps.detach()) * mask"),
+    ("capo/ratio.py", "clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()\n\n\ndef", "exp()\n\n\ndef"),
+    ("capo/ratio.py", "mask.sum(-1, keepdim=True).clamp(min=1)", "mask.shape[-1]"),
+    ("capo/loss.py", "torch.minimum(ratio * advantages, clipped", "torch.maximum(ratio * advantages, clipped"),
+    ("capo/loss.py", "torch.maximum(ratio, 1 - clip_low)", "torch.maximum(ratio, 1 + clip_low)"),
+    ("capo/loss.py", "(ratios < 1 - low)", "(ratios <= 1 - low)"),
+    ("capo/loss.py", "(ratios > 1 + high) & (advantages > 0)", "(ratios > 1 + high) & (advantages < 0)"),
+    ("capo/loss.py", "objective - beta * divergence if", "objective + beta * divergence if"),
+    ("capo/loss.py", "torch.where(advantages < 0, torch.maximum", "torch.where(advantages > 0, torch.maximum"),
+    ("capo/loss.py", "/ lengths).sum() / num_reports", "/ lengths).mean()"),
+    ("capo/loss.py", "num_tokens=num_reports * max_tokens", "num_tokens=num_reports"),
+    ("capo/loss.py", "if tuple(value.shape) not in ((like.shape[0],), (like.shape[0], 1)):", "if value.numel() > 1e9:"),
+    ("capo/clipping.py", "eps_normal / tightening, eps_normal)", "eps_normal, eps_normal / tightening)"),
+    ("capo/advantages.py", "(group.sizes - 1).clamp(min=1)).sqrt()", "group.sizes.clamp(min=1)).sqrt()"),
+    ("capo/advantages.py", "(std + eps)", "std"),
+    ("capo/advantages.py", "/ sizes.clamp(min=1)", "/ len(values)"),
+    ("capo/advantages.py", "torch.where(self.flat[self.index], 0.0, advantages)", "advantages"),
+    ("capo/kl.py", "return difference.exp() - difference - 1", "return difference.exp() - difference"),
+    ("capo/kl.py", "difference = -log_ratio(", "difference = log_ratio("),
+    ("capo/kl.py", ".sub_(excess[rows, None])", ""),
+    ("capo/logprobs.py", "entropy[rows] = normalisers[rows] - energy", "entropy[rows] = normalisers[rows] + energy"),
+    ("capo/logprobs.py", "(place < logits.shape[1])", "(place <= logits.shape[1])"),
+    ("capo/logprobs.py", "total = total * shrink + weights.sum(1)", "total = total + weights.sum(1)"),
+    ("capo/vocabulary.py", "logits /= temperature", "logits *= temperature"),
+    ("capo/vocabulary.py", "BANNED_LOGIT = -1e30", "BANNED_LOGIT = -torch.inf"),
+    ("capo/metrics.py", '        totals.add("tokens", mask)', '        totals.add("tokens", ~mask)'),
+    ("capo/metrics.py", "& (terms.advantages != 0)", ""),
+]
+TESTS = [f"tests/test_capo_{name}.py" for name in ("losses", "advantages", "kl", "logprobs", "metrics", "theory")]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "radflow"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv*", ".git", "runs"))
+        if not passes(copy):
+            sys.exit("the tests fail without any mutant; make them pass first")
+        survivors = [mutant for mutant in tqdm(MUTANTS, "mutants", disable=None) if survives(copy, *mutant)]
+    for path, old, new in survivors:
+        print(f"survived: {path}: {old!r} -> {new!r}")
+    print(f"{len(MUTANTS) - len(survivors)} of {len(MUTANTS)} mutants were noticed")
+    sys.exit(bool(survivors))
+
+
+def survives(copy: Path, path: str, old: str, new: str) -> bool:
+    """Whether the tests pass with one change, which is undone afterwards."""
+    text = (copy / path).read_text(encoding="utf-8")
+    if text.count(old) != 1:
+        sys.exit(f"{path}: expected {old!r} once, found it {text.count(old)} times; correct this list")
+    (copy / path).write_text(text.replace(old, new), encoding="utf-8")
+    try:
+        return passes(copy)
+    finally:
+        (copy / path).write_text(text, encoding="utf-8")
+
+
+def passes(copy: Path) -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
+    return subprocess.run(command, cwd=copy, capture_output=True).returncode == 0
+
+
+if __name__ == "__main__":
+    main()

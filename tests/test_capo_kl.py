@@ -1,0 +1,119 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capo.kl import corrected_k3, k1, k2, k3, linear_kl
+
+WHOLE = torch.ones(1, 3, dtype=torch.bool)
+P, Q, SAMPLER = (torch.tensor([x], dtype=torch.float64) for x in ([0.5, 0.3, 0.2], [0.2, 0.2, 0.6], [0.1, 0.6, 0.3]))
+KL = (P * (P / Q).log()).sum()
+
+
+def test_by_hand():
+    # l - q = log 2: k1 = log 2, k2 = log(2)^2 / 2, k3 = 1/2 + log 2 - 1
+    ours, reference = torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log()
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    log2 = math.log(2)
+    for estimate, expected in ((k1, log2), (k2, log2**2 / 2), (k3, log2 - 0.5)):
+        torch.testing.assert_close(estimate(ours, reference, mask), torch.tensor([[expected]]))
+    # sampled with probability 1/8, the policy gives 1/2: r = 4
+    behaviour = torch.tensor([[0.125]]).log()
+    torch.testing.assert_close(corrected_k3(ours, behaviour, reference, mask), torch.tensor([[4 * (log2 - 0.5)]]))
+
+
+def test_k1_and_k3_are_unbiased_under_the_policy_and_corrected_k3_under_any_sampler():
+    # exact expectations over three tokens
+    for estimate in (k1, k3):
+        torch.testing.assert_close((P * estimate(P.log(), Q.log(), WHOLE)).sum(), KL)
+    torch.testing.assert_close((SAMPLER * corrected_k3(P.log(), SAMPLER.log(), Q.log(), WHOLE)).sum(), KL)
+    assert abs(float((SAMPLER * k3(P.log(), Q.log(), WHOLE)).sum() - KL)) > 0.01
+
+
+def test_gradients_in_expectation():
+    # k2 has the KL's gradient under the policy's tokens, corrected k3 under any sampler's, and k1 has none.
+    logits = P.log().clone().requires_grad_()
+
+    def gradient(value):
+        return torch.autograd.grad(value, logits)[0]
+
+    logps = logits.log_softmax(-1)
+    true = gradient((logps.exp() * (logps - Q.log())).sum())
+    expected = {"k1": torch.zeros_like(P), "k2": true, "corrected": true}
+    found = {
+        "k1": gradient((P * k1(logits.log_softmax(-1), Q.log(), WHOLE)).sum()),
+        "k2": gradient((P * k2(logits.log_softmax(-1), Q.log(), WHOLE)).sum()),
+        "corrected": gradient((SAMPLER * corrected_k3(logits.log_softmax(-1), SAMPLER.log(), Q.log(), WHOLE)).sum()),
+    }
+    torch.testing.assert_close(found, expected)
+
+
+@given(st.floats(-30, 30), st.floats(-30, 30))
+def test_k3_is_never_negative_and_nothing_is_clamped(logp, reference):
+    value = k3(
+        *(torch.tensor([[x]], dtype=torch.float64) for x in (logp, reference)), torch.ones(1, 1, dtype=torch.bool)
+    )
+    assert value >= 0
+    gap = reference - logp
+    torch.testing.assert_close(float(value), math.expm1(gap) - gap, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimate", [k1, k2, k3])
+def test_padding_is_zero_in_value_and_gradient(estimate):
+    logps = torch.tensor([[-1.0, math.nan]], requires_grad=True)
+    mask = torch.tensor([[True, False]])
+    values = estimate(logps, torch.tensor([[-1.5, math.inf]]), mask)
+    values.sum().backward()
+    assert values[0, 1] == 0 and logps.grad[0, 1] == 0 and logps.grad.isfinite().all()
+
+
+def heads(seed, n=5, d=4, e=3, v=13):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((n, d), (v, d), (n, e), (v, e))
+    hidden, weight, reference, reference_weight = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
+    )
+    banned = torch.zeros(v, dtype=torch.bool)
+    banned[[0, 1, 2, 7]] = True  # the first three fill a tile of 3
+    return hidden.requires_grad_(), weight.requires_grad_(), reference, reference_weight, banned
+
+
+def dense_kl(hidden, weight, reference, reference_weight, temperature, banned):
+    kept = ~banned
+    logps = (hidden @ weight.t() / temperature)[:, kept].log_softmax(-1)
+    reference_logps = (reference @ reference_weight.t() / temperature)[:, kept].log_softmax(-1)
+    return (logps.exp() * (logps - reference_logps)).sum(-1)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100, None])
+@given(st.integers(0, 1000))
+@settings(max_examples=5, deadline=None)
+def test_exact_kl_equals_the_dense_one_in_value_and_gradient(chunk, seed):
+    *tensors, banned = heads(seed)
+    out = torch.arange(1.0, 6.0, dtype=torch.float64)
+    expected = dense_kl(*tensors, 0.7, banned)
+    found = linear_kl(*tensors, temperature=0.7, banned=banned, chunk=chunk)
+    torch.testing.assert_close(found, expected)
+    trained = tensors[:2]
+    torch.testing.assert_close(torch.autograd.grad(found @ out, trained), torch.autograd.grad(expected @ out, trained))
+
+
+def test_exact_kl_of_a_policy_to_itself_is_exactly_zero():
+    hidden, weight, *_, banned = heads(3)
+    assert (linear_kl(hidden, weight, hidden, weight, banned=banned, chunk=4) == 0).all()
+
+
+def test_exact_kl_gradcheck_and_frozen_head():
+    *tensors, banned = heads(4)
+    hidden, weight, *reference = tensors
+    assert torch.autograd.gradcheck(lambda h, w: linear_kl(h, w, *reference, banned=banned, chunk=4), (hidden, weight))
+    linear_kl(hidden, weight.detach(), *reference).sum().backward()
+    assert hidden.grad is not None and weight.grad is None
+
+
+def test_exact_kl_refuses_other_vocabularies():
+    hidden, weight, reference, reference_weight, _ = heads(0)
+    with pytest.raises(ValueError, match="13 tokens"):
+        linear_kl(hidden, weight, reference, reference_weight[:-1])

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from capo.loss import capo_loss
+from capo.metrics import LossMetrics
+
+
+def terms_of(ratios, advantages, mask, clip, num_reports=4):
+    logps = torch.tensor(ratios, dtype=torch.float64).log()
+    return capo_loss(
+        logps, torch.zeros_like(logps), torch.tensor(advantages, dtype=torch.float64), torch.tensor(mask),
+        clip=clip, num_reports=num_reports, kl=torch.full_like(logps, 0.25),
+    )  # fmt: skip
+
+
+def test_by_hand():
+    # Critical report: ratios 2 and 1 (A = 1, one of two tokens clipped high). Normal: ratio 0.5 (A = -1, clipped low)
+    # and a pad. Normal: ratio 1, advantage 0. The fourth has no token.
+    terms = terms_of(
+        [[2.0, 1.0], [0.5, 9.0], [1.0, 9.0], [9.0, 9.0]], [1.0, -1.0, 0.0, 1.0],
+        [[True, True], [True, False], [True, False], [False, False]], torch.tensor([0.05, 0.2, 0.2, 0.2]),
+    )  # fmt: skip
+    metrics = LossMetrics()
+    entropy = torch.tensor([[1.0, 3.0], [2.0, 99.0], [2.0, 99.0], [99.0, 99.0]])
+    metrics.add(terms, critical=torch.tensor([True, False, False, True]), entropy=entropy)
+    found = metrics.read(num_updates=2)
+    # -(1.05 + 1)/2 + 0.8, over four reports and two updates
+    assert found.loss == pytest.approx((-(1.05 + 1) / 2 + 0.8) / 8)
+    assert (found.tokens, found.reports, found.learning_reports) == (4, 3, 2)
+    assert (found.ratio_mean, found.ratio_max, found.ratio_min) == pytest.approx((4.5 / 4, 2.0, 0.5))
+    assert found.ratio_gap_max == pytest.approx(1.0)
+    assert (found.kl, found.entropy) == pytest.approx((0.25, 2.0))
+    assert (found.clip_high_critical, found.clip_low_critical) == (0.5, 0.0)
+    assert (found.clip_high_normal, found.clip_low_normal) == (0.0, 0.5)
+    # (2 + 1 + 0.5 + 1)^2 / (4 + 1 + 0.25 + 1)
+    assert found.effective_samples == pytest.approx(4.5**2 / 6.25)
+
+
+def test_micro_batches_add_up_to_the_whole():
+    ratios, advantages = [[2.0, 1.0], [0.5, 1.1], [1.0, 1.3]], [1.0, -1.0, 0.5]
+    mask = [[True, True], [True, False], [True, True]]
+    critical = torch.tensor([True, False, False])
+    whole, parts = LossMetrics(), LossMetrics()
+    whole.add(terms_of(ratios, advantages, mask, 0.2), critical=critical)
+    for rows in (slice(0, 1), slice(1, 3)):
+        parts.add(terms_of(ratios[rows], advantages[rows], mask[rows], 0.2), critical=critical[rows])
+    # The mask alone says what is averaged, so a mean of two micro-batch means would differ here.
+    for name, value in vars(whole.read()).items():
+        assert vars(parts.read())[name] == pytest.approx(value), name
+
+
+def test_without_tokens_nothing_divides_by_zero():
+    metrics = LossMetrics()
+    metrics.add(terms_of([[3.0]], [1.0], [[False]], 0.2))
+    found = metrics.read()
+    assert (found.loss, found.ratio_mean, found.ratio_max, found.kl, found.effective_samples) == (0, 1, 1, 0, 0)

@@ -1,0 +1,248 @@
+"""Loss and gradient against TRL, verl and Liger on the same random tensors in float64 (`make test-peers`)."""
+
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction
+from trl import GRPOTrainer
+from verl.trainer.ppo.core_algos import agg_loss, compute_policy_loss_vanilla, get_policy_loss_fn, kl_penalty
+from verl.workers.config import ActorConfig
+
+from capo.kl import corrected_k3, k1, k2, k3
+from capo.loss import capo_loss, dapo_loss, dr_grpo_loss, grpo_loss, gspo_loss
+
+REPORTS, TOKENS = 6, 9
+CRITICAL = torch.tensor([True, False, True, False, False, True])
+PER_CASE = torch.where(CRITICAL, torch.tensor(0.05, dtype=torch.float64), 0.2)
+PER_CASE_HIGH = torch.where(CRITICAL, torch.tensor(0.07, dtype=torch.float64), 0.28)
+EXACT = {"rtol": 1e-10, "atol": 1e-14}  # 1e-14: gradients that are 0 in one and a rounding of 0 in the other
+
+
+class Batch:
+    """Reports of 1 to 9 tokens with ratios far on both sides of every range used here."""
+
+    def __init__(self, seed, spread=0.5):
+        generator = torch.Generator().manual_seed(seed)
+        draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+        self.behaviour = -draw(REPORTS, TOKENS).abs() - 0.1
+        self.logps = (self.behaviour + spread * draw(REPORTS, TOKENS)).requires_grad_()
+        self.reference = self.behaviour + 0.3 * draw(REPORTS, TOKENS)
+        self.advantages = draw(REPORTS)
+        lengths = torch.randint(1, TOKENS + 1, (REPORTS,), generator=generator)
+        self.mask = torch.arange(TOKENS) < lengths[:, None]
+        self.args = (self.logps, self.behaviour, self.advantages, self.mask)
+        self.tokens = int(self.mask.sum())
+
+
+def column(eps):
+    return eps.reshape(-1, 1) if isinstance(eps, torch.Tensor) else eps
+
+
+def trl_loss(batch, loss_type, low, high, *, level="token", beta=0.0, delta=None, corrected=False, max_tokens=TOKENS):
+    accelerator = SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction=None: x)
+    stub = SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *a, **k: (batch.logps, torch.zeros_like(batch.behaviour), None),
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        importance_sampling_level=level,
+        beta=beta,
+        loss_type=loss_type,
+        epsilon_low=column(low),
+        epsilon_high=column(high),
+        use_vllm=False,
+        max_completion_length=max_tokens,
+        current_gradient_accumulation_steps=1,
+        model=SimpleNamespace(training=True),
+        args=SimpleNamespace(delta=delta, use_bias_correction_kl=corrected, steps_per_generation=1),
+        accelerator=accelerator,
+        _entropy_bonus_enabled=False,
+        aux_loss_enabled=False,
+        _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
+    )
+    ids = torch.zeros(REPORTS, TOKENS, dtype=torch.int64)
+    inputs = {
+        "prompt_ids": ids[:, :1],
+        "prompt_mask": torch.ones_like(ids[:, :1]),
+        "completion_ids": ids,
+        "completion_mask": batch.mask.long(),
+        "advantages": batch.advantages,
+        "old_per_token_logps": batch.behaviour,
+        "ref_per_token_logps": batch.reference,
+        "num_items_in_batch": batch.mask.sum(),
+    }
+    return GRPOTrainer._compute_loss(stub, None, inputs)
+
+
+def liger_loss(batch, loss_type, low, high, *, level="token", beta=0.0, delta=None, corrected=False, max_tokens=TOKENS):
+    loss, _ = LigerFusedLinearGRPOFunction.ppo_loss_fn(
+        batch.logps,
+        batch.mask.double(),
+        batch.advantages,
+        batch.mask.double(),
+        ref_per_token_logps=batch.reference,
+        old_per_token_logps=batch.behaviour,
+        epsilon_low=column(low),
+        epsilon_high=column(high),
+        beta=beta,
+        loss_type=loss_type,
+        max_completion_length=max_tokens,
+        importance_sampling_level=level,
+        delta=delta,
+        use_bias_correction_kl=corrected,
+    )
+    return loss
+
+
+# verl's names of the aggregations; its denominators are those of the micro-batch unless it is told the step's.
+VERL_MODES = {"grpo": "seq-mean-token-mean", "dapo": "token-mean", "dr_grpo": "seq-mean-token-sum-norm"}
+
+
+def verl_loss(batch, loss_type, low, high, *, level="token", beta=0.0, delta=None, max_tokens=TOKENS):
+    config = ActorConfig(
+        strategy="fsdp",
+        clip_ratio=0.2,
+        clip_ratio_low=0.2,
+        clip_ratio_high=0.2,
+        clip_ratio_c=delta or 1e9,
+        ppo_micro_batch_size_per_gpu=1,
+        rollout_n=1,
+    )
+    object.__setattr__(config, "clip_ratio_low", column(low))
+    object.__setattr__(config, "clip_ratio_high", column(high))
+    config.global_batch_info["loss_scale_factor"] = max_tokens
+    mask, mode = batch.mask.double(), VERL_MODES[loss_type]
+    policy_loss = compute_policy_loss_vanilla if level == "token" else get_policy_loss_fn("gspo")
+    # verl divides by a report's tokens + 1e-8. Numerators larger by the same factor leave the rest to compare exactly.
+    lengths = mask.sum(-1, keepdim=True)
+    undo = (lengths + 1e-8) / lengths.clamp(min=1) if loss_type == "grpo" else torch.ones_like(lengths)
+    advantages = batch.advantages[:, None].expand(REPORTS, TOKENS) * undo
+    loss, _ = policy_loss(
+        old_log_prob=batch.behaviour,
+        log_prob=batch.logps,
+        advantages=advantages,
+        response_mask=mask,
+        loss_agg_mode=mode,
+        config=config,
+    )
+    if beta:
+        divergence = kl_penalty(batch.logps, batch.reference, "low_var_kl")
+        loss = loss + beta * agg_loss(divergence * undo, mask, mode, loss_scale_factor=max_tokens)
+    return loss
+
+
+def agree(batch, ours, theirs):
+    mine = torch.autograd.grad(ours.loss, batch.logps)[0]
+    other = torch.autograd.grad(theirs, batch.logps)[0]
+    torch.testing.assert_close(theirs.reshape(()), ours.loss, **EXACT)
+    torch.testing.assert_close(torch.where(batch.mask, other, 0.0), mine, **EXACT)
+
+
+PEERS = {"trl": trl_loss, "liger": liger_loss, "verl": verl_loss}
+every_peer = pytest.mark.parametrize("peer", list(PEERS))
+every_seed = pytest.mark.parametrize("seed", range(5))
+every_range = pytest.mark.parametrize(
+    ("low", "high"), [(0.2, 0.2), (0.2, 0.28), (PER_CASE, PER_CASE), (PER_CASE, PER_CASE_HIGH)]
+)
+
+
+@every_peer
+@every_seed
+@every_range
+def test_capo(peer, seed, low, high):
+    batch = Batch(seed)
+    ours = capo_loss(*batch.args, clip=low, clip_high=high, num_reports=REPORTS)
+    assert ours.clipped_low.any() and ours.clipped_high.any()
+    agree(batch, ours, PEERS[peer](batch, "grpo", low, high))
+
+
+@every_peer
+@every_seed
+def test_grpo_with_k3(peer, seed):
+    batch = Batch(seed)
+    ours = grpo_loss(*batch.args, num_reports=REPORTS, kl=k3(batch.logps, batch.reference, batch.mask), beta=0.04)
+    agree(batch, ours, PEERS[peer](batch, "grpo", 0.2, 0.2, beta=0.04))
+
+
+@every_peer
+@every_seed
+@every_range
+def test_dapo(peer, seed, low, high):
+    batch = Batch(seed)
+    ours = dapo_loss(*batch.args, num_tokens=batch.tokens, clip_low=low, clip_high=high)
+    agree(batch, ours, PEERS[peer](batch, "dapo", low, high))
+
+
+@every_peer
+@every_seed
+@every_range
+def test_gspo(peer, seed, low, high):
+    batch = Batch(seed)
+    ours = gspo_loss(*batch.args, num_reports=REPORTS, clip_low=low, clip_high=high)
+    theirs = PEERS[peer](batch, "grpo", low, high, level="sequence")
+    agree(batch, ours, theirs)
+
+
+@every_peer
+@every_seed
+@pytest.mark.parametrize("eps", [0.2, PER_CASE])
+def test_dr_grpo(peer, seed, eps):
+    batch = Batch(seed)
+    ours = dr_grpo_loss(*batch.args, num_reports=REPORTS, max_tokens=32, clip=eps)
+    agree(batch, ours, PEERS[peer](batch, "dr_grpo", eps, eps, max_tokens=32))
+
+
+@every_peer
+@every_seed
+def test_dual_clip(peer, seed):
+    batch = Batch(seed, spread=2.0)
+    assert ((batch.logps - batch.behaviour).exp() > 3.0)[batch.mask].any()
+    ours = capo_loss(*batch.args, clip=PER_CASE, num_reports=REPORTS, dual_clip=3.0)
+    agree(batch, ours, PEERS[peer](batch, "grpo", PER_CASE, PER_CASE, delta=3.0))
+
+
+@pytest.mark.parametrize("peer", ["trl", "liger"])  # verl has no such form
+@every_seed
+def test_bias_corrected_kl(peer, seed):
+    batch = Batch(seed)
+    kl = corrected_k3(batch.logps, batch.behaviour, batch.reference, batch.mask)
+    ours = capo_loss(*batch.args, clip=0.2, num_reports=REPORTS, kl=kl, beta=0.04)
+    agree(batch, ours, PEERS[peer](batch, "grpo", 0.2, 0.2, beta=0.04, corrected=True))
+
+
+@every_seed
+@pytest.mark.parametrize(("ours", "theirs"), [(k1, "kl"), (k2, "mse"), (k3, "low_var_kl")])
+def test_kl_estimators_equal_verls(seed, ours, theirs):
+    batch = Batch(seed)
+    expected = torch.where(batch.mask, kl_penalty(batch.logps, batch.reference, theirs), 0.0)
+    torch.testing.assert_close(ours(batch.logps, batch.reference, batch.mask), expected, **EXACT)
+
+
+def test_where_peers_differ_on_reports_without_tokens():
+    # docs/peers.md states these: TRL and we count an empty report among the reports, verl does not.
+    batch = Batch(0)
+    batch.mask[2] = False
+    ours = grpo_loss(*batch.args, num_reports=REPORTS)
+    agree(batch, ours, trl_loss(batch, "grpo", 0.2, 0.2))
+    without = grpo_loss(*batch.args, num_reports=REPORTS - 1)
+    agree(batch, without, verl_loss(batch, "grpo", 0.2, 0.2))
+    batch.mask[:] = False
+    assert grpo_loss(*batch.args, num_reports=REPORTS).loss == 0
+    assert trl_loss(batch, "grpo", 0.2, 0.2) == 0
+    assert verl_loss(batch, "grpo", 0.2, 0.2).isnan()
+
+
+def test_where_peers_differ_on_nan_in_padding():
+    batch = Batch(0)
+    with torch.no_grad():
+        batch.logps[~batch.mask] = torch.nan
+    assert grpo_loss(*batch.args, num_reports=REPORTS).loss.isfinite()
+    assert trl_loss(batch, "grpo", 0.2, 0.2).isnan() and liger_loss(batch, "grpo", 0.2, 0.2).isnan()
+
+
+def test_where_verl_clamps_k3():
+    # q - l = 5: k3 = e^5 - 6 = 142.41, verl returns 10
+    logps, reference, mask = torch.zeros(1, 1), torch.full((1, 1), 5.0), torch.ones(1, 1, dtype=torch.bool)
+    assert float(k3(logps, reference, mask)) == pytest.approx(142.413, abs=1e-3)
+    assert float(kl_penalty(logps, reference, "low_var_kl")) == 10.0
