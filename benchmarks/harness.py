@@ -70,14 +70,14 @@ def compare(
         )
         for variant, measured in runs.items()
     }
-    _print_table(setting, results)
     machine = {"processor": platform.machine(), "threads": threads, "torch": torch.__version__}
     content = {"setting": setting, "rounds": rounds, "machine": machine, **(facts or {})}
     content["variants"] = {variant: asdict(result) for variant, result in results.items()}
+    print(f"\n{setting}\n\n{table(content)}\n\nchecksums: {[r.checksum for r in results.values()]}")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print(f"\nwritten to {path}")
+    print(f"written to {path}")
 
 
 def _measure(prepare: Callable[[], Callable[[], float]], threads: int) -> tuple[float, float, float]:
@@ -98,10 +98,9 @@ def _resident(field: str) -> float:
     raise RuntimeError(f"/proc/self/status has no {field}; this benchmark needs Linux")
 
 
-def _print_table(setting: str, results: Mapping[str, Result]) -> None:
-    print(f"\n{setting}\n")
-    print(
-        "| variant | seconds | times the first | peak extra memory (MB) | checksum |\n| --- | --- | --- | --- | --- |"
-    )
-    for variant, r in results.items():
-        print(f"| {variant} | {r.seconds:.3f} | {r.ratio:.2f} | {r.peak_mb:.0f} | {r.checksum:.6g} |")
+def table(content: Mapping) -> str:
+    """A result file as the Markdown that is printed and that the documentation quotes."""
+    lines = ["| variant | seconds | times the first | peak extra memory (MB) |", "| --- | --- | --- | --- |"]
+    for name, row in content["variants"].items():
+        lines.append(f"| {name} | {row['seconds']:.3f} | {row['ratio']:.2f} | {row['peak_mb']:.0f} |")
+    return "\n".join(lines)

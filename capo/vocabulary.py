@@ -21,11 +21,11 @@ def row_blocks(num_rows: int) -> Iterator[slice]:
     return (slice(start, min(start + MAX_ROWS, num_rows)) for start in range(0, num_rows, MAX_ROWS))
 
 
-def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+def product(left: Tensor, right: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     """left @ right accumulated and returned in `dtype`; half-precision operands stay so where the device has it."""
     if right.is_cuda and right.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(left.to(right.dtype), right, out_dtype=dtype)
-    return left.to(dtype) @ right.to(dtype)
+    return torch.mm(left.to(dtype), right.to(dtype), out=out)
 
 
 def logit_tiles(
@@ -40,14 +40,18 @@ def logit_tiles(
         chunk: width of a tile; None fits TILE_BYTES.
 
     Yields:
-        the columns, their logits [R, columns] which the caller may overwrite, and their rows of `weight`.
+        the columns, their logits [R, columns] which the caller may overwrite and the next tile will, and their rows of
+        `weight`.
     """
     dtype = working_dtype(hidden)
-    for start in range(0, len(weight), width := chunk or tile_width(len(hidden), weight, dtype)):
+    width = min(chunk or tile_width(len(hidden), weight, dtype), len(weight))
+    # Written again by every tile: new memory for each would cost page faults, and twice the memory while both exist.
+    space = hidden.new_empty(len(hidden) * width, dtype=dtype)
+    for start in range(0, len(weight), width):
         columns = slice(start, min(start + width, len(weight)))
         # Upcast once: the caller multiplies by the tile again. CUDA multiplies half precision as it is.
         tile = weight[columns] if weight.is_cuda else weight[columns].to(dtype)
-        logits = product(hidden, tile.t(), dtype)
+        logits = product(hidden, tile.t(), dtype, out=space[: len(hidden) * len(tile)].view(len(hidden), len(tile)))
         if temperature != 1:
             logits /= temperature
         if banned is not None:

@@ -37,7 +37,7 @@ MUTANTS = [
     ("capo/kl.py", "difference = -log_ratio(", "difference = log_ratio("),
     ("capo/kl.py", ".sub_(excess[rows, None])", ""),
     ("capo/logprobs.py", "entropy[rows] = normalisers[rows] - energy", "entropy[rows] = normalisers[rows] + energy"),
-    ("capo/logprobs.py", "(place < logits.shape[1])", "(place <= logits.shape[1])"),
+    ("capo/logprobs.py", "inside = (place >= 0)", "inside = (place > 0)"),
     ("capo/logprobs.py", "total = total * shrink + weights.sum(1)", "total = total + weights.sum(1)"),
     ("capo/vocabulary.py", "logits /= temperature", "logits *= temperature"),
     ("capo/vocabulary.py", "BANNED_LOGIT = -1e30", "BANNED_LOGIT = -torch.inf"),

@@ -1,6 +1,8 @@
 """The documentation names what exists, and its examples run."""
 
 import ast
+import importlib
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -78,6 +80,13 @@ def test_the_readme_example_runs_as_printed():
     }
     exec(compile(block, "README.md", "exec"), names)
     assert trained.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("result", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_benchmark_tables_of_the_pages_are_those_of_the_result_files(result, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table = importlib.import_module("harness").table(json.loads(result.read_text(encoding="utf-8")))
+    assert any(table in page.read_text(encoding="utf-8") for page in PAGES), f"no page quotes {result.name}"
 
 
 def test_the_plain_loop_learns(capsys):
