@@ -65,7 +65,7 @@ def linear_kl(
         weight: [V, D].
         reference_hidden, reference_weight: [N, E] and [V, E], of the frozen reference; no gradient.
         temperature, banned: [V] bool; as when sampling. A banned token has probability 0 under both.
-        chunk: columns of the vocabulary in a tile; by default tiles take about 64 MiB each.
+        chunk: columns of the vocabulary in a tile; by default what a tile needs fits 16 MiB.
 
     Returns:
         [N] float32 (float64 for float64), differentiable once, in hidden and weight.

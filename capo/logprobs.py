@@ -31,7 +31,7 @@ def linear_logps(
         targets: [N] int64; never a banned token.
         temperature: the one used when sampling.
         banned: [V] bool, tokens that were masked when sampling.
-        chunk: columns of the vocabulary in a tile; by default what a tile needs fits 64 MiB. It changes no result.
+        chunk: columns of the vocabulary in a tile; by default what a tile needs fits 16 MiB. It changes no result.
 
     Returns:
         logps: [N] float32 (float64 for float64), differentiable once, in hidden and weight.

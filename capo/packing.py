@@ -130,7 +130,9 @@ def report_logps(
     length = layout.token_ids.shape[1]
     padded = torch.stack([torch.nn.functional.pad(p, (0, 0, 0, length - len(p))) for p in prompts])
     is_prompt = (layout.segments == PROMPT)[..., None]
-    embeds = torch.where(is_prompt, padded, policy.embed_tokens(layout.token_ids))
+    reports = policy.embed_tokens(layout.token_ids)
+    reports = torch.nn.functional.pad(reports, (0, padded.shape[-1] - reports.shape[-1]))
+    embeds = torch.where(is_prompt, padded, reports)
     hidden = policy.trunk(embeds, layout.positions, layout.attention())
     logps, entropy = linear_logps(
         hidden.flatten(0, 1)[layout.predictors], policy.output_weight(), layout.targets,

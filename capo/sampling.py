@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+BLOCK = 1024  # tokens summed to one entry of the outer cumulative sum
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -53,25 +55,51 @@ def choose(logits: Tensor, uniform: Tensor, config: SamplingConfig, banned: Tens
     """
     logits = logits.float().masked_fill(banned, -torch.inf)
     if config.temperature == 0:
-        logps, tokens = logits.log_softmax(-1).max(-1)
-        return tokens, logps
-    logps = _truncate((logits / config.temperature).log_softmax(-1), config)
-    cumulative = logps.double().exp().cumsum(-1)
-    # Scaled by the total and kept below it, so that rounding cannot point beyond the last possible token.
+        highest, tokens = logits.max(-1)
+        return tokens, highest - logits.logsumexp(-1)
+    if config.temperature != 1:
+        logits = logits / config.temperature
+    logits = _truncate(logits, config)
+    tokens, log_total = _invert(logits, uniform)
+    return tokens, logits.gather(1, tokens[:, None])[:, 0] - log_total
+
+
+def _invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Token where the cumulative distribution of each row passes `uniform`, [S]; log of the normaliser, [S] float32.
+
+    The cumulative sum is taken over blocks of the vocabulary and then inside one block, so that only those few sums
+    are float64: one cumulative sum over everything costs more than the product that made the logits.
+    """
+    (slots, vocabulary), highest = logits.shape, logits.amax(-1)
+    # In the memory order of the logits, which come from the engine with the slots innermost.
+    weights = logits.new_zeros(-(-vocabulary // BLOCK) * BLOCK, slots).t()
+    torch.sub(logits, highest[:, None], out=weights[:, :vocabulary])
+    weights[:, :vocabulary].exp_()
+    blocks = weights.view(slots, -1, BLOCK)
+    cumulative = blocks.sum(-1).double().cumsum(-1)
+    block, rest = _search(cumulative, uniform * cumulative[:, -1])
+    inside, _ = _search(blocks[torch.arange(slots, device=block.device), block].double().cumsum(-1), rest)
+    return block * BLOCK + inside, highest + cumulative[:, -1].log().float()
+
+
+def _search(cumulative: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the first cumulative sum above the threshold, [S], and how far the threshold is beyond the one before."""
+    # Kept below the total, so that rounding cannot point beyond the last entry that is not 0.
     total = cumulative[:, -1]
-    threshold = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
-    tokens = torch.searchsorted(cumulative, threshold[:, None], right=True)
-    return tokens[:, 0], logps.gather(1, tokens)[:, 0]
+    threshold = torch.minimum(threshold, total.nextafter(torch.zeros_like(total)))[:, None]
+    index = torch.searchsorted(cumulative, threshold, right=True)
+    before = torch.where(index > 0, cumulative.gather(1, (index - 1).clamp(min=0)), 0.0)
+    return index[:, 0], (threshold - before)[:, 0]
 
 
-def _truncate(logps: Tensor, config: SamplingConfig) -> Tensor:
-    """Keep the top-k and then the top-p tokens and renormalise; [S, V] -> [S, V]."""
+def _truncate(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """Keep the logits of the top-k and then of the top-p tokens, -inf elsewhere; [S, V] -> [S, V]."""
     if not config.top_k and config.top_p == 1:
-        return logps
-    ordered, order = logps.sort(descending=True)
-    rank = torch.arange(logps.shape[1], device=logps.device)
-    keep = rank < (config.top_k or logps.shape[1])
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    keep = keep & (before < config.top_p)
-    kept = torch.zeros_like(logps, dtype=torch.bool).scatter(1, order, keep.expand_as(logps))
-    return logps.masked_fill(~kept, -torch.inf).log_softmax(-1)
+        return logits
+    ordered, order = logits.sort(descending=True)
+    # As elsewhere, top-p reads the probabilities that top-k left.
+    in_top_k = torch.arange(logits.shape[1], device=logits.device) < (config.top_k or logits.shape[1])
+    probabilities = ordered.masked_fill(~in_top_k, -torch.inf).softmax(-1)
+    keep = in_top_k & (probabilities.cumsum(-1) - probabilities < config.top_p)
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, keep.expand_as(logits))
+    return logits.masked_fill(~kept, -torch.inf)

@@ -25,16 +25,16 @@ class Policy(Protocol):
     device: device
 
     def features(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Image features of each prompt, [image tokens, D]; one run of the vision tower for all."""
+        """Image features of each prompt, [image tokens, W]; one run of the vision tower for all."""
 
     def embed(self, prompts: Sequence[Prompt], features: Sequence[Tensor]) -> list[Tensor]:
-        """Input embeddings of each prompt, [P, D], image features in place."""
+        """Input embeddings of each prompt, [P, W], image features in place; channels beyond D are 0 at text tokens."""
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """[...] int64 -> [..., D]."""
 
     def trunk(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: object | None = None) -> Tensor:
-        """[B, L, D], [3, B, L], bool [B, 1, L, S] (True: may attend) -> hidden [B, L, D] after the last norm."""
+        """[B, L, D or W], [3, B, L], bool [B, 1, L, S] (True: may attend) -> hidden [B, L, D] after the last norm."""
 
     def output_weight(self) -> Tensor:
         """[V, D] of the language-model head."""

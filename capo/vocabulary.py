@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-TILE_BYTES = 64 * 2**20  # temporary memory of a tile, unless the caller gives its width
+TILE_BYTES = 16 * 2**20  # temporary memory of a tile, unless the caller gives its width: it should stay in a cache
 MAX_ROWS = 2048  # hidden states multiplied at one time: enough to keep a GEMM busy
 # Logit of a banned token. Finite, because a tile may hold banned tokens only and -inf - (-inf) is NaN; its exponential
 # beside any real logit is 0.

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from models.processing import Prompt, ReportProcessor
@@ -16,11 +21,19 @@ from models.processing import Prompt, ReportProcessor
 # Bars over a second's work; those of the stages are what people want to see.
 disable_progress_bar()
 
-FAMILIES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
+FAMILIES = {
+    "qwen2_vl": Qwen2VLForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
+}
 
 
 class QwenVL(nn.Module):
-    """transformers' model, driven from embeddings, positions, a mask and a cache of the caller's."""
+    """transformers' model, driven from embeddings, positions, a mask and a cache of the caller's.
+
+    Qwen3-VL adds image features to the states behind its first layers too (DeepStack). They travel as further channels
+    of the features and of a prompt's embeddings, 0 at text, so that nobody but `trunk` has to know of them.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -28,7 +41,7 @@ class QwenVL(nn.Module):
         text = model.config.text_config
         self.hidden_size, self.vocab_size = text.hidden_size, text.vocab_size
         self.num_layers, self.num_kv_heads = text.num_hidden_layers, text.num_key_value_heads
-        self.head_dim = text.hidden_size // text.num_attention_heads
+        self.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
     @property
     def device(self) -> torch.device:
@@ -39,20 +52,22 @@ class QwenVL(nn.Module):
         return self.model.model.visual
 
     def features(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Image features of each prompt, [image tokens, D]; one run of the vision tower for all images."""
+        """Image features of each prompt, [image tokens, W]; one run of the vision tower for all images."""
         pixels = torch.cat([prompt.pixel_values for prompt in prompts]).to(self.device, self.output_weight().dtype)
         grids = torch.cat([prompt.image_grid_thw for prompt in prompts]).to(self.device)
-        merged = self.vision(pixels, grid_thw=grids).pooler_output
+        output = self.vision(pixels, grid_thw=grids)
+        merged = torch.cat([output.pooler_output, *(getattr(output, "deepstack_features", None) or ())], -1)
         merge = self.vision.spatial_merge_size**2
         return list(merged.split([int(p.image_grid_thw.prod(-1).sum()) // merge for p in prompts]))
 
     def embed(self, prompts: Sequence[Prompt], features: Sequence[Tensor]) -> list[Tensor]:
-        """Input embeddings of each prompt, [P, D], with its image features at the image tokens."""
+        """Input embeddings of each prompt, [P, W], with its image features at the image tokens."""
         embedded = []
         for prompt, images in zip(prompts, features, strict=True):
             ids = prompt.input_ids.to(self.device)
             is_image = (ids == self.model.config.image_token_id)[:, None]
             tokens = self.embed_tokens(ids)
+            tokens = nn.functional.pad(tokens, (0, images.shape[-1] - tokens.shape[-1]))
             embedded.append(tokens.masked_scatter(is_image, images.to(tokens.dtype)))
         return embedded
 
@@ -60,15 +75,25 @@ class QwenVL(nn.Module):
         return self.model.get_input_embeddings()(ids)
 
     def trunk(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: object | None = None) -> Tensor:
-        """[B, L, D], [3, B, L], bool [B, 1, L, S] -> hidden states [B, L, D] after the last norm."""
-        # A mask given as a dict is taken as it is; any other form would be rebuilt as a causal one.
+        """[B, L, D or W], [3, B, L], bool [B, 1, L, S] -> hidden states [B, L, D] after the last norm."""
+        embeds, *deeper = embeds.split(self.hidden_size, -1)
+        extra = {}
+        if deeper:
+            # At every position: the channels are 0 where there is text.
+            extra["visual_pos_masks"] = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+            extra["deepstack_visual_embeds"] = [part.flatten(0, 1) for part in deeper]
         return self.model.model.language_model(
             inputs_embeds=embeds,
             position_ids=positions,
-            attention_mask={"full_attention": mask},
+            attention_mask=self._as_it_is(mask),
             past_key_values=cache,
             use_cache=cache is not None,
+            **extra,
         ).last_hidden_state
+
+    def _as_it_is(self, mask: Tensor) -> Tensor | dict[str, Tensor]:
+        """The form in which this family takes a mask without building a causal one of its own."""
+        return mask if self.model.config.model_type == "qwen3_vl" else {"full_attention": mask}
 
     def output_weight(self) -> Tensor:
         return self.model.get_output_embeddings().weight

@@ -33,6 +33,35 @@ def test_top_k_and_top_p_keep_the_same_two_tokens():
         assert token == 1 and probability == pytest.approx(0.3 / 0.7, rel=1e-5)
 
 
+def test_top_p_reads_the_probabilities_that_top_k_left():
+    # Of 0.4, 0.3, 0.2 (top-k 3) the first two make 0.777: enough for 0.75, though 0.7 of the whole is not.
+    for uniform in (0.1, 0.99):
+        token, _ = pick(uniform, SamplingConfig(top_k=3, top_p=0.75))
+        assert token in (0, 1)
+
+
+def test_a_large_vocabulary_is_inverted_as_by_one_cumulative_sum():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(400, 2500, generator=generator)  # two blocks and a part of one
+    logits[:, 1000:1100] = -torch.inf  # nothing to find on both sides of a border between blocks
+    uniform = uniforms(3, 400)
+    tokens, logps = choose(logits, uniform, SamplingConfig(), torch.zeros(2500, dtype=torch.bool))
+    exact = logits.double().softmax(-1).cumsum(-1)
+    expected = torch.searchsorted(exact, uniform[:, None], right=True)[:, 0]
+    assert torch.equal(tokens, expected)
+    torch.testing.assert_close(logps, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
+def test_only_possible_tokens_are_chosen_at_either_end(uniform):
+    logits = torch.full((1, 3000), -torch.inf)
+    logits[0, [1023, 2048]] = torch.tensor([0.0, 1.0])  # the last of one block, the first of another
+    tokens, logps = choose(
+        logits, torch.tensor([uniform], dtype=torch.float64), SamplingConfig(), torch.zeros(3000, dtype=torch.bool)
+    )
+    assert int(tokens) in (1023, 2048) and logps.isfinite().all()
+
+
 def test_temperature_zero_is_greedy():
     assert pick(0.99, SamplingConfig(temperature=0.0)) == (0, pytest.approx(0.4, rel=1e-5))
 

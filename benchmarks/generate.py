@@ -1,0 +1,92 @@
+"""Reports of 64 studies, four each, of ragged lengths: ours against transformers' generate.
+
+Reports end at random after 48 tokens in the mean, at 128 at the latest. A batch waits for its longest report; slots do
+not.
+"""
+
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from checkpoint import build, prompt
+from harness import arguments, compare
+
+STUDIES, GROUP, MEAN, LIMIT = 64, 4, 48, 128
+
+
+def loaded(folder: Path, studies: int):
+    from models.processing import ProcessorConfig, ReportProcessor
+    from models.qwen_vl import load
+
+    processor = ReportProcessor.load(folder, ProcessorConfig())
+    return load(folder), processor, [prompt(processor, number, pixels=224) for number in range(studies)]
+
+
+def ours(folder: Path, studies: int) -> Callable[[], float]:
+    """Tokens a second; slots for 32 reports side by side."""
+    from capo.rollout import Request, rollout
+    from capo.sampling import SamplingConfig, sample_seed
+    from evaluate import banned_mask
+
+    policy, processor, prompts = loaded(folder, studies)
+    sampling, banned = SamplingConfig(max_new_tokens=LIMIT), banned_mask(policy, processor)
+
+    def work() -> float:
+        requests = (Request(p, tuple(sample_seed(0, "bench", 0, p.study_id, i) for i in range(GROUP))) for p in prompts)
+        reports = rollout(policy, requests, sampling=sampling, eos_id=processor.eos_id, banned=banned, slots=32)
+        return float(sum(len(report.response_ids) for report in reports))
+
+    return work
+
+
+def generate(folder: Path, studies: int, batch: int) -> Callable[[], float]:
+    """`num_return_sequences=4`; prompts are of one length, so that no padding is needed."""
+    policy, processor, prompts = loaded(folder, studies)
+    model, image = policy.model, policy.model.config.image_token_id
+
+    def work() -> float:
+        tokens = 0
+        torch.manual_seed(0)
+        for start in range(0, studies, batch):
+            part = prompts[start : start + batch]
+            ids = torch.stack([p.input_ids for p in part])
+            written = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                mm_token_type_ids=(ids == image).int(),
+                pixel_values=torch.cat([p.pixel_values for p in part]),
+                image_grid_thw=torch.cat([p.image_grid_thw for p in part]),
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                num_return_sequences=GROUP,
+                max_new_tokens=LIMIT,
+                eos_token_id=processor.eos_id,
+                pad_token_id=-1,
+                suppress_tokens=list(processor.banned_ids),
+            )[:, ids.shape[1] :]
+            tokens += int((written != -1).sum())
+        return float(tokens)
+
+    return work
+
+
+if __name__ == "__main__":
+    options = arguments(__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        build(path, mean_length=MEAN)
+        compare(
+            "generate",
+            {
+                "RadFlow, 32 slots": functools.partial(ours, path, STUDIES),
+                "RadFlow, 32 slots, 16 studies": functools.partial(ours, path, STUDIES // 4),
+                "generate, 8 studies x 4": functools.partial(generate, path, STUDIES, 8),
+                "generate, 1 study x 4": functools.partial(generate, path, STUDIES, 1),
+            },
+            setting=f"{STUDIES} x {GROUP} reports, {MEAN} tokens in the mean, at most {LIMIT}; checksum: tokens",
+            rounds=options.rounds,
+            threads=options.threads,
+        )

@@ -1,0 +1,65 @@
+"""One update on G reports of a study: the prompt once with all reports behind it, against one padded row a report.
+
+The speed-up should come near the ratio of tokens, G (P + T) / (P + G T); the last column of the JSON says how near.
+"""
+
+import functools
+import tempfile
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import torch
+from checkpoint import build
+from harness import arguments, compare
+
+PROMPTS, REPORTS, GROUPS = (400, 700, 1400), (80, 200), (4, 8)
+
+
+class TextPrompt:
+    """A prompt of text alone: the vision tower is the same work in both layouts and would only blur the ratio."""
+
+    def __init__(self, length: int) -> None:
+        self.study_id, self.next_position = "bench", length
+        self.input_ids = torch.randint(0, 1000, (length,), generator=torch.Generator().manual_seed(length))
+        self.positions = torch.arange(length).expand(3, length)
+
+
+def update(folder: Path, length: int, tokens: int, group: int, *, packed: bool) -> Callable[[], float]:
+    """Forward and backward of LoRA matrices, log-probabilities summed."""
+    from capo.packing import pack, report_logps
+    from models.lora import LoraConfig, add_lora
+    from models.qwen_vl import load
+
+    policy = load(folder)
+    add_lora(policy, LoraConfig(), seed=0)
+    prompt = TextPrompt(length)
+    generator = torch.Generator().manual_seed(0)
+    reports = [torch.randint(0, 1000, (tokens,), generator=generator) for _ in range(group)]
+    layout = pack([prompt], [reports]) if packed else pack([prompt] * group, [[report] for report in reports])
+    none = [torch.zeros(0, policy.hidden_size)] * len(layout.prompts)
+
+    def work() -> float:
+        report_logps(policy, layout, features=none)[0].sum().backward()
+        return float(sum(p.grad.norm() for p in policy.parameters() if p.grad is not None))
+
+    return work
+
+
+if __name__ == "__main__":
+    options = arguments(__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        build(path)
+        variants = {}
+        for length, tokens, group in product(PROMPTS, REPORTS, GROUPS):
+            setting = f"P {length}, T {tokens}, G {group}"
+            variants[f"{setting}, packed"] = functools.partial(update, path, length, tokens, group, packed=True)
+            variants[f"{setting}, padded"] = functools.partial(update, path, length, tokens, group, packed=False)
+        compare(
+            "packing",
+            variants,
+            setting="forward and backward of one study, LoRA rank 8, float32, vocabulary of 151,936",
+            rounds=options.rounds,
+            threads=options.threads,
+        )
