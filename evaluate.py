@@ -31,6 +31,7 @@ from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import QwenVL, load
 from rewards.hierarchy import HierarchicalReward, RewardConfig
 from rewards.statistics import bootstrap_mean, distinct_share, paired_bootstrap
+from rollouts import watched
 
 Columns = dict[str, list[float | None]]  # metric -> one value a study; None: the reference does not define it
 
@@ -92,7 +93,7 @@ def write_reports(
         policy, requests, sampling=sampling, eos_id=processor.eos_id,
         banned=banned_mask(policy, processor), slots=config.slots,
     )  # fmt: skip
-    for report in tqdm(written, title, total=len(studies), unit="report", disable=None, mininterval=1):
+    for report in watched(written, title, len(studies)):
         reports[position[report.study_id]] = processor.decode(report.response_ids)
     return reports
 

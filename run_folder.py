@@ -77,7 +77,7 @@ def open_run(folder: Path, config: Any, *, may_change: Sequence[str] = ()) -> It
     """Hold a run folder for one process, and refuse to continue it under another config.
 
     Args:
-        may_change: top-level keys that a resumed run may set differently.
+        may_change: keys, top-level or dotted, that a resumed run may set differently.
 
     Raises:
         ValueError: the folder is in use, or holds a run of another config (the keys that differ are named).
@@ -112,7 +112,7 @@ def _keep_config(path: Path, config: dict[str, Any], may_change: Sequence[str]) 
         differing = [
             f"{key} was {old}, is {new}"
             for key, (old, new) in _differences(before, config).items()
-            if key.split(".")[0] not in may_change
+            if key not in may_change and key.split(".")[0] not in may_change
         ]
         if differing:
             raise ValueError(

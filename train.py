@@ -11,7 +11,6 @@ A run that was killed goes on where it stopped when the same command is started 
 import copy
 import json
 import os
-import statistics
 import sys
 import time
 from collections import Counter
@@ -23,16 +22,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from capo.advantages import group_advantages
 from capo.checkpoint import load_checkpoint, save_checkpoint
-from capo.clipping import critical_clip
 from capo.explore import ExploreConfig, composite_score, select_hard
 from capo.journal import Journal, read_lines, write_json, write_lines, write_whole
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
 from capo.sft import SftConfig, imitate
 from capo.trainer import RlConfig, Trainer
-from capo.types import Case, Rollout
 from capo.warmup import LabelReader, WarmupConfig, read_labels
 from data.augment import jitter
 from data.batches import shuffled_batches
@@ -56,9 +52,10 @@ from models.lora import adapters_off, add_lora, merge_lora
 from models.processing import ReportProcessor
 from models.qwen_vl import QwenVL, freeze_vision, load
 from models.start import ModelConfig, start_path
-from rewards.base import Score
 from rewards.criticality import CriticalityRules
 from rewards.hierarchy import HierarchicalReward, RewardConfig
+from rewards.workers import RewardWorkers
+from rollouts import Batch, sample_and_score, watched, write_batch
 from run_folder import open_run, read_config
 
 STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate")
@@ -99,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     try:
         refuse_many_ranks()
-        with open_run(config.run_dir, config, may_change=("run_dir", "stages")):
+        with open_run(config.run_dir, config, may_change=("run_dir", "stages", "reward.workers")):
             run(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -264,25 +261,19 @@ def reinforce(
         len(studies), min(config.rl.studies_per_step, len(studies)), seed=config.seed + 1, start_step=first,
         weights=balanced_weights(studies, reward, config.rl.balance),
     )  # fmt: skip
-    for step in (bar := progress("CAPO", first, config.rl.steps)):
-        began = time.perf_counter()
-        batch = [studies[i] for i in next(batches)]
-        groups = sample(policy, processor, batch, config, step, banned)
-        sampled = time.perf_counter()
-        scores = score(reward, processor, batch, groups)
-        rewarded = time.perf_counter()
-        cases, spread = assemble(processor, batch, groups, scores, critical, config.rl)
-        row = trainer.improve(cases, config.rl, temperature=config.rollout.temperature, banned=banned)
-        write_rollouts(folder / "rollouts" / f"step_{step:06d}.jsonl", batch, processor, cases, scores, config.rl)
-        seconds = {
-            "seconds_rollout": sampled - began,
-            "seconds_reward": rewarded - sampled,
-            "seconds_update": time.perf_counter() - rewarded,
-        }
-        row = {"step": step, **reward_metrics(scores, groups), **spread, **row, **seconds}
-        journal.append(row)
-        bar.set_postfix(reward=f"{row['reward']:.3f}", kl=f"{row['kl']:.4f}")
-        keep(trainer, folder, step + 1, config.rl.checkpoint_every)
+    with RewardWorkers(config.reward, parse_sections) as workers:
+        for step in (bar := progress("CAPO", first, config.rl.steps)):
+            chosen = [studies[i] for i in next(batches)]
+            batch = sample(policy, processor, chosen, config, step, banned, workers)
+            cases, spread = batch.cases(critical, config.rl)
+            began = time.perf_counter()
+            row = trainer.improve(cases, config.rl, temperature=config.rollout.temperature, banned=banned)
+            row["seconds_update"] = time.perf_counter() - began
+            write_batch(folder / "rollouts" / f"step_{step:06d}.jsonl", batch, cases, config.rl)
+            row = {"step": step, **batch.metrics(), **spread, **row}
+            journal.append(row)
+            bar.set_postfix(reward=f"{row['reward']:.3f}", kl=f"{row['kl']:.4f}")
+            keep(trainer, folder, step + 1, config.rl.checkpoint_every)
     merge_lora(policy)
     policy.save(folder / "model", processor)
 
@@ -294,8 +285,9 @@ def sample(
     config: Config,
     step: int,
     banned: torch.Tensor,
-) -> list[list[Rollout]]:
-    """G reports for each study, in the order of `studies`."""
+    workers: RewardWorkers,
+) -> Batch:
+    """G reports for each study, and their rewards."""
     requests = [
         Request(
             prompt_of(processor, study),
@@ -303,50 +295,11 @@ def sample(
         )
         for study in studies
     ]
-    groups: dict[str, dict[int, Rollout]] = {study.id: {} for study in studies}
-    for report in rollout(
+    written = rollout(
         policy, requests, sampling=config.rollout, eos_id=processor.eos_id, banned=banned, slots=config.evaluate.slots
-    ):
-        groups[report.study_id][report.sample] = report
-    return [[groups[study.id][i] for i in range(config.rl.group_size)] for study in studies]
-
-
-def score(
-    reward: HierarchicalReward,
-    processor: ReportProcessor,
-    studies: Sequence[Study],
-    groups: Sequence[Sequence[Rollout]],
-) -> list[list[Score]]:
-    """Reward of every report; text in, numbers out."""
-    texts = [processor.decode(report.response_ids) for group in groups for report in group]
-    references = [study.report for study, group in zip(studies, groups, strict=True) for _ in group]
-    scores = iter(reward(texts, references))
-    return [[next(scores) for _ in group] for group in groups]
-
-
-def assemble(
-    processor: ReportProcessor,
-    studies: Sequence[Study],
-    groups: Sequence[Sequence[Rollout]],
-    scores: Sequence[Sequence[Score]],
-    critical: dict[str, bool],
-    config: RlConfig,
-) -> tuple[list[Case], dict[str, float]]:
-    """Advantages within each study, and the cases of one optimiser batch."""
-    totals = [float("nan") if s.total is None else s.total for group in scores for s in group]
-    members = [number for number, group in enumerate(groups) for _ in group]
-    result = group_advantages(torch.tensor(totals), torch.tensor(members), eps=config.advantage_eps)
-    advantages = iter(result.advantages.split([len(group) for group in groups]))
-    cases = [
-        Case(prompt_of(processor, study), tuple(group), next(advantages), critical[study.id])
-        for study, group in zip(studies, groups, strict=True)
-    ]
-    spread = {
-        "zero_std_groups": result.num_zero_std,
-        "missing_rewards": result.num_missing,
-        "critical_studies": sum(case.critical for case in cases),
-    }
-    return cases, spread
+    )
+    written = watched(written, f"rollouts of step {step}", len(studies) * config.rl.group_size, leave=False)
+    return sample_and_score(written, requests, studies, processor.decode, workers)
 
 
 def compare(
@@ -429,6 +382,8 @@ def prepare_training(policy: QwenVL, config: Config, *, seed: int, train_vision:
     With LoRA that is the policy with its adapters off (the SFT adapters are merged by then, so off is not the base
     model); training all weights needs a copy.
     """
+    if config.model.recompute_activations:
+        policy.recompute_activations()
     if config.model.training == "lora":
         add_lora(policy, config.model.lora, seed=seed)
         return lambda: adapters_off(policy)
@@ -469,50 +424,6 @@ def hard_studies(folder: Path, corpus: Corpus) -> list[Study]:
     selection = json.loads((folder / "explore" / "selection.json").read_text(encoding="utf-8"))
     by_id = {study.id: study for study in corpus.train}
     return [by_id[study_id] for study_id in selection["selected"]]
-
-
-def reward_metrics(scores: Sequence[Sequence[Score]], groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
-    """Means over the step's reports: total, each part where it is known, length, truncation."""
-    flat = [s for group in scores for s in group]
-    totals = [s.total for s in flat if s.total is not None]
-    reports = [report for group in groups for report in group]
-    row = {"reward": statistics.fmean(totals), "reward_std": statistics.pstdev(totals)}
-    for name in flat[0].parts:
-        known = [s.parts[name] for s in flat if s.parts[name] is not None]
-        row[f"reward_{name}"] = statistics.fmean(known) if known else None
-    row["length"] = statistics.fmean(len(report.response_ids) for report in reports)
-    row["truncated"] = statistics.fmean(report.truncated for report in reports)
-    return row
-
-
-def write_rollouts(
-    path: Path,
-    studies: Sequence[Study],
-    processor: ReportProcessor,
-    cases: Sequence[Case],
-    scores: Sequence[Sequence[Score]],
-    config: RlConfig,
-) -> None:
-    """Every report of a step with every part of its reward, its advantage and its clip range."""
-    flags = torch.tensor([case.critical for case in cases])
-    clips = critical_clip(flags, eps_normal=config.eps_normal, tightening=config.tightening).tolist()
-    rows = []
-    for study, case, group, clip in zip(studies, cases, scores, clips, strict=True):
-        reports = [
-            {
-                "report": processor.decode(report.response_ids),
-                "tokens": len(report.response_ids),
-                "truncated": report.truncated,
-                "total": item.total,
-                "parts": dict(item.parts),
-                "advantage": advantage,
-            }
-            for report, item, advantage in zip(case.rollouts, group, case.advantages.tolist(), strict=True)
-        ]
-        rows.append(
-            {"id": study.id, "critical": case.critical, "eps": clip, "reference": study.report, "reports": reports}
-        )
-    write_lines(path, rows)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def _invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _search(cumulative: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the first cumulative sum above the threshold, [S], and how far the threshold is beyond the one before."""
+    """First cumulative sum above the threshold, [S], and how far the threshold is beyond the sum before it."""
     # Kept below the total, so that rounding cannot point beyond the last entry that is not 0.
     total = cumulative[:, -1]
     threshold = torch.minimum(threshold, total.nextafter(torch.zeros_like(total)))[:, None]

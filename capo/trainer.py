@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +100,7 @@ class _Scored:
 
     layout: Layout
     features: list[Tensor] | None  # None when the vision tower is trained
-    behaviour_logps: Tensor  # [R, T], on the training path
+    sampled_logps: Tensor  # [R, T], the sampler's own
     reference_logps: Tensor  # [R, T]
     advantages: Tensor  # [R]
     critical: Tensor  # [R] bool
@@ -176,14 +177,22 @@ class Trainer:
         if config.mini_batches > len(cases):
             raise ValueError(f"expected at least {config.mini_batches} studies (rl.mini_batches), got {len(cases)}")
         before, losses = ScoringMetrics(), LossMetrics()
+        options = {"temperature": temperature, "banned": banned}
         parts = [cases[i :: config.mini_batches] for i in range(config.mini_batches)]
-        scored = [[self._score(micro, temperature, banned, before) for micro in self._micro_batches(p)] for p in parts]
+        micros = [[self._prepare(rows, options) for rows in self._micro_batches(part)] for part in parts]
+        # The first part meets the very policy that sampled: its first training pass gives the behaviour logps as well.
+        behaviour = [[None] * len(micros[0])] + [[self._behaviour(m, options, before) for m in p] for p in micros[1:]]
         steps = []
         for _ in range(config.inner_epochs):
-            for part, micros in zip(parts, scored, strict=True):
+            for number, part in enumerate(parts):
                 num_reports = sum(len(case.rollouts) for case in part)
-                for micro in micros:
-                    self._backward(micro, config, temperature, banned, num_reports, losses)
+                for place, micro in enumerate(micros[number]):
+                    known = behaviour[number][place]
+                    logps, entropy = report_logps(self.policy, micro.layout, features=micro.features, **options)
+                    if known is None:
+                        known = behaviour[number][place] = logps.detach()
+                        self._compare(micro, known, entropy, before)
+                    self._backward(micro, logps, known, config, num_reports, losses)
                 steps.append(self.step())
         gradient = sum(step["grad_norm"] for step in steps) / len(steps)
         metrics = {**asdict(losses.read(num_updates=len(steps))), **before.read()}
@@ -194,48 +203,47 @@ class Trainer:
         return [[cases[i] for i in rows] for rows in micro_batches(lengths, self.config.token_budget)]
 
     @torch.no_grad()
-    def _score(
-        self, cases: Sequence[Case], temperature: float, banned: Tensor | None, before: ScoringMetrics
-    ) -> _Scored:
-        """Behaviour and reference log-probabilities in the very layout that is trained on.
-
-        The sampler's own log-probabilities come from another path and differ in the last digits (in bf16 by more
-        than a critical case's clip range), so they are only compared, never used.
-        """
+    def _prepare(self, cases: Sequence[Case], options: dict[str, Any]) -> _Scored:
+        """The layout of a micro-batch, and reference log-probabilities in it."""
         layout = pack([case.prompt for case in cases], [[r.response_ids for r in case.rollouts] for case in cases])
         layout = layout.to(self.policy.device)
         features = self.policy.features(layout.prompts) if self.frozen_vision else None
-        options = {"features": features, "temperature": temperature, "banned": banned}
-        behaviour, entropy = report_logps(self.policy, layout, **options)
         with self.reference() as reference:
-            reference_logps, _ = report_logps(reference, layout, **options)
-        sampled = layout.pad(torch.cat([r.behaviour_logps for case in cases for r in case.rollouts]).to(behaviour))
-        before.add(sampled, behaviour, k3(behaviour, reference_logps, layout.mask), entropy, layout.mask)
+            reference_logps, _ = report_logps(reference, layout, features=features, **options)
+        sampled = torch.cat([r.behaviour_logps for case in cases for r in case.rollouts])
         return _Scored(
             layout=layout,
             features=features,
-            behaviour_logps=behaviour,
+            sampled_logps=layout.pad(sampled.to(reference_logps)),
             reference_logps=reference_logps,
-            advantages=torch.cat([case.advantages for case in cases]).to(behaviour),
-            critical=torch.tensor([case.critical for case in cases for _ in case.rollouts], device=behaviour.device),
+            advantages=torch.cat([case.advantages for case in cases]).to(reference_logps),
+            critical=torch.tensor([case.critical for case in cases for _ in case.rollouts], device=layout.mask.device),
         )
 
+    @torch.no_grad()
+    def _behaviour(self, micro: _Scored, options: dict[str, Any], before: ScoringMetrics) -> Tensor:
+        """Log-probabilities of the policy that sampled, [R, T], in the very layout that is trained on.
+
+        The sampler's own come from another path and differ in the last digits (in bf16 by more than a critical case's
+        clip range), so they are only compared, never used.
+        """
+        behaviour, entropy = report_logps(self.policy, micro.layout, features=micro.features, **options)
+        self._compare(micro, behaviour, entropy, before)
+        return behaviour
+
+    @staticmethod
+    def _compare(micro: _Scored, behaviour: Tensor, entropy: Tensor, before: ScoringMetrics) -> None:
+        mask = micro.layout.mask
+        before.add(micro.sampled_logps, behaviour, k3(behaviour, micro.reference_logps, mask), entropy, mask)
+
+    @staticmethod
     def _backward(
-        self,
-        micro: _Scored,
-        config: RlConfig,
-        temperature: float,
-        banned: Tensor | None,
-        num_reports: int,
-        losses: LossMetrics,
+        micro: _Scored, logps: Tensor, behaviour: Tensor, config: RlConfig, num_reports: int, losses: LossMetrics
     ) -> None:
-        logps, _ = report_logps(
-            self.policy, micro.layout, features=micro.features, temperature=temperature, banned=banned
-        )
         clip = critical_clip(micro.critical, eps_normal=config.eps_normal, tightening=config.tightening)
         terms = capo_loss(
             logps,
-            micro.behaviour_logps,
+            behaviour,
             micro.advantages,
             micro.layout.mask,
             clip=clip,

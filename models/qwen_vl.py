@@ -14,6 +14,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from models.processing import Prompt, ReportProcessor
@@ -42,6 +43,7 @@ class QwenVL(nn.Module):
         self.hidden_size, self.vocab_size = text.hidden_size, text.vocab_size
         self.num_layers, self.num_kv_heads = text.num_hidden_layers, text.num_key_value_heads
         self.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        self._recomputed: list[GradientCheckpointingLayer] = []
 
     @property
     def device(self) -> torch.device:
@@ -51,10 +53,21 @@ class QwenVL(nn.Module):
     def vision(self) -> nn.Module:
         return self.model.model.visual
 
+    def recompute_activations(self) -> None:
+        """From now on a training pass keeps each layer's input only and computes the rest again on its way back."""
+        self.model.activation_checkpointing_enable()
+        self._recomputed = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    def _mark(self, recompute: bool) -> None:
+        # transformers reads `training`, and drops a cache where it is set; modules inside the layer stay in eval mode.
+        for layer in self._recomputed:
+            layer.training = recompute
+
     def features(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         """Image features of each prompt, [image tokens, W]; one run of the vision tower for all images."""
         pixels = torch.cat([prompt.pixel_values for prompt in prompts]).to(self.device, self.output_weight().dtype)
         grids = torch.cat([prompt.image_grid_thw for prompt in prompts]).to(self.device)
+        self._mark(torch.is_grad_enabled())
         output = self.vision(pixels, grid_thw=grids)
         merged = torch.cat([output.pooler_output, *(getattr(output, "deepstack_features", None) or ())], -1)
         merge = self.vision.spatial_merge_size**2
@@ -82,6 +95,7 @@ class QwenVL(nn.Module):
             # At every position: the channels are 0 where there is text.
             extra["visual_pos_masks"] = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
             extra["deepstack_visual_embeds"] = [part.flatten(0, 1) for part in deeper]
+        self._mark(torch.is_grad_enabled() and cache is None)
         return self.model.model.language_model(
             inputs_embeds=embeds,
             position_ids=positions,

@@ -20,6 +20,8 @@ class ModelConfig:
     """Train LoRA adapters on a frozen base, or all weights (needed when they start random)."""
     rl_vision: Literal["frozen", "trained"] = "frozen"
     """The vision tower under CAPO, with training full: frozen, its features are computed once a step."""
+    recompute_activations: bool = False
+    """Keep each layer's input only and compute the rest again in the backward pass: less memory, a third more time."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     tiny: TinyConfig = field(default_factory=TinyConfig)
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)

@@ -37,8 +37,12 @@ class RewardConfig:
     """Weight of the consistency of Findings and Impression, -1 or 1."""
     gamma: float = 1.0
     """Weight of the label F1 of the Impression, in [0, 1]."""
+    workers: int = 1
+    """Processes that score groups while others are decoded; 0 scores in the main process. It changes no number."""
 
     def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"expected reward.workers of at least 0, got {self.workers}")
         weights = (self.syntax, self.domain, self.consistent, self.gamma)
         if min(weights) < 0 or max(weights) == 0:
             raise ValueError(f"expected reward weights not negative and not all zero, got {weights}")

@@ -1,0 +1,73 @@
+"""Rewards in processes of their own: while one group is scored, the reports of others are still being decoded."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+
+import loky
+
+from rewards.base import Score
+from rewards.hierarchy import HierarchicalReward, RewardConfig, Sections
+
+Parser = Callable[[str], Sections]
+
+
+class RewardWorkers:
+    """Scores groups of reports; a context manager, whose processes end with it.
+
+    Args:
+        config: of the reward; `config.workers` processes, with 0 each group is scored at once in this process.
+        parse: section parser, a function that can be imported by name.
+    """
+
+    def __init__(self, config: RewardConfig, parse: Parser) -> None:
+        self._executor, self._reward = None, None
+        if config.workers:
+            # loky's processes import what they need and not the program that started them, which loads a model library.
+            self._executor = loky.ProcessPoolExecutor(config.workers, initializer=_prepare, initargs=(config, parse))
+        else:
+            self._reward = HierarchicalReward.from_config(config, parse)
+
+    def submit(self, candidates: Sequence[str], references: Sequence[str]) -> "Future[list[Score]]":
+        """Begin to score; `scores_of` waits for the result."""
+        if self._executor is not None:
+            return self._executor.submit(_score, list(candidates), list(references))
+        done: Future[list[Score]] = Future()
+        done.set_result(self._reward(candidates, references))
+        return done
+
+    def __enter__(self) -> "RewardWorkers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(kill_workers=True)
+
+
+def scores_of(future: "Future[list[Score]]", *, study_id: str) -> list[Score]:
+    """Scores of one group.
+
+    Raises:
+        RuntimeError: a worker process died, or the reward failed on this group.
+    """
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"study {study_id}: a reward worker died before it scored these reports, perhaps for want of memory; "
+            "lower reward.workers, or set it to 0 to score in the main process"
+        ) from error
+    except Exception as error:
+        raise RuntimeError(f"study {study_id}: its reports could not be scored: {error}") from error
+
+
+_reward: HierarchicalReward | None = None  # of a worker process
+
+
+def _prepare(config: RewardConfig, parse: Parser) -> None:
+    global _reward
+    _reward = HierarchicalReward.from_config(config, parse)
+
+
+def _score(candidates: list[str], references: list[str]) -> list[Score]:
+    return _reward(candidates, references)

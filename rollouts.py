@@ -1,0 +1,141 @@
+"""One batch of rollouts: sampled, scored while others are still decoded, made into cases, written down."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from capo.advantages import group_advantages
+from capo.clipping import critical_clip
+from capo.journal import write_lines
+from capo.rollout import Request
+from capo.trainer import RlConfig
+from capo.types import Case, Prompt, Rollout
+from data.studies import Study
+from rewards.base import Score
+from rewards.workers import RewardWorkers, scores_of
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The studies of one step with G reports each, in the order of their sample index, and what these scored."""
+
+    studies: tuple[Study, ...]
+    prompts: tuple[Prompt, ...]
+    groups: tuple[tuple[Rollout, ...], ...]
+    texts: tuple[tuple[str, ...], ...]
+    scores: tuple[tuple[Score, ...], ...]
+    seconds_rollout: float
+    seconds_reward: float  # spent waiting for rewards after the last report was there
+
+    def cases(self, critical: Mapping[str, bool], config: RlConfig) -> tuple[list[Case], dict[str, float]]:
+        """Advantages within each study, and the cases of one optimiser batch."""
+        totals = [float("nan") if s.total is None else s.total for group in self.scores for s in group]
+        members = [number for number, group in enumerate(self.groups) for _ in group]
+        result = group_advantages(torch.tensor(totals), torch.tensor(members), eps=config.advantage_eps)
+        advantages = result.advantages.split([len(group) for group in self.groups])
+        cases = [
+            Case(prompt, group, values, critical[study.id])
+            for prompt, group, values, study in zip(self.prompts, self.groups, advantages, self.studies, strict=True)
+        ]
+        spread = {
+            "zero_std_groups": result.num_zero_std,
+            "missing_rewards": result.num_missing,
+            "critical_studies": sum(case.critical for case in cases),
+        }
+        return cases, spread
+
+    def metrics(self) -> dict[str, float | None]:
+        """Means over the step's reports: total, each part where it is known, length, truncation; where time went."""
+        flat = [s for group in self.scores for s in group]
+        totals = [s.total for s in flat if s.total is not None]
+        reports = [report for group in self.groups for report in group]
+        row: dict[str, float | None] = {
+            "reward": statistics.fmean(totals) if totals else None,
+            "reward_std": statistics.pstdev(totals) if totals else None,
+        }
+        for name in flat[0].parts:
+            known = [s.parts[name] for s in flat if s.parts[name] is not None]
+            row[f"reward_{name}"] = statistics.fmean(known) if known else None
+        row["length"] = statistics.fmean(len(report.response_ids) for report in reports)
+        row["truncated"] = statistics.fmean(report.truncated for report in reports)
+        return {**row, "seconds_rollout": self.seconds_rollout, "seconds_reward": self.seconds_reward}
+
+
+def sample_and_score(
+    written: Iterable[Rollout],
+    requests: Sequence[Request],
+    studies: Sequence[Study],
+    decode: Callable[[torch.Tensor], str],
+    workers: RewardWorkers,
+) -> Batch:
+    """Collect the reports of every request; a group goes to the reward as soon as its last report is there.
+
+    Args:
+        written: the reports of `requests`, as the engine ends them.
+        studies: of the requests, in their order.
+    """
+    began = time.perf_counter()
+    groups: dict[str, dict[int, Rollout]] = {study.id: {} for study in studies}
+    sizes = {request.prompt.study_id: len(request.seeds) for request in requests}
+    references = {study.id: study.report for study in studies}
+    texts, pending = {}, {}
+    for report in written:
+        group = groups[report.study_id]
+        group[report.sample] = report
+        if len(group) == sizes[report.study_id]:
+            texts[report.study_id] = tuple(decode(group[i].response_ids) for i in range(len(group)))
+            pending[report.study_id] = workers.submit(
+                texts[report.study_id], [references[report.study_id]] * len(group)
+            )
+    sampled = time.perf_counter()
+    scores = {study.id: tuple(scores_of(pending[study.id], study_id=study.id)) for study in studies}
+    return Batch(
+        studies=tuple(studies),
+        prompts=tuple(request.prompt for request in requests),
+        groups=tuple(tuple(groups[study.id][i] for i in range(len(groups[study.id]))) for study in studies),
+        texts=tuple(texts[study.id] for study in studies),
+        scores=tuple(scores[study.id] for study in studies),
+        seconds_rollout=sampled - began,
+        seconds_reward=time.perf_counter() - sampled,
+    )
+
+
+def watched(written: Iterable[Rollout], title: str, total: int, *, leave: bool = True) -> Iterator[Rollout]:
+    """The reports as they come, behind a bar with reports and tokens a second."""
+    began, tokens = time.perf_counter(), 0
+    with tqdm(total=total, desc=title, unit="report", disable=None, mininterval=1, leave=leave) as bar:
+        for report in written:
+            tokens += len(report.response_ids)
+            bar.set_postfix_str(f"{tokens / (time.perf_counter() - began):.0f} tokens/s", refresh=False)
+            bar.update()
+            yield report
+
+
+def write_batch(path: Path, batch: Batch, cases: Sequence[Case], config: RlConfig) -> None:
+    """Every report of a step with every part of its reward, its advantage and its clip range."""
+    flags = torch.tensor([case.critical for case in cases])
+    clips = critical_clip(flags, eps_normal=config.eps_normal, tightening=config.tightening).tolist()
+    rows = []
+    for study, case, texts, scores, clip in zip(batch.studies, cases, batch.texts, batch.scores, clips, strict=True):
+        reports = [
+            {
+                "report": text,
+                "tokens": len(report.response_ids),
+                "truncated": report.truncated,
+                "total": item.total,
+                "parts": dict(item.parts),
+                "advantage": advantage,
+            }
+            for text, report, item, advantage in zip(
+                texts, case.rollouts, scores, case.advantages.tolist(), strict=True
+            )
+        ]
+        rows.append(
+            {"id": study.id, "critical": case.critical, "eps": clip, "reference": study.report, "reports": reports}
+        )
+    write_lines(path, rows)
