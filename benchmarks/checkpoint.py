@@ -17,8 +17,8 @@ VOCABULARY = 151_936
 SIZE = TinyConfig(hidden_size=512, layers=8, heads=8, kv_heads=2, vision_hidden=256, vision_depth=4)
 
 
-def build(directory: Path, *, mean_length: int | None = None) -> None:
-    """Write the checkpoint; 0.2 B parameters in float32.
+def build(directory: Path, *, vocabulary: int = VOCABULARY, mean_length: int | None = None) -> None:
+    """Write the checkpoint; 0.2 B parameters in float32 with the published vocabulary.
 
     Args:
         mean_length: of a report in tokens, until it is cut; None makes EOS as unlikely as any other token.
@@ -26,7 +26,7 @@ def build(directory: Path, *, mean_length: int | None = None) -> None:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(prompt_texts() * 20, SIZE.vocab_size)
     config = architecture(SIZE, tokenizer)
-    config.text_config.vocab_size = VOCABULARY
+    config.text_config.vocab_size = vocabulary
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
     policy = QwenVL(Qwen2_5_VLForConditionalGeneration(config).eval())
     processor = ReportProcessor(tokenizer, image_processor(SIZE), ProcessorConfig())

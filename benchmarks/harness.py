@@ -25,9 +25,11 @@ class Result:
     """One variant."""
 
     seconds: float  # median over the rounds
-    ratio: float  # median over the rounds of its seconds divided by the first variant's of that round
+    ratio: float  # median over the rounds of its seconds divided by those of the variant it is compared with
     peak_mb: float  # largest over the rounds, above the inputs
+    resident_mb: float  # largest over the rounds, all that the process held
     checksum: float  # of the result, to see that all variants did the same work
+    per_second: float  # median over the rounds of the checksum, where it counts something, by the seconds
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -45,33 +47,39 @@ def compare(
     rounds: int,
     threads: int,
     facts: Mapping[str, float] | None = None,
+    against: Mapping[str, str] | None = None,
+    unit: str | None = None,
 ) -> None:
     """Measure, print a table and write results/NAME.json.
 
     Args:
         variants: for each, a function of a module's top level that makes its inputs and returns the work; the work
-            returns a checksum. The first variant is what the others are compared with.
+            returns a checksum.
         setting: what was measured, in words.
         facts: further figures for the JSON.
+        unit: what the checksum counts; the table then has a column for how many of it a second.
+        against: the variant that one is compared with; by default the first of all.
     """
-    runs: dict[str, list[tuple[float, float, float]]] = {variant: [] for variant in variants}
+    runs: dict[str, list[tuple[float, float, float, float]]] = {variant: [] for variant in variants}
     for number in range(rounds):
         for variant, prepare in variants.items():
             print(f"round {number + 1} of {rounds}: {variant}", flush=True)
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 runs[variant].append(pool.apply(_measure, (prepare, threads)))
-    first = runs[next(iter(variants))]
-    results = {
-        variant: Result(
-            seconds=statistics.median(seconds for seconds, _, _ in measured),
-            ratio=statistics.median(mine[0] / base[0] for mine, base in zip(measured, first, strict=True)),
-            peak_mb=max(peak for _, peak, _ in measured),
-            checksum=measured[0][2],
+    first = next(iter(variants))
+    results = {}
+    for variant, measured in runs.items():
+        base = runs[(against or {}).get(variant, first)]
+        results[variant] = Result(
+            seconds=statistics.median(seconds for seconds, *_ in measured),
+            ratio=statistics.median(mine[0] / other[0] for mine, other in zip(measured, base, strict=True)),
+            peak_mb=max(peak for _, peak, _, _ in measured),
+            resident_mb=max(resident for _, _, resident, _ in measured),
+            checksum=measured[0][3],
+            per_second=statistics.median(checksum / seconds for seconds, _, _, checksum in measured),
         )
-        for variant, measured in runs.items()
-    }
     machine = {"processor": platform.machine(), "threads": threads, "torch": torch.__version__}
-    content = {"setting": setting, "rounds": rounds, "machine": machine, **(facts or {})}
+    content = {"setting": setting, "rounds": rounds, "machine": machine, "unit": unit, **(facts or {})}
     content["variants"] = {variant: asdict(result) for variant, result in results.items()}
     print(f"\n{setting}\n\n{table(content)}\n\nchecksums: {[r.checksum for r in results.values()]}")
     RESULTS.mkdir(exist_ok=True)
@@ -80,14 +88,15 @@ def compare(
     print(f"written to {path}")
 
 
-def _measure(prepare: Callable[[], Callable[[], float]], threads: int) -> tuple[float, float, float]:
+def _measure(prepare: Callable[[], Callable[[], float]], threads: int) -> tuple[float, float, float, float]:
     torch.set_num_threads(threads)
     work = prepare()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
     before = _resident("VmRSS")
     began = time.perf_counter()
     checksum = work()
-    return time.perf_counter() - began, _resident("VmHWM") - before, checksum
+    seconds, peak = time.perf_counter() - began, _resident("VmHWM")
+    return seconds, peak - before, peak, checksum
 
 
 def _resident(field: str) -> float:
@@ -100,7 +109,18 @@ def _resident(field: str) -> float:
 
 def table(content: Mapping) -> str:
     """A result file as the Markdown that is printed and that the documentation quotes."""
-    lines = ["| variant | seconds | times the first | peak extra memory (MB) |", "| --- | --- | --- | --- |"]
+    unit = content["unit"]
+    columns = ["variant", "seconds", "time ratio", "peak above inputs (MB)", "peak resident (MB)"]
+    columns += [f"{unit}/s"] if unit else []
+    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
     for name, row in content["variants"].items():
-        lines.append(f"| {name} | {row['seconds']:.3f} | {row['ratio']:.2f} | {row['peak_mb']:.0f} |")
+        cells = [
+            name,
+            f"{row['seconds']:.3f}",
+            f"{row['ratio']:.2f}",
+            f"{row['peak_mb']:.0f}",
+            f"{row['resident_mb']:.0f}",
+        ]
+        cells += [f"{row['per_second']:.0f}"] if unit else []
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

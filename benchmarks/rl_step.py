@@ -14,7 +14,7 @@ from checkpoint import build, prompt
 from harness import arguments, compare
 from PIL import Image
 
-STUDIES, GROUP, TOKENS, BETA, STEPS = 2, 4, 96, 0.02, 3
+STUDIES, GROUP, TOKENS, BETA, STEPS = 2, 4, 96, 0.02, 1
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 
 
@@ -23,24 +23,37 @@ def reward_of(text: str) -> float:
     return len(text) % 17 / 17
 
 
-def ours(folder: Path) -> Callable[[], float]:
+def touch(model: torch.nn.Module) -> None:
+    """Read every weight: a checkpoint is mapped from its file, and reading it is not part of a step."""
+    for parameter in model.parameters():
+        parameter.sum()
+
+
+def ours(folder: Path, *, recompute: bool) -> Callable[[], float]:
     from capo.advantages import group_advantages
     from capo.rollout import Request, rollout
     from capo.sampling import SamplingConfig, sample_seed
     from capo.trainer import OptimizerConfig, RlConfig, Trainer
     from capo.types import Case
-    from evaluate import banned_mask
     from models.lora import LoraConfig, adapters_off, add_lora
     from models.processing import ProcessorConfig, ReportProcessor
     from models.qwen_vl import load
 
     policy, processor = load(folder), ReportProcessor.load(folder, ProcessorConfig())
+    if recompute:
+        policy.recompute_activations()
+    touch(policy.model)
     add_lora(policy, LoraConfig(rank=8, targets=TARGETS), seed=0)
     trainer = Trainer(
         policy, OptimizerConfig(lr=1e-5), num_steps=100, reference=lambda: adapters_off(policy), frozen_vision=True
     )
     config = RlConfig(studies_per_step=STUDIES, group_size=GROUP, beta=BETA, inner_epochs=2)
-    sampling, banned = SamplingConfig(max_new_tokens=TOKENS), banned_mask(policy, processor)
+    # Nothing is banned and nothing ends a report, as in TRL's run: every report has its 96 tokens.
+    sampling, banned, never = (
+        SamplingConfig(max_new_tokens=TOKENS),
+        torch.zeros(policy.vocab_size, dtype=torch.bool),
+        -1,
+    )
 
     def step(number: int) -> float:
         prompts = [prompt(processor, number * STUDIES + i) for i in range(STUDIES)]
@@ -48,7 +61,7 @@ def ours(folder: Path) -> Callable[[], float]:
             Request(p, tuple(sample_seed(0, "bench", number, p.study_id, i) for i in range(GROUP))) for p in prompts
         ]
         groups: dict[str, list] = {p.study_id: [None] * GROUP for p in prompts}
-        for report in rollout(policy, requests, sampling=sampling, eos_id=processor.eos_id, banned=banned):
+        for report in rollout(policy, requests, sampling=sampling, eos_id=never, banned=banned):
             groups[report.study_id][report.sample] = report
         rewards = [reward_of(processor.decode(r.response_ids)) for group in groups.values() for r in group]
         numbers = torch.arange(STUDIES).repeat_interleave(GROUP)
@@ -58,7 +71,6 @@ def ours(folder: Path) -> Callable[[], float]:
         ]
         return trainer.improve(cases, config, temperature=1.0, banned=banned)["tokens"]
 
-    step(99)
     return lambda: float(sum(step(number) for number in range(STEPS)))
 
 
@@ -89,8 +101,10 @@ def trl(folder: Path, *, checkpointing: bool) -> Callable[[], float]:
         for _ in range(STUDIES * STEPS * 2)
     ]
     question = [{"role": "user", "content": "Report this chest radiograph: Findings and Impression."}]
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    touch(model)
     trainer = GRPOTrainer(
-        model=Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
+        model=model,
         reward_funcs=lambda completions, **_: [reward_of(c[0]["content"]) for c in completions],
         args=GRPOConfig(
             output_dir=str(folder / "trl"),
@@ -130,11 +144,12 @@ if __name__ == "__main__":
         compare(
             "rl_step",
             {
-                "RadFlow": functools.partial(ours, path),
+                "RadFlow": functools.partial(ours, path, recompute=False),
+                "RadFlow, activations recomputed": functools.partial(ours, path, recompute=True),
                 "TRL 1.16": functools.partial(trl, path, checkpointing=False),
-                "TRL 1.16, gradient checkpointing": functools.partial(trl, path, checkpointing=True),
+                "TRL 1.16, activations recomputed (its default)": functools.partial(trl, path, checkpointing=True),
             },
-            setting=f"{STEPS} steps of {STUDIES} studies x {GROUP} reports x {TOKENS} tokens, LoRA rank 8, float32",
+            setting=f"one step of {STUDIES} studies x {GROUP} reports x {TOKENS} tokens, LoRA rank 8, float32",
             rounds=options.rounds,
             threads=options.threads,
         )
