@@ -1,4 +1,4 @@
-"""The generation engine on a real Qwen2.5-VL, against the training path and transformers' own generate."""
+"""The generation engine against the training path; `test_models_families.py` compares it with generate."""
 
 import pytest
 import torch
@@ -21,28 +21,6 @@ def requests(processor, studies, group=3):
 def run(policy, processor, wanted, sampling=SAMPLED, slots=64):
     options = {"sampling": sampling, "eos_id": processor.eos_id, "banned": banned_mask(policy, processor)}
     return {(r.study_id, r.sample): r for r in rollout(policy, wanted, slots=slots, **options)}
-
-
-def test_greedy_equals_transformers_generate(policy, processor, studies):
-    sampling = SamplingConfig(temperature=0.0, max_new_tokens=24)
-    ours = run(policy, processor, requests(processor, studies[:6], group=1), sampling)
-    for study in studies[:6]:
-        prompt = prompt_of(processor, study)
-        ids = prompt.input_ids[None]
-        image_token = policy.model.config.image_token_id
-        theirs = policy.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == image_token).int(),
-            pixel_values=prompt.pixel_values,
-            image_grid_thw=prompt.image_grid_thw,
-            max_new_tokens=24,
-            do_sample=False,
-            eos_token_id=processor.eos_id,
-            pad_token_id=processor.eos_id,
-            suppress_tokens=banned_mask(policy, processor).nonzero()[:, 0].tolist(),
-        )[0, len(prompt.input_ids) :]
-        assert ours[study.id, 0].response_ids.tolist() == theirs.tolist()
 
 
 def test_behaviour_log_probabilities_equal_the_training_path(policy, processor, studies):
