@@ -272,7 +272,7 @@ def reinforce(
             write_batch(folder / "rollouts" / f"step_{step:06d}.jsonl", batch, cases, config.rl)
             row = {"step": step, **batch.metrics(), **spread, **row}
             journal.append(row)
-            bar.set_postfix(reward=f"{row['reward']:.3f}", kl=f"{row['kl']:.4f}")
+            bar.set_postfix(reward=row["reward"], kl=row["kl"])  # no reward at all is None, which the bar can show
             keep(trainer, folder, step + 1, config.rl.checkpoint_every)
     merge_lora(policy)
     policy.save(folder / "model", processor)

@@ -33,7 +33,10 @@ class RewardWorkers:
         if self._executor is not None:
             return self._executor.submit(_score, list(candidates), list(references))
         done: Future[list[Score]] = Future()
-        done.set_result(self._reward(candidates, references))
+        try:
+            done.set_result(self._reward(candidates, references))
+        except Exception as error:  # waits in the future, as a worker's would
+            done.set_exception(error)
         return done
 
     def __enter__(self) -> "RewardWorkers":

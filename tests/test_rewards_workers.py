@@ -39,8 +39,9 @@ def test_the_death_of_a_worker_names_the_study():
             scores_of(future, study_id="s7")
 
 
-def test_an_error_of_the_reward_names_the_study():
-    with RewardWorkers(RewardConfig(workers=1), fail) as pool:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_reward_names_the_study(workers):
+    with RewardWorkers(RewardConfig(workers=workers), fail) as pool:
         future = pool.submit(CANDIDATES, [REFERENCE] * 4)
         with pytest.raises(RuntimeError, match=r"study s7: .*made to fail"):
             scores_of(future, study_id="s7")

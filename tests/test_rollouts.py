@@ -75,6 +75,13 @@ def test_a_missing_reward_leaves_its_group_and_is_counted():
     assert batch.metrics()["reward"] == pytest.approx(8 / 3)  # 1, 4 and 3
 
 
+def test_a_step_without_any_reward_teaches_nothing_and_says_so():
+    batch = collect([report(study, i, 0) for study in "ab" for i in (0, 1)], ToyWorkers())
+    cases, spread = batch.cases({"a": True, "b": False}, RlConfig())
+    assert batch.metrics()["reward"] is None and spread["missing_rewards"] == 4
+    assert all(case.advantages.tolist() == [0.0, 0.0] for case in cases)
+
+
 def test_the_bar_passes_every_report_on():
     reports = [report("a", i, i + 1) for i in range(3)]
     assert list(watched(iter(reports), "title", 3)) == reports
