@@ -67,6 +67,13 @@ def test_with_one_update_a_batch_the_clip_range_has_no_effect(policy, processor,
     assert torch.equal(*results)
 
 
+def test_every_mini_batch_is_measured_against_the_policy_that_sampled(policy, processor, cases):
+    config = dataclasses.replace(RL, inner_epochs=1, mini_batches=2)
+    row = improve(make_trainer(policy), cases, processor, config)
+    # The second mini-batch meets a policy that has moved, and its behaviour is that of before: the reference here.
+    assert row["kl_before"] == 0.0 and row["ratio_gap_max"] > 1e-3
+
+
 @pytest.mark.parametrize("frozen_vision", [True, False])
 def test_update_does_not_depend_on_how_the_step_is_split(policy, processor, cases, frozen_vision):
     # SGD-like comparison on the accumulated gradient: Adam would magnify round-off of near-zero gradients
