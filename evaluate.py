@@ -91,7 +91,7 @@ def write_reports(
     requests = (Request(prompt_of(processor, study), (0,)) for study in studies)
     written = rollout(
         policy, requests, sampling=sampling, eos_id=processor.eos_id,
-        banned=banned_mask(policy, processor), slots=config.slots,
+        banned=banned_mask(policy, processor), slots=min(config.slots, len(studies)),
     )  # fmt: skip
     for report in watched(written, title, len(studies)):
         reports[position[report.study_id]] = processor.decode(report.response_ids)

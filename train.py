@@ -51,7 +51,7 @@ from evaluate import (
 from models.lora import adapters_off, add_lora, merge_lora
 from models.processing import ReportProcessor
 from models.qwen_vl import QwenVL, freeze_vision, load
-from models.start import ModelConfig, start_path
+from models.start import ModelConfig, start_path, weights_dtype
 from rewards.criticality import CriticalityRules
 from rewards.hierarchy import HierarchicalReward, RewardConfig
 from rewards.workers import RewardWorkers
@@ -139,7 +139,7 @@ def warm_up(
     folder = config.run_dir / "warmup"
     if config.warmup.steps == 0:
         return
-    policy = load(start).to(device)
+    policy = load_policy(start, config, device)
     found = reward.expert.labeler([study.report for study in corpus.train])
     labels = torch.tensor([[float(label in names) for label in reward.expert.labeler.labels] for names in found])
     reader = LabelReader(policy, policy.vision, labels.mean(0))
@@ -171,7 +171,7 @@ def fine_tune(
     """SFT on image-report pairs -> sft/model, the reference policy. LoRA adapters are merged into it."""
     folder = config.run_dir / "sft"
     warm = config.run_dir / "warmup" / "model"
-    policy = load(warm if warm.exists() else start).to(device)
+    policy = load_policy(warm if warm.exists() else start, config, device)
     prepare_training(policy, config, seed=config.seed, train_vision=config.sft.vision == "trained")
     trainer = Trainer(policy, config.sft.optimizer, num_steps=config.sft.steps)
     first = resume(trainer, folder)
@@ -201,7 +201,7 @@ def explore(
 ) -> None:
     """Report every training study, score the reports, keep the worst -> explore/selection.json."""
     folder = config.run_dir / "explore"
-    policy = load(config.run_dir / "sft" / "model").to(device)
+    policy = load_policy(config.run_dir / "sft" / "model", config, device)
     reports: list[str] = []
     # Part files of fixed studies: a resumed run decodes the same batches as an undisturbed one.
     parts = [
@@ -245,7 +245,7 @@ def reinforce(
 ) -> None:
     """CAPO on the hard studies -> rl/model."""
     folder = config.run_dir / "rl"
-    policy = load(config.run_dir / "sft" / "model").to(device)
+    policy = load_policy(config.run_dir / "sft" / "model", config, device)
     reference = prepare_training(policy, config, seed=config.seed + 1, train_vision=config.model.rl_vision == "trained")
     num_updates = config.rl.steps * config.rl.inner_epochs * config.rl.mini_batches
     trainer = Trainer(
@@ -295,10 +295,12 @@ def sample(
         )
         for study in studies
     ]
+    total = len(studies) * config.rl.group_size
     written = rollout(
-        policy, requests, sampling=config.rollout, eos_id=processor.eos_id, banned=banned, slots=config.evaluate.slots
-    )
-    written = watched(written, f"rollouts of step {step}", len(studies) * config.rl.group_size, leave=False)
+        policy, requests, sampling=config.rollout, eos_id=processor.eos_id, banned=banned,
+        slots=min(config.evaluate.slots, total),
+    )  # fmt: skip
+    written = watched(written, f"rollouts of step {step}", total, leave=False)
     return sample_and_score(written, requests, studies, processor.decode, workers)
 
 
@@ -309,7 +311,7 @@ def compare(
     folder = config.run_dir / "eval"
     columns, notes = {}, []
     for name, model in (("SFT", "sft"), ("CAPO", "rl")):
-        policy = load(config.run_dir / model / "model").to(device)
+        policy = load_policy(config.run_dir / model / "model", config, device)
         reports = write_reports(policy, processor, corpus.test, config.evaluate, title=f"{name} on held-out studies")
         columns[name] = score_reports(reward, reports, corpus.test)
         notes.append(describe(name, reports))
@@ -338,6 +340,10 @@ def refuse_many_ranks() -> None:
 
 def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_policy(path: Path, config: Config, device: torch.device) -> QwenVL:
+    return load(path, dtype=weights_dtype(config.model, device)).to(device)
 
 
 def corpus_texts(corpus: Corpus) -> list[str]:

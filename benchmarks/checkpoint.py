@@ -4,10 +4,11 @@ Its reports end: every embedding shares a direction that survives to the last hi
 points there, so that EOS is about as likely after every token. Lengths are then ragged as those of real reports are.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PretrainedConfig, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from models.processing import ProcessorConfig, Prompt, ReportProcessor, prompt_texts
 from models.qwen_vl import QwenVL
@@ -17,18 +18,48 @@ VOCABULARY = 151_936
 SIZE = TinyConfig(hidden_size=512, layers=8, heads=8, kv_heads=2, vision_hidden=256, vision_depth=4)
 
 
-def build(directory: Path, *, vocabulary: int = VOCABULARY, mean_length: int | None = None) -> None:
-    """Write the checkpoint; 0.2 B parameters in float32 with the published vocabulary.
+def small(tokenizer) -> PretrainedConfig:
+    """0.2 B parameters with the published vocabulary."""
+    return architecture(SIZE, tokenizer)
+
+
+def published_3b(tokenizer) -> PretrainedConfig:
+    """The sizes of Qwen2.5-VL-3B-Instruct, as its config.json has them."""
+    config = architecture(SIZE, tokenizer)
+    text, vision = config.text_config, config.vision_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 2048, 11008, 36
+    text.num_attention_heads, text.num_key_value_heads = 16, 2
+    text.rope_parameters = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    text.layer_types = ["full_attention"] * 36
+    vision.depth, vision.hidden_size, vision.num_heads, vision.intermediate_size = 32, 1280, 16, 3420
+    vision.out_hidden_size, vision.fullatt_block_indexes = 2048, [7, 15, 23, 31]
+    return config
+
+
+def build(
+    directory: Path,
+    *,
+    sizes: Callable[[PreTrainedTokenizerFast], PretrainedConfig] = small,
+    vocabulary: int = VOCABULARY,
+    mean_length: int | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the checkpoint.
 
     Args:
         mean_length: of a report in tokens, until it is cut; None makes EOS as unlikely as any other token.
+        device: where the random weights are made.
     """
     torch.manual_seed(0)
     tokenizer = train_tokenizer(prompt_texts() * 20, SIZE.vocab_size)
-    config = architecture(SIZE, tokenizer)
-    config.text_config.vocab_size = vocabulary
-    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
-    policy = QwenVL(Qwen2_5_VLForConditionalGeneration(config).eval())
+    config = sizes(tokenizer)
+    config.text_config.vocab_size, config.dtype = vocabulary, dtype
+    # The small model's head is its own, so that EOS can be given a direction; the published one is tied.
+    tied = sizes is published_3b
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
+    with torch.device(device):
+        policy = QwenVL(Qwen2_5_VLForConditionalGeneration(config).to(dtype).eval())
     processor = ReportProcessor(tokenizer, image_processor(SIZE), ProcessorConfig())
     if mean_length is not None:
         _make_reports_end(policy, processor, mean_length)
@@ -47,15 +78,24 @@ def prompt(processor: ReportProcessor, study: int, *, pixels: int = 448) -> Prom
 
 @torch.no_grad()
 def _make_reports_end(policy: QwenVL, processor: ReportProcessor, mean_length: int) -> None:
-    shared = torch.randn(policy.hidden_size)
-    policy.model.get_input_embeddings().weight.add_(shared)
+    """Set the head's row of EOS so that reports have this length in the mean, after a prompt and random tokens."""
+    embedding = policy.model.get_input_embeddings().weight
+    embedding.add_(torch.randn(policy.hidden_size))
     head, eos = policy.model.get_output_embeddings().weight, processor.eos_id
     head.div_(10)  # near-uniform over the rest of the vocabulary
-    ids = torch.randint(len(processor.tokenizer), (4, 32))
-    positions = torch.arange(32).expand(3, 4, 32)
-    causal = torch.ones(32, 32, dtype=torch.bool).tril().expand(4, 1, 32, 32)
-    hidden = policy.trunk(policy.embed_tokens(ids), positions, causal)[:, 8:].flatten(0, 1)
-    along = hidden.mean(0)
-    rest = (hidden @ head.t()).logsumexp(-1).mean()
-    wanted = rest - torch.tensor(float(mean_length - 1)).log()
-    head[eos] = along * wanted / (hidden @ along).mean()
+    before, rows, length = prompt(processor, 0, pixels=224), 16, 160
+    start = policy.embed([before], policy.features([before]))[0].expand(rows, -1, -1)
+    report = policy.embed_tokens(torch.randint(len(head), (rows, length)))
+    positions = torch.cat([before.positions, before.next_position + torch.arange(length).expand(3, -1)], 1)
+    whole = torch.cat([start, report], 1)
+    causal = torch.ones(whole.shape[1], whole.shape[1], dtype=torch.bool).tril().expand(rows, 1, -1, -1)
+    hidden = policy.trunk(whole, positions[:, None].expand(-1, rows, -1), causal)[:, -length:].flatten(0, 1)
+    along, rest = hidden.mean(0), (hidden @ head.t()).logsumexp(-1)
+    # Some contexts make EOS less likely than others, and reports stay longer in those: solve for the length itself.
+    low, high = 0.0, 2 * float(rest.mean())
+    for _ in range(30):
+        middle = (low + high) / 2
+        goes_on = 1 - (hidden @ along * middle / (hidden @ along).mean() - rest).exp().clamp(max=1)
+        longer = float(goes_on.view(rows, length).cumprod(1).sum(1).mean()) + 1 > mean_length
+        low, high = (middle, high) if longer else (low, middle)
+    head[eos] = along * high / (hidden @ along).mean()

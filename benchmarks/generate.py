@@ -1,7 +1,7 @@
 """Reports of 64 studies, four each, of ragged lengths: ours against transformers' generate.
 
-Reports end at random after 48 tokens in the mean, at 128 at the latest. A batch waits for its longest report; slots do
-not.
+Reports end at random after about 45 tokens in the mean, at 160 at the latest. A batch waits for its longest report;
+slots do not.
 """
 
 import functools
@@ -13,7 +13,8 @@ import torch
 from checkpoint import build, prompt
 from harness import arguments, compare
 
-STUDIES, GROUP, MEAN, LIMIT = 64, 4, 48, 128
+STUDIES, GROUP, LIMIT = 64, 4, 160  # the limit of configs/iu_xray_tiny.yaml
+ENDS = 24  # gives about 45 tokens in the mean: in some contexts EOS is less likely than where it is calibrated
 
 
 def loaded(folder: Path, studies: int):
@@ -28,10 +29,11 @@ def ours(folder: Path, studies: int) -> Callable[[], float]:
     """Tokens a second; slots for 32 reports side by side."""
     from capo.rollout import Request, rollout
     from capo.sampling import SamplingConfig, sample_seed
-    from evaluate import banned_mask
 
     policy, processor, prompts = loaded(folder, studies)
-    sampling, banned = SamplingConfig(max_new_tokens=LIMIT), banned_mask(policy, processor)
+    # The rows of the embedding that no token uses are sampled in both: banning them is work that generate does worse.
+    sampling, banned = SamplingConfig(max_new_tokens=LIMIT), torch.zeros(policy.vocab_size, dtype=torch.bool)
+    banned[list(processor.banned_ids)] = True
 
     def work() -> float:
         requests = (Request(p, tuple(sample_seed(0, "bench", 0, p.study_id, i) for i in range(GROUP))) for p in prompts)
@@ -78,7 +80,7 @@ if __name__ == "__main__":
     options = arguments(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        build(path, mean_length=MEAN)
+        build(path, mean_length=ENDS)
         compare(
             "generate",
             {
@@ -88,7 +90,7 @@ if __name__ == "__main__":
                 # its rate does not depend on how many studies there are, so a quarter of them is enough
                 "generate, 1 study x 4, a quarter": functools.partial(generate, path, STUDIES // 4, 1),
             },
-            setting=f"{STUDIES} x {GROUP} reports, {MEAN} tokens in the mean, at most {LIMIT}",
+            setting=f"{STUDIES} x {GROUP} reports, ragged, at most {LIMIT} tokens",
             unit="tokens",
             rounds=options.rounds,
             threads=options.threads,

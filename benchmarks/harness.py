@@ -1,7 +1,8 @@
 """Paired measurement: every variant does the same work in a process of its own, in turns, and medians are compared.
 
 A machine that slows down for a minute slows every variant of that round. Peak memory is what a process needs above its
-inputs, from the kernel's high-water mark, which is reset after the inputs are made.
+inputs: of its own memory, from the kernel's high-water mark, which is reset after the inputs are made, or, where there
+is a GPU, of the GPU's, from torch's allocator.
 """
 
 import argparse
@@ -78,10 +79,20 @@ def compare(
             checksum=measured[0][3],
             per_second=statistics.median(checksum / seconds for seconds, _, _, checksum in measured),
         )
-    machine = {"processor": platform.machine(), "threads": threads, "torch": torch.__version__}
-    content = {"setting": setting, "rounds": rounds, "machine": machine, "unit": unit, **(facts or {})}
+    content = {"setting": setting, "rounds": rounds, "machine": machine(threads), "unit": unit, **(facts or {})}
     content["variants"] = {variant: asdict(result) for variant, result in results.items()}
-    print(f"\n{setting}\n\n{table(content)}\n\nchecksums: {[r.checksum for r in results.values()]}")
+    print(f"checksums: {[r.checksum for r in results.values()]}")
+    write(name, content)
+
+
+def machine(threads: int) -> dict[str, object]:
+    processor = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {"processor": processor, "threads": threads, "torch": torch.__version__}
+
+
+def write(name: str, content: Mapping) -> None:
+    """Print the table and write results/NAME.json."""
+    print(f"\n{content['setting']}\n\n{table(content)}\n")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -91,12 +102,27 @@ def compare(
 def _measure(prepare: Callable[[], Callable[[], float]], threads: int) -> tuple[float, float, float, float]:
     torch.set_num_threads(threads)
     work = prepare()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
-    before = _resident("VmRSS")
+    before = _start_watching_memory()
     began = time.perf_counter()
     checksum = work()
-    seconds, peak = time.perf_counter() - began, _resident("VmHWM")
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds, peak = time.perf_counter() - began, _peak_memory()
     return seconds, peak - before, peak, checksum
+
+
+def _start_watching_memory() -> float:
+    """MB held now; the high-water mark starts again from there."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def _peak_memory() -> float:
+    """MB at the high-water mark."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _resident("VmHWM")
 
 
 def _resident(field: str) -> float:
@@ -109,6 +135,8 @@ def _resident(field: str) -> float:
 
 def table(content: Mapping) -> str:
     """A result file as the Markdown that is printed and that the documentation quotes."""
+    if "parts" in content:
+        return _shares(content["parts"])
     unit = content["unit"]
     columns = ["variant", "seconds", "time ratio", "peak above inputs (MB)", "peak resident (MB)"]
     columns += [f"{unit}/s"] if unit else []
@@ -124,3 +152,10 @@ def table(content: Mapping) -> str:
         cells += [f"{row['per_second']:.0f}"] if unit else []
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _shares(parts: Mapping[str, float]) -> str:
+    whole = sum(parts.values())
+    ordered = sorted(parts.items(), key=lambda item: -item[1])
+    rows = [f"| {name} | {seconds:.3f} | {100 * seconds / whole:.1f} |" for name, seconds in ordered]
+    return "\n".join(["| part | seconds | % |", "| --- | --- | --- |", *rows, f"| all | {whole:.3f} | 100.0 |"])

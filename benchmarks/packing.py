@@ -41,6 +41,9 @@ def update(folder: Path, length: int, tokens: int, group: int, *, packed: bool) 
     layout = pack([prompt], [reports]) if packed else pack([prompt] * group, [[report] for report in reports])
     none = [torch.zeros(0, policy.hidden_size)] * len(layout.prompts)
 
+    for parameter in policy.parameters():
+        parameter.sum()  # the checkpoint is mapped from its file: read it before the clock starts
+
     def work() -> float:
         report_logps(policy, layout, features=none)[0].sum().backward()
         return float(sum(p.grad.norm() for p in policy.parameters() if p.grad is not None))

@@ -7,6 +7,7 @@ updates on them. `make bench` runs it in the environment that has the peers.
 import functools
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,8 +15,30 @@ from checkpoint import build, prompt
 from harness import arguments, compare
 from PIL import Image
 
-STUDIES, GROUP, TOKENS, BETA, STEPS = 2, 4, 96, 0.02, 1
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step; on a GPU in bfloat16, elsewhere in float32."""
+
+    studies: int = 2
+    group: int = 4
+    tokens: int = 96
+    pixels: int = 448
+    beta: float = 0.02
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"one step of {self.studies} studies x {self.group} reports x {self.tokens} tokens, LoRA rank 8, {kind}"
 
 
 def reward_of(text: str) -> float:
@@ -29,52 +52,59 @@ def touch(model: torch.nn.Module) -> None:
         parameter.sum()
 
 
-def ours(folder: Path, *, recompute: bool) -> Callable[[], float]:
+def loaded(folder: Path, work: Work, *, recompute: bool):
+    """The policy with its adapters, the processor and the prompts of one step."""
+    from models.lora import LoraConfig, add_lora
+    from models.processing import ProcessorConfig, ReportProcessor
+    from models.qwen_vl import load
+
+    policy = load(folder, dtype=work.dtype).to(work.device)
+    processor = ReportProcessor.load(folder, ProcessorConfig(max_pixels=work.pixels**2))
+    if recompute:
+        policy.recompute_activations()
+    touch(policy.model)
+    add_lora(policy, LoraConfig(rank=8, targets=TARGETS), seed=0)
+    return policy, processor
+
+
+def ours(folder: Path, work: Work, *, recompute: bool) -> Callable[[], float]:
     from capo.advantages import group_advantages
     from capo.rollout import Request, rollout
     from capo.sampling import SamplingConfig, sample_seed
     from capo.trainer import OptimizerConfig, RlConfig, Trainer
     from capo.types import Case
-    from models.lora import LoraConfig, adapters_off, add_lora
-    from models.processing import ProcessorConfig, ReportProcessor
-    from models.qwen_vl import load
+    from models.lora import adapters_off
 
-    policy, processor = load(folder), ReportProcessor.load(folder, ProcessorConfig())
-    if recompute:
-        policy.recompute_activations()
-    touch(policy.model)
-    add_lora(policy, LoraConfig(rank=8, targets=TARGETS), seed=0)
+    policy, processor = loaded(folder, work, recompute=recompute)
     trainer = Trainer(
         policy, OptimizerConfig(lr=1e-5), num_steps=100, reference=lambda: adapters_off(policy), frozen_vision=True
     )
-    config = RlConfig(studies_per_step=STUDIES, group_size=GROUP, beta=BETA, inner_epochs=2)
-    # Nothing is banned and nothing ends a report, as in TRL's run: every report has its 96 tokens.
-    sampling, banned, never = (
-        SamplingConfig(max_new_tokens=TOKENS),
-        torch.zeros(policy.vocab_size, dtype=torch.bool),
-        -1,
-    )
+    config = RlConfig(studies_per_step=work.studies, group_size=work.group, beta=work.beta, inner_epochs=2)
+    # Nothing is banned and nothing ends a report, as in TRL's run: every report has all its tokens.
+    sampling, never = SamplingConfig(max_new_tokens=work.tokens), -1
+    banned = torch.zeros(policy.vocab_size, dtype=torch.bool, device=work.device)
 
-    def step(number: int) -> float:
-        prompts = [prompt(processor, number * STUDIES + i) for i in range(STUDIES)]
+    def step() -> float:
+        prompts = [prompt(processor, number, pixels=work.pixels) for number in range(work.studies)]
         requests = [
-            Request(p, tuple(sample_seed(0, "bench", number, p.study_id, i) for i in range(GROUP))) for p in prompts
+            Request(p, tuple(sample_seed(0, "bench", 0, p.study_id, i) for i in range(work.group))) for p in prompts
         ]
-        groups: dict[str, list] = {p.study_id: [None] * GROUP for p in prompts}
-        for report in rollout(policy, requests, sampling=sampling, eos_id=never, banned=banned):
+        groups: dict[str, list] = {p.study_id: [None] * work.group for p in prompts}
+        options = {"sampling": sampling, "eos_id": never, "banned": banned, "slots": work.studies * work.group}
+        for report in rollout(policy, requests, **options):
             groups[report.study_id][report.sample] = report
         rewards = [reward_of(processor.decode(r.response_ids)) for group in groups.values() for r in group]
-        numbers = torch.arange(STUDIES).repeat_interleave(GROUP)
-        advantages = group_advantages(torch.tensor(rewards), numbers).advantages.split(GROUP)
+        numbers = torch.arange(work.studies).repeat_interleave(work.group)
+        advantages = group_advantages(torch.tensor(rewards), numbers).advantages.split(work.group)
         cases = [
             Case(p, tuple(groups[p.study_id]), a, critical=False) for p, a in zip(prompts, advantages, strict=True)
         ]
         return trainer.improve(cases, config, temperature=1.0, banned=banned)["tokens"]
 
-    return lambda: float(sum(step(number) for number in range(STEPS)))
+    return step
 
 
-def trl(folder: Path, *, checkpointing: bool) -> Callable[[], float]:
+def trl(folder: Path, work: Work, *, checkpointing: bool) -> Callable[[], float]:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
@@ -96,29 +126,30 @@ def trl(folder: Path, *, checkpointing: bool) -> Callable[[], float]:
         Qwen2VLImageProcessorPil.from_pretrained(folder), tokenizer, NoVideos(), chat_template=tokenizer.chat_template
     )
     noise = torch.Generator().manual_seed(0)
+    shape = (work.pixels, work.pixels, 3)
     images = [
-        Image.fromarray(torch.randint(0, 256, (448, 448, 3), generator=noise, dtype=torch.uint8).numpy())
-        for _ in range(STUDIES * STEPS * 2)
+        Image.fromarray(torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8).numpy())
+        for _ in range(work.studies * 2)
     ]
     question = [{"role": "user", "content": "Report this chest radiograph: Findings and Impression."}]
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=work.dtype)
     touch(model)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=lambda completions, **_: [reward_of(c[0]["content"]) for c in completions],
         args=GRPOConfig(
             output_dir=str(folder / "trl"),
-            per_device_train_batch_size=STUDIES * GROUP,
-            num_generations=GROUP,
+            per_device_train_batch_size=work.studies * work.group,
+            num_generations=work.group,
             num_iterations=2,
-            max_completion_length=TOKENS,
-            max_steps=2 * STEPS,
+            max_completion_length=work.tokens,
+            max_steps=2,
             learning_rate=1e-5,
-            beta=BETA,
+            beta=work.beta,
             loss_type="grpo",
             gradient_checkpointing=checkpointing,
-            use_cpu=True,
-            bf16=False,
+            use_cpu=work.device.type == "cpu",
+            bf16=work.dtype == torch.bfloat16,
             report_to=[],
             save_strategy="no",
             logging_strategy="no",
@@ -129,27 +160,25 @@ def trl(folder: Path, *, checkpointing: bool) -> Callable[[], float]:
         peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS),
     )
 
-    def work() -> float:
+    def step() -> float:
         trainer.train()
-        return float(2 * STEPS * STUDIES * GROUP * TOKENS)
+        return float(2 * work.studies * work.group * work.tokens)
 
-    return work
+    return step
+
+
+def variants(path: Path, work: Work) -> dict[str, Callable]:
+    return {
+        "RadFlow": functools.partial(ours, path, work, recompute=False),
+        "RadFlow, activations recomputed": functools.partial(ours, path, work, recompute=True),
+        "TRL 1.16": functools.partial(trl, path, work, checkpointing=False),
+        "TRL 1.16, activations recomputed (its default)": functools.partial(trl, path, work, checkpointing=True),
+    }
 
 
 if __name__ == "__main__":
     options = arguments(__doc__)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model"
+        path, work = Path(folder) / "model", Work()
         build(path)
-        compare(
-            "rl_step",
-            {
-                "RadFlow": functools.partial(ours, path, recompute=False),
-                "RadFlow, activations recomputed": functools.partial(ours, path, recompute=True),
-                "TRL 1.16": functools.partial(trl, path, checkpointing=False),
-                "TRL 1.16, activations recomputed (its default)": functools.partial(trl, path, checkpointing=True),
-            },
-            setting=f"one step of {STUDIES} studies x {GROUP} reports x {TOKENS} tokens, LoRA rank 8, float32",
-            rounds=options.rounds,
-            threads=options.threads,
-        )
+        compare("rl_step", variants(path, work), setting=str(work), rounds=options.rounds, threads=options.threads)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from capo.logprobs import linear_logps
 from capo.types import Policy, Prompt
@@ -41,6 +42,18 @@ class Layout:
         visible = causal & (key != PADDING) & ((key == PROMPT) | (key == query))
         # A row without any visible key gives NaN in softmax.
         return (visible | torch.eye(length, dtype=torch.bool, device=query.device))[:, None]
+
+    def block_mask(self) -> BlockMask:
+        """The same rule for FlexAttention, whose kernel skips the blocks of one report that belong to another."""
+        rows, length = self.segments.shape
+        segments = self.segments
+
+        def visible(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            own = segments[row, key]
+            reads = (own != PADDING) & ((own == PROMPT) | (own == segments[row, query]))
+            return (query >= key) & reads | (query == key)
+
+        return create_block_mask(visible, rows, None, length, length, device=segments.device)
 
     def to(self, device: torch.device) -> "Layout":
         """The same layout with its tensors on `device`; the prompts stay where they are."""
@@ -133,7 +146,8 @@ def report_logps(
     reports = policy.embed_tokens(layout.token_ids)
     reports = torch.nn.functional.pad(reports, (0, padded.shape[-1] - reports.shape[-1]))
     embeds = torch.where(is_prompt, padded, reports)
-    hidden = policy.trunk(embeds, layout.positions, layout.attention())
+    mask = layout.block_mask() if layout.segments.is_cuda else layout.attention()
+    hidden = policy.trunk(embeds, layout.positions, mask)
     logps, entropy = linear_logps(
         hidden.flatten(0, 1)[layout.predictors], policy.output_weight(), layout.targets,
         temperature=temperature, banned=banned,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from capo.sampling import SamplingConfig, choose, uniforms
+from capo.static_decode import REACH, CudaGraphs, Recorder, StaticDecoder
 from capo.types import Policy, Prompt, Rollout
 
 
@@ -26,7 +27,8 @@ class SlotCache:
     """
 
     def __init__(self, policy: Policy, slots: int, length: int, like: Tensor) -> None:
-        shape = (slots, policy.num_kv_heads, length, policy.head_dim)
+        self.slots, self.version = slots, 0
+        shape = (slots, policy.num_kv_heads, _rounded(length), policy.head_dim)
         self.keys = [like.new_zeros(shape) for _ in range(policy.num_layers)]
         self.values = [like.new_zeros(shape) for _ in range(policy.num_layers)]
         self.rows = torch.zeros(0, dtype=torch.int64)
@@ -35,15 +37,16 @@ class SlotCache:
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens a slot, keeping what is cached."""
-        missing = length - self.keys[0].shape[2]
+        missing = _rounded(length) - self.keys[0].shape[2]
         if missing > 0:
+            self.version += 1
             self.keys = [torch.nn.functional.pad(k, (0, 0, 0, missing)) for k in self.keys]
             self.values = [torch.nn.functional.pad(v, (0, 0, 0, missing)) for v in self.values]
 
-    def at(self, lengths: Tensor) -> "SlotCache":
-        """Write the next token of slot i, for i < len(lengths), at position lengths[i]."""
+    def at(self, lengths: Tensor, reach: int) -> "SlotCache":
+        """Write the next token of slot i, for i < len(lengths), at position lengths[i]; read `reach` positions."""
         self.rows = torch.arange(len(lengths), device=lengths.device)
-        self.lengths, self.reach = lengths, int(lengths.max()) + 1
+        self.lengths, self.reach = lengths, reach
         return self
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
@@ -59,6 +62,10 @@ class SlotCache:
     def move(self, source: int, target: int, length: int) -> None:
         for tensor in self.keys + self.values:
             tensor[target, :, :length] = tensor[source, :, :length]
+
+
+def _rounded(length: int) -> int:
+    return -(-length // REACH) * REACH
 
 
 class PrefillCache:
@@ -80,7 +87,7 @@ class _Slot:
 
     prompt: Prompt
     sample: int
-    uniform: Tensor  # [max new tokens]
+    uniform: list[float]  # one number in [0, 1) for each token
     cached: int  # keys in the cache
     tokens: list[int]
     logps: list[float]
@@ -95,6 +102,7 @@ def rollout(
     eos_id: int,
     banned: Tensor,
     slots: int = 64,
+    record: Recorder | None = None,
 ) -> Iterator[Rollout]:
     """Write every requested report; yield each as it ends.
 
@@ -104,7 +112,10 @@ def rollout(
         requests: consumed lazily, so that prompts of thousands of studies need not exist at one time.
         banned: [V] bool, tokens never sampled (vision and chat tokens); score with the same mask.
         slots: reports decoded side by side; memory is slots x (longest prompt + max_new_tokens).
+        record: replays a decoding step instead of launching it kernel by kernel; by default CUDA graphs on a GPU.
     """
+    if record is None and policy.device.type == "cuda":
+        record = CudaGraphs()
     waiting = _Queue(requests, slots)
     cache: SlotCache | None = None
     active: list[_Slot] = []
@@ -115,15 +126,16 @@ def rollout(
             if admitted:
                 length = max(len(request.prompt.input_ids) for request in admitted) + sampling.max_new_tokens
                 hidden, prefill = _prefill(policy, [request.prompt for request in admitted])
-                cache = cache or SlotCache(policy, slots, length, prefill.keys[0])
+                if cache is None:
+                    cache = SlotCache(policy, slots, length, prefill.keys[0])
+                    decode = _Decoder(policy, cache, sampling, banned, record)
                 cache.reserve(length)
                 first = len(active)
                 active += _fill(admitted, cache, prefill, first, sampling)
-                repeats = torch.tensor([len(request.seeds) for request in admitted], device=hidden.device)
-                _choose_next(policy, hidden.repeat_interleave(repeats, 0), active[first:], sampling, banned)
+                _first_tokens(policy, hidden, admitted, active[first:], sampling, banned)
         yield from _retire(active, cache, eos_id, sampling.max_new_tokens)
         if active:
-            _choose_next(policy, _decode(policy, cache, active), active, sampling, banned)
+            decode(active)
 
 
 class _Queue:
@@ -182,34 +194,75 @@ def _fill(
         length = len(request.prompt.input_ids)
         for sample, seed in enumerate(request.seeds):
             cache.admit(first + len(filled), prefill, row, length)
-            uniform = uniforms(seed, sampling.max_new_tokens)
+            uniform = uniforms(seed, sampling.max_new_tokens).tolist()
             filled.append(_Slot(request.prompt, sample, uniform, length, [], []))
     return filled
 
 
-def _decode(policy: Policy, cache: SlotCache, active: Sequence[_Slot]) -> Tensor:
-    """Feed each slot its last token; hidden states [S, D]."""
-    device = policy.device
-    tokens = torch.tensor([slot.tokens[-1] for slot in active], device=device)
-    lengths = torch.tensor([slot.cached for slot in active], device=device)
-    steps = torch.tensor([slot.prompt.next_position + len(slot.tokens) - 1 for slot in active], device=device)
-    cache = cache.at(lengths)
-    mask = torch.arange(cache.reach, device=device) <= lengths[:, None]
-    hidden = policy.trunk(
-        policy.embed_tokens(tokens)[:, None], steps.expand(3, -1)[..., None], mask[:, None, None], cache
-    )
-    for slot in active:
-        slot.cached += 1
-    return hidden[:, 0]
-
-
-def _choose_next(
-    policy: Policy, hidden: Tensor, active: Sequence[_Slot], sampling: SamplingConfig, banned: Tensor
+def _first_tokens(
+    policy: Policy,
+    hidden: Tensor,
+    admitted: Sequence[Request],
+    filled: Sequence[_Slot],
+    sampling: SamplingConfig,
+    banned: Tensor,
 ) -> None:
-    uniform = torch.stack([slot.uniform[len(slot.tokens)] for slot in active]).to(hidden.device)
+    """A prompt's last hidden state gives the first token of all of its reports."""
+    repeats = torch.tensor([len(request.seeds) for request in admitted], device=hidden.device)
+    uniform = torch.tensor([slot.uniform[0] for slot in filled], dtype=torch.float64, device=hidden.device)
+    _append(filled, *choose(_logits(policy, hidden.repeat_interleave(repeats, 0)), uniform, sampling, banned))
+
+
+def _state(active: Sequence[_Slot]) -> Tensor:
+    """Last token, cached keys, position and uniform number of each slot, [4, S] float64 (exact for all of them)."""
+    return torch.tensor(
+        [
+            [slot.tokens[-1] for slot in active],
+            [slot.cached for slot in active],
+            [slot.prompt.next_position + len(slot.tokens) - 1 for slot in active],
+            [slot.uniform[len(slot.tokens)] for slot in active],
+        ],
+        dtype=torch.float64,
+    )
+
+
+class _Decoder:
+    """Feeds each busy slot its last token and chooses its next."""
+
+    def __init__(
+        self, policy: Policy, cache: SlotCache, sampling: SamplingConfig, banned: Tensor, record: Recorder | None
+    ) -> None:
+        self.policy, self.cache, self.sampling, self.banned = policy, cache, sampling, banned
+        self.static = StaticDecoder(self._step, cache.slots, policy.device, record) if record else None
+
+    def __call__(self, active: Sequence[_Slot]) -> None:
+        state, reach = _state(active).to(self.policy.device), max(slot.cached for slot in active) + 1
+        if self.static:
+            tokens, logps = self.static(state, reach, self.cache.version)
+        else:
+            tokens, logps = self._step(state, reach)
+        for slot in active:
+            slot.cached += 1
+        _append(active, tokens, logps)
+
+    def _step(self, state: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+        tokens, lengths, positions = state[:3].long()
+        mask = torch.arange(reach, device=state.device) <= lengths[:, None]
+        hidden = self.policy.trunk(
+            self.policy.embed_tokens(tokens)[:, None],
+            positions.expand(3, -1)[..., None],
+            mask[:, None, None],
+            self.cache.at(lengths, reach),
+        )
+        return choose(_logits(self.policy, hidden[:, 0]), state[3], self.sampling, self.banned)
+
+
+def _logits(policy: Policy, hidden: Tensor) -> Tensor:
     # The head first: with few slots a CPU multiplies it two to four times faster from this side.
-    logits = (policy.output_weight() @ hidden.t()).t()
-    tokens, logps = choose(logits, uniform, sampling, banned)
+    return (policy.output_weight() @ hidden.t()).t()
+
+
+def _append(active: Sequence[_Slot], tokens: Tensor, logps: Tensor) -> None:
     for slot, token, logp in zip(active, tokens.tolist(), logps.tolist(), strict=True):
         slot.tokens.append(token)
         slot.logps.append(logp)

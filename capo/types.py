@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, device
+from torch.nn.attention.flex_attention import BlockMask
 
 
 class Prompt(Protocol):
@@ -33,8 +34,11 @@ class Policy(Protocol):
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """[...] int64 -> [..., D]."""
 
-    def trunk(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: object | None = None) -> Tensor:
-        """[B, L, D or W], [3, B, L], bool [B, 1, L, S] (True: may attend) -> hidden [B, L, D] after the last norm."""
+    def trunk(self, embeds: Tensor, positions: Tensor, mask: Tensor | BlockMask, cache: object | None = None) -> Tensor:
+        """[B, L, D or W], [3, B, L], bool [B, 1, L, S] (True: may attend) -> hidden [B, L, D] after the last norm.
+
+        On a GPU the mask of a training pass is a block mask of FlexAttention.
+        """
 
     def output_weight(self) -> Tensor:
         """[V, D] of the language-model head."""

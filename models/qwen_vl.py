@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
     AutoConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -17,11 +18,13 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
+from models import attention
 from models.processing import Prompt, ReportProcessor
 
 # Bars over a second's work; those of the stages are what people want to see.
 disable_progress_bar()
 
+ATTENTION = {"": "sdpa", "text_config": attention.NAME, "vision_config": "sdpa"}
 FAMILIES = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
@@ -87,8 +90,8 @@ class QwenVL(nn.Module):
     def embed_tokens(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)
 
-    def trunk(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: object | None = None) -> Tensor:
-        """[B, L, D or W], [3, B, L], bool [B, 1, L, S] -> hidden states [B, L, D] after the last norm."""
+    def trunk(self, embeds: Tensor, positions: Tensor, mask: Tensor | BlockMask, cache: object | None = None) -> Tensor:
+        """[B, L, D or W], [3, B, L], bool [B, 1, L, S] or a block mask -> hidden [B, L, D] after the last norm."""
         embeds, *deeper = embeds.split(self.hidden_size, -1)
         extra = {}
         if deeper:
@@ -105,7 +108,7 @@ class QwenVL(nn.Module):
             **extra,
         ).last_hidden_state
 
-    def _as_it_is(self, mask: Tensor) -> Tensor | dict[str, Tensor]:
+    def _as_it_is(self, mask: Tensor | BlockMask) -> Tensor | BlockMask | dict[str, Tensor | BlockMask]:
         """The form in which this family takes a mask without building a causal one of its own."""
         return mask if self.model.config.model_type == "qwen3_vl" else {"full_attention": mask}
 
@@ -136,7 +139,7 @@ def load(path: Path, *, dtype: torch.dtype = torch.float32) -> QwenVL:
     _check_files(path)
     config = AutoConfig.from_pretrained(path)
     model, report = FAMILIES[kind].from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
+        path, config=config, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True, output_loading_info=True
     )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{path}: {len(missing)} weights are missing, for example {missing[0]}")

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from models.lora import LoraConfig
 from models.processing import ProcessorConfig
 from models.tiny import TinyConfig, build_tiny
@@ -20,6 +22,8 @@ class ModelConfig:
     """Train LoRA adapters on a frozen base, or all weights (needed when they start random)."""
     rl_vision: Literal["frozen", "trained"] = "frozen"
     """The vision tower under CAPO, with training full: frozen, its features are computed once a step."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights; auto is bfloat16 for LoRA's frozen base on a GPU and float32 elsewhere. Adapters are float32."""
     recompute_activations: bool = False
     """Keep each layer's input only and compute the rest again in the backward pass: less memory, a third more time."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -31,11 +35,22 @@ class ModelConfig:
             raise ValueError(
                 "expected model.rl_vision frozen with model.training lora, got trained; see model.lora.vision"
             )
+        if self.training == "full" and self.dtype == "bfloat16":
+            raise ValueError(
+                "expected model.dtype auto or float32 with model.training full, got bfloat16: small updates vanish"
+            )
         if self.training == "lora" and self.path is None:
             raise ValueError(
                 "expected model.path with model.training lora, got none: adapters on random weights learn nothing; "
                 "give a checkpoint, or train the small model with model.training full"
             )
+
+
+def weights_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """What `model.dtype` comes to on a device."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and config.training == "lora" else torch.float32
+    return getattr(torch, config.dtype)
 
 
 def start_path(folder: Path, config: ModelConfig, corpus: Sequence[str], *, seed: int) -> Path:

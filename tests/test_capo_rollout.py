@@ -1,5 +1,7 @@
 """The generation engine against the training path; `test_models_families.py` compares it with generate."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,8 +20,9 @@ def requests(processor, studies, group=3):
     ]
 
 
-def run(policy, processor, wanted, sampling=SAMPLED, slots=64):
+def run(policy, processor, wanted, sampling=SAMPLED, slots=64, record=None):
     options = {"sampling": sampling, "eos_id": processor.eos_id, "banned": banned_mask(policy, processor)}
+    options["record"] = record
     return {(r.study_id, r.sample): r for r in rollout(policy, wanted, slots=slots, **options)}
 
 
@@ -47,6 +50,41 @@ def test_a_report_does_not_depend_on_slots_or_neighbours(policy, processor, stud
         assert torch.equal(report.response_ids, together[key].response_ids)
     for key, report in alone.items():
         assert torch.equal(report.response_ids, together[key].response_ids)
+
+
+class Recordings:
+    """Stands in for CUDA graphs: a recording repeats the step on the buffers, outputs in the same memory every time."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, step):
+        self.count += 1
+        outputs = step()
+
+        def replay():
+            for output, value in zip(outputs, step(), strict=True):
+                output.copy_(value)
+            return outputs
+
+        return replay
+
+
+@pytest.mark.parametrize("sampling", [SAMPLED, SamplingConfig(temperature=0.0, max_new_tokens=24)])
+def test_recorded_steps_of_fixed_shape_write_the_same_reports(policy, processor, studies, sampling, monkeypatch):
+    monkeypatch.setattr("capo.static_decode.REACH", 32)  # several recordings, and a cache that is grown on the way
+    monkeypatch.setattr("capo.rollout.REACH", 32)
+    wanted = requests(processor, studies[:8])
+    longer = studies[8:9]
+    wanted.append(Request(prompt_of(processor, replace(longer[0], indication="Cough. " * 30)), (1, 2)))
+    recordings = Recordings()
+    recorded = run(policy, processor, wanted, sampling, slots=7, record=recordings)
+    plain = run(policy, processor, wanted, sampling, slots=7)
+    assert recorded.keys() == plain.keys() and 1 < recordings.count < 12
+    for key, report in recorded.items():
+        assert torch.equal(report.response_ids, plain[key].response_ids)
+        # sums over a longer, masked cache round differently
+        torch.testing.assert_close(report.behaviour_logps, plain[key].behaviour_logps, atol=1e-5, rtol=0)
 
 
 def test_banned_tokens_never_appear_and_truncation_is_marked(policy, processor, studies):

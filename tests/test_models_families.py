@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from capo.packing import pack, report_logps
+from capo.packing import Layout, pack, report_logps
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
 from evaluate import banned_mask
@@ -98,6 +98,20 @@ def test_recomputed_activations_change_no_gradient_and_no_rollout(checkpoint):
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
     assert bytes_recomputed < bytes_kept / 2
     assert all(torch.equal(a.response_ids, b.response_ids) for a, b in zip(*reports, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@torch.no_grad()
+def test_block_masks_of_flex_attention_see_what_dense_masks_see(checkpoint, monkeypatch):
+    folder, processor = checkpoint
+    ids = [processor.encode_report(text) for text in REPORTS]
+    layout = pack(prompts_of(processor, 3), [ids, ids[:1], ids[1:]])  # rows of several lengths: padding too
+    policy = load(folder)
+    dense, _ = report_logps(policy, layout)
+    monkeypatch.setattr(Layout, "attention", Layout.block_mask)
+    blocks, _ = report_logps(policy, layout)
+    # two orders of summation in float32; a token seen too much or too little shows in the second digit
+    torch.testing.assert_close(blocks, dense, atol=2e-5, rtol=0)
 
 
 def write(policy, processor, prompts, temperature, tokens):

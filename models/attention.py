@@ -1,0 +1,37 @@
+"""Attention of the language model: a dense mask goes to transformers' own function, a block mask to FlexAttention."""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "radflow"
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | BlockMask,
+    *,
+    scaling: float,
+    **options: object,
+) -> tuple[Tensor, None]:
+    """[B, H, L, d], [B, K, S, d] twice and a mask -> [B, L, H, d]; a group of H / K query heads shares a key head."""
+    if not isinstance(attention_mask, BlockMask):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    flex = _flex(query.device.type)
+    return flex(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True).transpose(1, 2), None
+
+
+@cache
+def _flex(device: str):
+    """Compiled where its kernels exist; elsewhere the definition, which has no gradient but says what is right."""
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+
+
+AttentionInterface.register(NAME, attend)
