@@ -23,6 +23,7 @@ from tqdm import tqdm
 from capo.journal import write_json, write_whole
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig
+from capo.stopping import StopSignal
 from data.phantoms import state_labels
 from data.readers.manifest import read_manifest
 from data.sections import parse_sections
@@ -82,18 +83,29 @@ def banned_mask(policy: QwenVL, processor: ReportProcessor) -> torch.Tensor:
 
 
 def write_reports(
-    policy: QwenVL, processor: ReportProcessor, studies: Sequence[Study], config: EvaluateConfig, *, title: str
+    policy: QwenVL,
+    processor: ReportProcessor,
+    studies: Sequence[Study],
+    config: EvaluateConfig,
+    *,
+    title: str,
+    stop: StopSignal | None = None,
+    shown: bool = True,
 ) -> list[str]:
-    """One greedy report a study, in the order of `studies`."""
+    """One greedy report a study, in the order of `studies`.
+
+    Raises:
+        StopRequested: `stop` said so.
+    """
     position = {study.id: i for i, study in enumerate(studies)}
     reports: list[str] = [""] * len(studies)
     sampling = SamplingConfig(temperature=0.0, max_new_tokens=config.max_new_tokens)
     requests = (Request(prompt_of(processor, study), (0,)) for study in studies)
     written = rollout(
         policy, requests, sampling=sampling, eos_id=processor.eos_id,
-        banned=banned_mask(policy, processor), slots=min(config.slots, len(studies)),
+        banned=banned_mask(policy, processor), slots=min(config.slots, len(studies)), stop=stop,
     )  # fmt: skip
-    for report in watched(written, title, len(studies)):
+    for report in watched(written, title, len(studies), shown=shown):
         reports[position[report.study_id]] = processor.decode(report.response_ids)
     return reports
 

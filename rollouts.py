@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,9 @@ from tqdm import tqdm
 from capo.advantages import group_advantages
 from capo.clipping import critical_clip
 from capo.journal import write_lines
+from capo.ranks import Ranks
 from capo.rollout import Request
+from capo.stopping import StopRequested
 from capo.trainer import RlConfig
 from capo.types import Case, Prompt, Rollout
 from data.studies import Study
@@ -105,10 +108,87 @@ def sample_and_score(
     )
 
 
-def watched(written: Iterable[Rollout], title: str, total: int, *, leave: bool = True) -> Iterator[Rollout]:
+class LazyPrompt:
+    """The prompt of a study that another rank wrote the reports of: built only if this rank comes to train on it."""
+
+    def __init__(self, study_id: str, num_tokens: int, build: Callable[[], Prompt]) -> None:
+        self.study_id, self.num_tokens, self._build = study_id, num_tokens, build
+
+    @cached_property
+    def _built(self) -> Prompt:
+        return self._build()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._built, name)
+
+
+def exchange(mine: Batch | None, studies: Sequence[Study], ranks: Ranks, build: Callable[[Study], Prompt]) -> Batch:
+    """The batch of all ranks, the same on each, from the part that each sampled.
+
+    Args:
+        mine: None when this rank was stopped before it was done.
+        studies: of the whole batch, in order.
+        build: makes the prompt of a study.
+
+    Raises:
+        StopRequested: some rank was stopped.
+    """
+    parts = ranks.gather(None if mine is None else _rows(mine))
+    if any(part is None for part in parts):
+        raise StopRequested(f"stopped in stage {ranks.stage}, as asked")
+    if ranks.size == 1:
+        return mine
+    own = dict(zip((study.id for study in mine.studies), mine.prompts, strict=True))
+    rows = {row["id"]: row for part in parts for row in part["rows"]}
+    return Batch(
+        studies=tuple(studies),
+        prompts=tuple(
+            own[study.id] if study.id in own else LazyPrompt(study.id, rows[study.id]["length"], partial(build, study))
+            for study in studies
+        ),
+        groups=tuple(
+            tuple(_rollout(study.id, i, r) for i, r in enumerate(rows[study.id]["reports"])) for study in studies
+        ),
+        texts=tuple(tuple(r["text"] for r in rows[study.id]["reports"]) for study in studies),
+        scores=tuple(tuple(Score(r["total"], r["parts"]) for r in rows[study.id]["reports"]) for study in studies),
+        seconds_rollout=max(part["seconds"][0] for part in parts),
+        seconds_reward=max(part["seconds"][1] for part in parts),
+    )
+
+
+def _rows(batch: Batch) -> dict[str, object]:
+    rows = []
+    for study, prompt, group, texts, scores in zip(
+        batch.studies, batch.prompts, batch.groups, batch.texts, batch.scores, strict=True
+    ):
+        reports = [
+            {
+                "tokens": report.response_ids.tolist(),
+                "logps": report.behaviour_logps.tolist(),
+                "truncated": report.truncated,
+                "text": text,
+                "total": score.total,
+                "parts": dict(score.parts),
+            }
+            for report, text, score in zip(group, texts, scores, strict=True)
+        ]
+        rows.append({"id": study.id, "length": prompt.num_tokens, "reports": reports})
+    return {"rows": rows, "seconds": [batch.seconds_rollout, batch.seconds_reward]}
+
+
+def _rollout(study_id: str, sample: int, row: Mapping) -> Rollout:
+    return Rollout(
+        study_id, sample, torch.tensor(row["tokens"]), torch.tensor(row["logps"]), truncated=row["truncated"]
+    )
+
+
+def watched(
+    written: Iterable[Rollout], title: str, total: int, *, leave: bool = True, shown: bool = True
+) -> Iterator[Rollout]:
     """The reports as they come, behind a bar with reports and tokens a second."""
     began, tokens = time.perf_counter(), 0
-    with tqdm(total=total, desc=title, unit="report", disable=None, mininterval=1, leave=leave) as bar:
+    hidden = None if shown else True  # None: where there is no terminal
+    with tqdm(total=total, desc=title, unit="report", disable=hidden, mininterval=1, leave=leave) as bar:
         for report in written:
             tokens += len(report.response_ids)
             bar.set_postfix_str(f"{tokens / (time.perf_counter() - began):.0f} tokens/s", refresh=False)

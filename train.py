@@ -1,20 +1,21 @@
 """RadFlow: SFT, Target Exploration, criticality, CAPO, evaluation; each stage makes one value and the next takes it.
 
-    torchrun --standalone --nproc-per-node 1 train.py                              the embedded demo (configs/demo.yaml)
-    torchrun --standalone --nproc-per-node 1 train.py --config configs/my.yaml     your own run
+    python train.py                                                                the embedded demo (configs/demo.yaml)
+    torchrun --standalone --nproc-per-node 8 train.py --config configs/my.yaml     your own run, on 8 GPUs
     ... --rl.beta 0.05 --seed 1 --run-dir runs/beta05                              any key of the config, dotted
     ... --stages sft,explore                                                       a part; what is complete is skipped
 
-A run that was killed goes on where it stopped when the same command is started again.
+A run that was killed goes on where it stopped when the same command is started again, on any number of processes.
+SIGTERM and SIGUSR1 make it save its state and end with exit code 0.
 """
 
 import copy
+import hashlib
 import json
-import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +23,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from capo.checkpoint import load_checkpoint, save_checkpoint
+from capo.checkpoint import Checkpoints
 from capo.explore import ExploreConfig, composite_score, select_hard
+from capo.fsdp import ParallelConfig, gathered, shard_policy
 from capo.journal import Journal, read_lines, write_json, write_lines, write_whole
+from capo.ranks import Ranks
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
 from capo.sft import SftConfig, imitate
-from capo.trainer import RlConfig, Trainer
+from capo.stopping import StopRequested, StopSignal
+from capo.trainer import DivergedError, RlConfig, Trainer
 from capo.warmup import LabelReader, WarmupConfig, read_labels
 from data.augment import jitter
 from data.batches import shuffled_batches
@@ -52,11 +56,12 @@ from models.lora import adapters_off, add_lora, merge_lora
 from models.processing import ReportProcessor
 from models.qwen_vl import QwenVL, freeze_vision, load
 from models.start import ModelConfig, start_path, weights_dtype
+from parts import in_parts
 from rewards.criticality import CriticalityRules
 from rewards.hierarchy import HierarchicalReward, RewardConfig
 from rewards.workers import RewardWorkers
-from rollouts import Batch, sample_and_score, watched, write_batch
-from run_folder import open_run, read_config
+from rollouts import Batch, exchange, sample_and_score, watched, write_batch
+from run_folder import open_run, plain, read_config
 
 STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate")
 
@@ -80,6 +85,7 @@ class Config:
     rl: RlConfig = field(default_factory=RlConfig)
     rollout: SamplingConfig = field(default_factory=SamplingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.stages.split(",") if name not in STAGES]:
@@ -94,130 +100,144 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = read_config(
         Config, sys.argv[1:] if argv is None else argv, default=Path("configs/demo.yaml"), description=__doc__
     )
+    ranks, stop = Ranks.join(timeout_s=config.parallel.timeout_s), StopSignal()
+    stop.listen()
     try:
-        refuse_many_ranks()
-        with open_run(config.run_dir, config, may_change=("run_dir", "stages", "reward.workers")):
-            run(config)
-    except ValueError as error:
+        with open_run(config.run_dir, config, may_change=MAY_CHANGE) if ranks.first else nullcontext():
+            ranks.meet()  # the first rank has looked whether the folder may be used
+            run_stages(config, ranks, stop)
+    except StopRequested as request:
+        print(f"rank {ranks.rank}: {request}; start the same command again to go on", flush=True)
+    except (ValueError, DivergedError) as error:
         sys.exit(f"error: {error}")
 
 
-def run(config: Config) -> None:
+@dataclass(frozen=True)
+class Run:
+    """What every stage is given."""
+
+    config: Config
+    corpus: Corpus
+    processor: ReportProcessor
+    reward: HierarchicalReward
+    device: torch.device
+    ranks: Ranks
+    stop: StopSignal
+
+    @property
+    def folder(self) -> Path:
+        return self.config.run_dir
+
+
+def run_stages(config: Config, ranks: Ranks, stop: StopSignal) -> None:
     """The stages of the method, in the paper's order."""
-    folder, device = config.run_dir, pick_device()
+    folder = config.run_dir
     corpus = load_corpus(config.data, seed=config.seed)
-    start = start_path(folder / "start", config.model, corpus_texts(corpus), seed=config.seed)
-    processor = ReportProcessor.load(start, config.model.processor)
-    reward = HierarchicalReward.from_config(config.reward, parse_sections)
+    if ranks.first:
+        start_path(folder / "start", config.model, corpus_texts(corpus), seed=config.seed)
+    ranks.meet()
+    start = start_path(folder / "start", config.model, (), seed=config.seed)
+    stages = Run(
+        config=config,
+        corpus=corpus,
+        processor=ReportProcessor.load(start, config.model.processor),
+        reward=HierarchicalReward.from_config(config.reward, parse_sections),
+        device=pick_device(),
+        ranks=ranks,
+        stop=stop,
+    )
     work = {
-        "warmup": lambda: warm_up(config, start, corpus, processor, reward, device),
-        "sft": lambda: fine_tune(config, start, corpus, processor, reward, device),
-        "explore": lambda: explore(config, corpus, processor, reward, device),
-        "criticality": lambda: annotate(config, corpus, reward),
-        "rl": lambda: reinforce(config, corpus, processor, reward, device),
-        "evaluate": lambda: compare(config, corpus, processor, reward, device),
+        "warmup": lambda: warm_up(stages, start),
+        "sft": lambda: fine_tune(stages, start),
+        "explore": lambda: explore(stages),
+        "criticality": lambda: annotate(stages),
+        "rl": lambda: reinforce(stages),
+        "evaluate": lambda: compare(stages),
     }
     for name in STAGES:
         if name in config.stages.split(",") and not (folder / PRODUCTS[name]).exists():
             need_earlier(folder, name)
-            with timed(folder, name):
+            with timed(stages, name):
                 work[name]()
-    if (table := folder / "eval" / "table.md").exists():
+                ranks.meet()  # its product is there before anybody looks for it
+    if ranks.first and (table := folder / "eval" / "table.md").exists():
         print(table.read_text(encoding="utf-8"))
-    print(f"run folder: {folder}")
+    if ranks.first:
+        print(f"run folder: {folder}")
 
 
-def warm_up(
-    config: Config,
-    start: Path,
-    corpus: Corpus,
-    processor: ReportProcessor,
-    reward: HierarchicalReward,
-    device: torch.device,
-) -> None:
+def warm_up(run: Run, start: Path) -> None:
     """The vision tower learns to name the labels of the reference reports -> warmup/model. Without steps: nothing."""
-    folder = config.run_dir / "warmup"
+    config, corpus = run.config, run.corpus
     if config.warmup.steps == 0:
         return
-    policy = load_policy(start, config, device)
-    found = reward.expert.labeler([study.report for study in corpus.train])
-    labels = torch.tensor([[float(label in names) for label in reward.expert.labeler.labels] for names in found])
+    policy = load_policy(start, run)
+    found = run.reward.expert.labeler([study.report for study in corpus.train])
+    labels = torch.tensor([[float(label in names) for label in run.reward.expert.labeler.labels] for names in found])
     reader = LabelReader(policy, policy.vision, labels.mean(0))
-    trainer = Trainer(reader, config.warmup.optimizer, num_steps=config.warmup.steps)
-    first = resume(trainer, folder)
-    journal = Journal(folder / "metrics.jsonl", resume_at=first)
-    batches = shuffled_batches(len(corpus.train), config.warmup.batch_size, seed=config.seed + 2, start_step=first)
-    for step in (bar := progress("warm-up", first, config.warmup.steps)):
-        chosen = next(batches)
-        prompts = [
-            prompt_of(processor, corpus.train[i], augmentation(config, "warmup", step, place))
-            for place, i in enumerate(chosen)
-        ]
-        row = read_labels(trainer, prompts, labels[chosen])
-        journal.append({"step": step, **row})
-        bar.set_postfix(loss=f"{row['loss']:.3f}")
-        keep(trainer, folder, step + 1, config.sft.checkpoint_every)
-    policy.save(folder / "model", processor)
-
-
-def fine_tune(
-    config: Config,
-    start: Path,
-    corpus: Corpus,
-    processor: ReportProcessor,
-    reward: HierarchicalReward,
-    device: torch.device,
-) -> None:
-    """SFT on image-report pairs -> sft/model, the reference policy. LoRA adapters are merged into it."""
-    folder = config.run_dir / "sft"
-    warm = config.run_dir / "warmup" / "model"
-    policy = load_policy(warm if warm.exists() else start, config, device)
-    prepare_training(policy, config, seed=config.seed, train_vision=config.sft.vision == "trained")
-    trainer = Trainer(policy, config.sft.optimizer, num_steps=config.sft.steps)
-    first = resume(trainer, folder)
-    journal = Journal(folder / "metrics.jsonl", resume_at=first)
-    banned = banned_mask(policy, processor)
-    reports = [processor.encode_report(study.report) for study in corpus.train]
-    batches = shuffled_batches(
-        len(corpus.train), config.sft.batch_size, seed=config.seed, start_step=first,
-        weights=balanced_weights(corpus.train, reward, config.sft.balance),
+    trainer = Trainer(
+        reader, config.warmup.optimizer, num_steps=config.warmup.steps, ranks=run.ranks, stop=run.stop
     )  # fmt: skip
-    for step in (bar := progress("SFT", first, config.sft.steps)):
+    stage = TrainingStage(run, "warmup", trainer, every=config.sft.checkpoint_every)
+    size = config.warmup.batch_size
+    batches = shuffled_batches(len(corpus.train), size, seed=config.seed + 2, start_step=stage.first)
+
+    def step(number: int) -> dict[str, float]:
         chosen = next(batches)
+        own = run.ranks.share([1] * size)
         prompts = [
-            prompt_of(processor, corpus.train[i], augmentation(config, "sft", step, place))
-            for place, i in enumerate(chosen)
+            prompt_of(run.processor, corpus.train[chosen[place]], augmentation(config, "warmup", number, place))
+            for place in own
         ]
-        row = imitate(trainer, prompts, [reports[i] for i in chosen], banned=banned)
-        journal.append({"step": step, **row})
-        bar.set_postfix(loss=f"{row['loss']:.3f}")
-        keep(trainer, folder, step + 1, config.sft.checkpoint_every)
+        return read_labels(trainer, prompts, labels[[chosen[place] for place in own]], num_studies=size)
+
+    stage.run(config.warmup.steps, step, title="warm-up", shown="loss")
+    policy.save(run.folder / "warmup" / "model", run.processor, write=run.ranks.first)
+
+
+def fine_tune(run: Run, start: Path) -> None:
+    """SFT on image-report pairs -> sft/model, the reference policy. LoRA adapters are merged into it."""
+    config, corpus = run.config, run.corpus
+    warm = run.folder / "warmup" / "model"
+    policy = load_policy(warm if warm.exists() else start, run)
+    prepare_training(policy, run, seed=config.seed, train_vision=config.sft.vision == "trained", reference=False)
+    trainer = Trainer(policy, config.sft.optimizer, num_steps=config.sft.steps, ranks=run.ranks, stop=run.stop)
+    stage = TrainingStage(run, "sft", trainer, every=config.sft.checkpoint_every)
+    banned = banned_mask(policy, run.processor)
+    reports = [run.processor.encode_report(study.report) for study in corpus.train]
+    batches = shuffled_batches(
+        len(corpus.train), config.sft.batch_size, seed=config.seed, start_step=stage.first,
+        weights=balanced_weights(corpus.train, run.reward, config.sft.balance),
+    )  # fmt: skip
+
+    def step(number: int) -> dict[str, float]:
+        chosen = next(batches)
+        own = run.ranks.share([len(reports[i]) for i in chosen])
+        prompts = [
+            prompt_of(run.processor, corpus.train[chosen[place]], augmentation(config, "sft", number, place))
+            for place in own
+        ]
+        return imitate(
+            trainer, prompts, [reports[chosen[place]] for place in own],
+            num_tokens=sum(len(reports[i]) for i in chosen), banned=banned,
+        )  # fmt: skip
+
+    stage.run(config.sft.steps, step, title="SFT", shown="loss")
     merge_lora(policy)
-    policy.save(folder / "model", processor)
+    policy.save(run.folder / "sft" / "model", run.processor, write=run.ranks.first)
 
 
-def explore(
-    config: Config, corpus: Corpus, processor: ReportProcessor, reward: HierarchicalReward, device: torch.device
-) -> None:
+def explore(run: Run) -> None:
     """Report every training study, score the reports, keep the worst -> explore/selection.json."""
-    folder = config.run_dir / "explore"
-    policy = load_policy(config.run_dir / "sft" / "model", config, device)
-    reports: list[str] = []
-    # Part files of fixed studies: a resumed run decodes the same batches as an undisturbed one.
-    parts = [
-        corpus.train[i : i + config.explore.part_size] for i in range(0, len(corpus.train), config.explore.part_size)
-    ]
-    for number, studies in enumerate(tqdm(parts, "exploration", unit="part", disable=None)):
-        part = folder / "predictions" / f"part_{number:05d}.jsonl"
-        if not part.exists():
-            written = write_reports(policy, processor, studies, config.evaluate, title=part.stem)
-            write_lines(part, ({"id": s.id, "report": r} for s, r in zip(studies, written, strict=True)))
-        reports += [str(row["report"]) for row in read_lines(part)]
-    columns = score_reports(reward, reports, corpus.train)
+    config, corpus, folder = run.config, run.corpus, run.folder / "explore"
+    rows = reported(run, "sft", corpus.train, folder / "predictions", title="exploration")
     # A study whose reference lacks the section a metric reads cannot be called hard for it: it counts as perfect there.
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("id", "report")}
     metrics = {name: [1.0 if v is None else v for v in columns[name]] for name in config.explore.weights}
     scores = composite_score(metrics, config.explore)
     hard = select_hard(scores, config.explore)
+    if not run.ranks.first:
+        return
     write_lines(
         folder / "scores.jsonl",
         (
@@ -229,102 +249,106 @@ def explore(
     write_json(folder / "selection.json", {**summary, "highest_s": float(scores[hard].max())})
 
 
-def annotate(config: Config, corpus: Corpus, reward: HierarchicalReward) -> None:
+def annotate(run: Run) -> None:
     """Label every training reference as critical or normal, once -> criticality.jsonl."""
-    path = config.run_dir / "criticality.jsonl"
-    labels = CriticalityRules(reward.expert.labeler)([study.report for study in corpus.train])
-    rows = [
-        {"id": study.id, "critical": label.critical, "reason": label.reason, "source": label.source}
-        for study, label in zip(corpus.train, labels, strict=True)
-    ]
-    write_lines(path, rows)
+    judge = CriticalityRules(run.reward.expert.labeler)
+
+    def rows(studies: Sequence[Study], _: str) -> list[dict[str, object]]:
+        labels = judge([study.report for study in studies])
+        return [
+            {"id": study.id, "critical": label.critical, "reason": label.reason, "source": label.source}
+            for study, label in zip(studies, labels, strict=True)
+        ]
+
+    parts = run.folder / "criticality"
+    found = in_parts(parts, run.corpus.train, run.config.explore.part_size, rows, run.ranks, title="criticality")
+    if run.ranks.first:
+        write_lines(run.folder / "criticality.jsonl", found)
 
 
-def reinforce(
-    config: Config, corpus: Corpus, processor: ReportProcessor, reward: HierarchicalReward, device: torch.device
-) -> None:
+def reinforce(run: Run) -> None:
     """CAPO on the hard studies -> rl/model."""
-    folder = config.run_dir / "rl"
-    policy = load_policy(config.run_dir / "sft" / "model", config, device)
-    reference = prepare_training(policy, config, seed=config.seed + 1, train_vision=config.model.rl_vision == "trained")
-    num_updates = config.rl.steps * config.rl.inner_epochs * config.rl.mini_batches
+    config, folder = run.config, run.folder / "rl"
+    policy = load_policy(run.folder / "sft" / "model", run)
+    reference = prepare_training(policy, run, seed=config.seed + 1, train_vision=config.model.rl_vision == "trained")
     trainer = Trainer(
-        policy, config.rl.optimizer, num_steps=num_updates,
-        reference=reference, frozen_vision=config.model.rl_vision == "frozen",
+        policy, config.rl.optimizer, num_steps=config.rl.steps * config.rl.inner_epochs * config.rl.mini_batches,
+        reference=reference, frozen_vision=config.model.rl_vision == "frozen", ranks=run.ranks, stop=run.stop,
     )  # fmt: skip
-    first = resume(trainer, folder)
-    journal = Journal(folder / "metrics.jsonl", resume_at=first)
-    studies = hard_studies(config.run_dir, corpus)
-    critical = {str(row["id"]): bool(row["critical"]) for row in read_lines(config.run_dir / "criticality.jsonl")}
-    banned = banned_mask(policy, processor)
+    studies = hard_studies(run.folder, run.corpus)
+    selection = hashlib.sha256(json.dumps([study.id for study in studies]).encode()).hexdigest()
+    stage = TrainingStage(run, "rl", trainer, every=config.rl.checkpoint_every, identity={"selection": selection})
+    critical = {str(row["id"]): bool(row["critical"]) for row in read_lines(run.folder / "criticality.jsonl")}
+    banned = banned_mask(policy, run.processor)
     batches = shuffled_batches(
-        len(studies), min(config.rl.studies_per_step, len(studies)), seed=config.seed + 1, start_step=first,
-        weights=balanced_weights(studies, reward, config.rl.balance),
+        len(studies), min(config.rl.studies_per_step, len(studies)), seed=config.seed + 1, start_step=stage.first,
+        weights=balanced_weights(studies, run.reward, config.rl.balance),
     )  # fmt: skip
     with RewardWorkers(config.reward, parse_sections) as workers:
-        for step in (bar := progress("CAPO", first, config.rl.steps)):
-            chosen = [studies[i] for i in next(batches)]
-            batch = sample(policy, processor, chosen, config, step, banned, workers)
+
+        def step(number: int) -> dict[str, float | None]:
+            batch = sample(policy, run, [studies[i] for i in next(batches)], number, banned, workers)
             cases, spread = batch.cases(critical, config.rl)
             began = time.perf_counter()
             row = trainer.improve(cases, config.rl, temperature=config.rollout.temperature, banned=banned)
             row["seconds_update"] = time.perf_counter() - began
-            write_batch(folder / "rollouts" / f"step_{step:06d}.jsonl", batch, cases, config.rl)
-            row = {"step": step, **batch.metrics(), **spread, **row}
-            journal.append(row)
-            bar.set_postfix(reward=row["reward"], kl=row["kl"])  # no reward at all is None, which the bar can show
-            keep(trainer, folder, step + 1, config.rl.checkpoint_every)
+            if run.ranks.first:
+                write_batch(folder / "rollouts" / f"step_{number:06d}.jsonl", batch, cases, config.rl)
+            return {**batch.metrics(), **spread, **row}
+
+        stage.run(config.rl.steps, step, title="CAPO", shown="reward")
     merge_lora(policy)
-    policy.save(folder / "model", processor)
+    policy.save(folder / "model", run.processor, write=run.ranks.first)
 
 
 def sample(
-    policy: QwenVL,
-    processor: ReportProcessor,
-    studies: Sequence[Study],
-    config: Config,
-    step: int,
-    banned: torch.Tensor,
-    workers: RewardWorkers,
+    policy: QwenVL, run: Run, studies: Sequence[Study], step: int, banned: torch.Tensor, workers: RewardWorkers
 ) -> Batch:
-    """G reports for each study, and their rewards."""
+    """G reports for each study, and their rewards: each rank samples its share, and all learn of all."""
+    config, group = run.config, run.config.rl.group_size
+    own = [studies[i] for i in run.ranks.share([1] * len(studies))]
     requests = [
         Request(
-            prompt_of(processor, study),
-            tuple(sample_seed(config.seed, "rl", step, study.id, i) for i in range(config.rl.group_size)),
+            prompt_of(run.processor, study),
+            tuple(sample_seed(config.seed, "rl", step, study.id, i) for i in range(group)),
         )
-        for study in studies
+        for study in own
     ]
-    total = len(studies) * config.rl.group_size
-    written = rollout(
-        policy, requests, sampling=config.rollout, eos_id=processor.eos_id, banned=banned,
-        slots=min(config.evaluate.slots, total),
-    )  # fmt: skip
-    written = watched(written, f"rollouts of step {step}", total, leave=False)
-    return sample_and_score(written, requests, studies, processor.decode, workers)
+    options = {"sampling": config.rollout, "eos_id": run.processor.eos_id, "banned": banned, "stop": run.stop}
+    slots = min(config.evaluate.slots, max(1, len(own)) * group)
+    try:
+        with gathered(policy):
+            written = rollout(policy, requests, slots=slots, **options)
+            written = watched(written, f"rollouts of step {step}", len(own) * group, leave=False, shown=run.ranks.first)
+            mine = sample_and_score(written, requests, own, run.processor.decode, workers)
+    except StopRequested:
+        mine = None
+    return exchange(mine, studies, run.ranks, lambda study: prompt_of(run.processor, study))
 
 
-def compare(
-    config: Config, corpus: Corpus, processor: ReportProcessor, reward: HierarchicalReward, device: torch.device
-) -> None:
+def compare(run: Run) -> None:
     """Report the held-out studies with the SFT policy and after CAPO -> eval/table.md and eval/table.json."""
-    folder = config.run_dir / "eval"
-    columns, notes = {}, []
-    for name, model in (("SFT", "sft"), ("CAPO", "rl")):
-        policy = load_policy(config.run_dir / model / "model", config, device)
-        reports = write_reports(policy, processor, corpus.test, config.evaluate, title=f"{name} on held-out studies")
-        columns[name] = score_reports(reward, reports, corpus.test)
-        notes.append(describe(name, reports))
-        write_json(folder / f"{name.lower()}.json", rexrank(corpus.test, reports))
+    config, corpus, folder = run.config, run.corpus, run.folder / "eval"
+    systems = {
+        "SFT": ("sft", corpus.test),
+        "CAPO": ("rl", corpus.test),
+        "CAPO, other images": ("rl", with_other_images(corpus.test)),
+    }
+    columns, reports = {}, {}
+    for name, (model, studies) in systems.items():
+        file = name.lower().replace(", ", "_").replace(" ", "_")
+        rows = reported(run, model, studies, folder / "parts" / file, title=f"{name} on held-out studies")
+        reports[name] = [str(row["report"]) for row in rows]
+        columns[name] = {key: [row[key] for row in rows] for key in rows[0] if key not in ("id", "report")}
+        if run.ranks.first:
+            write_json(folder / f"{file}.json", rexrank(corpus.test, reports[name]))
+    if not run.ranks.first:
+        return
     references = [study.report for study in corpus.test]
-    notes.append(describe("references", references))
     write_json(folder / "references.json", rexrank(corpus.test, references))
-    baselines = baseline_columns(reward, corpus.train, corpus.test, config.evaluate)
-    blind = write_reports(
-        policy, processor, with_other_images(corpus.test), config.evaluate, title="CAPO on other studies' images"
-    )
-    baselines["CAPO, other images"] = score_reports(reward, blind, corpus.test)
-    write_json(folder / "capo_other_images.json", rexrank(corpus.test, blind))
+    notes = [describe(n, r) for n, r in {**reports, "references": references}.items() if n != "CAPO, other images"]
+    baselines = baseline_columns(run.reward, corpus.train, corpus.test, config.evaluate)
+    baselines["CAPO, other images"] = columns["CAPO, other images"]
     rows = comparison_rows(columns["SFT"], columns["CAPO"], baselines)
     write_json(folder / "table.json", {"studies": len(corpus.test), "seed": config.seed, "rows": rows, "notes": notes})
     write_whole(folder / "table.md", render_table(rows, ("SFT", "CAPO"), notes))
@@ -333,17 +357,83 @@ def compare(
 # What the stages share.
 
 
-def refuse_many_ranks() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("expected one process (torchrun --nproc-per-node 1): this release trains on one device")
+class TrainingStage:
+    """The steps of a stage that trains: from its last checkpoint on, written down as they come, saved on the way and
+    when the run is asked to stop.
+
+    Args:
+        every: steps between checkpoints.
+        identity: what a checkpoint must share with this run beside the config.
+    """
+
+    def __init__(
+        self, run: Run, name: str, trainer: Trainer, *, every: int, identity: Mapping[str, str] | None = None
+    ) -> None:
+        self.trainer, self.every, self.ranks = trainer, every, run.ranks
+        self.folder = run.folder / name
+        known = {"config": config_hash(run.config), **(identity or {})}
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", run.ranks, identity=known)
+        facts = self.checkpoints.load(trainer.state()[0])
+        self.first = int(facts["step"]) if facts else 0
+        if facts:
+            trainer.restore(facts)
+        run.ranks.meet()  # nobody writes before all have read
+
+    def run(self, last: int, do: Callable[[int], Mapping[str, float | None]], *, title: str, shown: str) -> None:
+        """`do` each step below `last`; its metrics go to metrics.jsonl, the one named `shown` to the bar."""
+        journal = Journal(self.folder / "metrics.jsonl", resume_at=self.first) if self.ranks.first else None
+        step, bar = self.first, progress(title, self.first, last, shown=self.ranks.first)
+        try:
+            for step in bar:
+                row = do(step)
+                if journal is not None:
+                    journal.append({"step": step, **row})
+                bar.set_postfix({shown: row[shown]})
+                if (step + 1) % self.every == 0:
+                    self.checkpoints.save(step + 1, *self.trainer.state())
+        except StopRequested:
+            self.trainer.rewind()
+            self.checkpoints.save(step, *self.trainer.state())
+            raise
+        finally:
+            self.checkpoints.finish()
+
+
+def reported(run: Run, model: str, studies: Sequence[Study], folder: Path, *, title: str) -> list[dict[str, object]]:
+    """One greedy report a study by the policy of stage `model`: rows with id, report and each metric."""
+    policy: list[QwenVL] = []  # loaded when the first part is decoded; a finished stage needs none
+
+    def work(part: Sequence[Study], name: str) -> list[dict[str, object]]:
+        if not policy:
+            policy.append(load_policy(run.folder / model / "model", run))
+        reports = write_reports(
+            policy[0], run.processor, part, run.config.evaluate, title=name, stop=run.stop, shown=run.ranks.first
+        )
+        columns = score_reports(run.reward, reports, part)
+        return [
+            {"id": study.id, "report": report, **{metric: values[i] for metric, values in columns.items()}}
+            for i, (study, report) in enumerate(zip(part, reports, strict=True))
+        ]
+
+    return in_parts(folder, studies, run.config.explore.part_size, work, run.ranks, title=title)
+
+
+MAY_CHANGE = ("run_dir", "stages", "reward.workers", "parallel")
+
+
+def config_hash(config: Config) -> str:
+    """Of all that a run's results depend on."""
+    kept = {key: value for key, value in plain(config).items() if key not in MAY_CHANGE}
+    kept["reward"] = {key: value for key, value in kept["reward"].items() if f"reward.{key}" not in MAY_CHANGE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load_policy(path: Path, config: Config, device: torch.device) -> QwenVL:
-    return load(path, dtype=weights_dtype(config.model, device)).to(device)
+def load_policy(path: Path, run: Run) -> QwenVL:
+    return load(path, dtype=weights_dtype(run.config.model, run.device)).to(run.device)
 
 
 def corpus_texts(corpus: Corpus) -> list[str]:
@@ -369,48 +459,45 @@ def need_earlier(folder: Path, name: str) -> None:
 
 
 @contextmanager
-def timed(folder: Path, name: str) -> Iterator[None]:
+def timed(run: Run, name: str) -> Iterator[None]:
     """Say what runs, and add the seconds it took to timing.jsonl (a resumed stage has several lines)."""
-    began = time.perf_counter()
-    print(f"== {name}", flush=True)
+    began, run.ranks.stage = time.perf_counter(), name
+    if run.ranks.first:
+        print(f"== {name}", flush=True)
     yield
-    path = folder / "timing.jsonl"
+    if not run.ranks.first:
+        return
+    path = run.folder / "timing.jsonl"
     write_lines(path, [*read_lines(path), {"stage": name, "seconds": round(time.perf_counter() - began, 2)}])
 
 
-def progress(name: str, first: int, last: int) -> tqdm:
-    return tqdm(range(first, last), name, initial=first, total=last, unit="step", disable=None, mininterval=1)
+def progress(name: str, first: int, last: int, *, shown: bool) -> tqdm:
+    hidden = None if shown else True  # None: where there is no terminal
+    return tqdm(range(first, last), name, initial=first, total=last, unit="step", disable=hidden, mininterval=1)
 
 
-def prepare_training(policy: QwenVL, config: Config, *, seed: int, train_vision: bool) -> Callable:
-    """Make the right parameters trainable; return how to reach the policy as it is now, frozen.
+def prepare_training(
+    policy: QwenVL, run: Run, *, seed: int, train_vision: bool, reference: bool = True
+) -> Callable | None:
+    """Make the right parameters trainable, and shard; return how to reach the policy as it is now, frozen.
 
     With LoRA that is the policy with its adapters off (the SFT adapters are merged by then, so off is not the base
     model); training all weights needs a copy.
     """
-    if config.model.recompute_activations:
+    model, parallel = run.config.model, run.config.parallel
+    if model.recompute_activations:
         policy.recompute_activations()
-    if config.model.training == "lora":
-        add_lora(policy, config.model.lora, seed=seed)
+    if model.training == "lora":
+        add_lora(policy, model.lora, seed=seed)
+        shard_policy(policy, parallel, run.ranks, run.device)
         return lambda: adapters_off(policy)
     if not train_vision:
         freeze_vision(policy)
-    frozen = copy.deepcopy(policy).requires_grad_(False)
+    frozen = copy.deepcopy(policy).requires_grad_(False) if reference else None
+    for whole in (policy, frozen):
+        if whole is not None:
+            shard_policy(whole, parallel, run.ranks, run.device)
     return lambda: nullcontext(frozen)
-
-
-def resume(trainer: Trainer, folder: Path) -> int:
-    """Restore the newest checkpoint of a stage; the step to go on with."""
-    state = load_checkpoint(folder / "checkpoints")
-    if state is None:
-        return 0
-    trainer.load_state_dict(state)
-    return int(state["step"])
-
-
-def keep(trainer: Trainer, folder: Path, step: int, every: int) -> None:
-    if step % every == 0:
-        save_checkpoint(folder / "checkpoints", step, trainer.state_dict())
 
 
 def augmentation(config: Config, stage: str, step: int, place: int) -> Callable | None:

@@ -1,37 +1,168 @@
-"""Checkpoints written whole or not at all, and the newest readable one found again."""
+"""Checkpoints of a training stage: written by all ranks in the background, whole or not at all, checked before use.
 
-import os
-import pickle
+A checkpoint is a folder `step_00000020` of safetensors files, one a rank, in the layout of torch.distributed.checkpoint
+(so that any number of ranks can read what another number wrote), and `checkpoint.json`: step, counters, what the run it
+belongs to is known by, and length and SHA-256 of every file.
+"""
+
+import hashlib
+import json
+import shutil
 import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
+
+from capo.journal import write_json
+from capo.ranks import Ranks
+
+FACTS = "checkpoint.json"
+# Said at each save and load of a run that has one process and means it.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, object], *, keep: int = 2) -> None:
-    """Write `folder/step_{step}.pt` under a temporary name, rename it, and remove all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step_{step:08d}.pt"
-    temporary = target.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save({"step": step, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target)
-    # A kill while writing leaves a temporary file behind; nothing else does.
-    for old in [*_checkpoints(folder)[keep:], *folder.glob("*.tmp")]:
-        old.unlink()
+class Checkpoints:
+    """The checkpoints of one stage.
 
+    Args:
+        identity: what they belong to (hashes of the config and of the selected studies); one of another run is refused.
+        keep: complete ones that stay; older ones are removed.
+    """
 
-def load_checkpoint(folder: Path) -> dict[str, object] | None:
-    """The newest checkpoint that can be read, or None. A damaged one is named in a warning and passed over."""
-    for path in _checkpoints(folder):
+    def __init__(self, folder: Path, ranks: Ranks, *, identity: Mapping[str, str], keep: int = 2) -> None:
+        self.folder, self.ranks, self.identity, self.keep = folder, ranks, dict(identity), keep
+        # A group of their own: what the background says must not mix with what the training says.
+        self.group = dist.new_group(backend="gloo") if ranks.size > 1 else None
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: Future | None = None
+        self.newest: int | None = None  # step of the one read or written last
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
+        """Copy the state to host memory and go on; the files are written in the background.
+
+        Args:
+            tensors: DTensors, or plain ones that every rank holds alike.
+            facts: anything else, as JSON.
+
+        Raises:
+            RuntimeError: the checkpoint before this one could not be written.
+        """
+        self.finish()
+        if step == self.newest:
+            return
+        self.newest = step
+        staged = BlockingAsyncStager(cache_staged_state_dict=False).stage(dict(tensors))
+        self.pending = self.thread.submit(self._write, step, staged, dict(facts))
+
+    def finish(self) -> None:
+        """Wait until what was saved is on disk.
+
+        Raises:
+            RuntimeError: it could not be written (a full disk); the checkpoints before it are as they were.
+        """
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> dict[str, object] | None:
+        """Fill `tensors` in place from the newest checkpoint that is whole and belongs here; its facts, or None.
+
+        One that is damaged, incomplete or another run's is named in a warning and passed over.
+
+        Raises:
+            ValueError: there are checkpoints, and none can be used.
+        """
+        refused = []
+        for path in self._complete():
+            reasons = [r for r in self.ranks.gather(self._objection(path, _shapes(tensors))) if r]
+            if not reasons:
+                dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(path)), no_dist=self.group is None)
+                facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+                self.newest = int(facts["step"])
+                return facts
+            refused.append(f"{path}: {reasons[0]}")
+            if self.ranks.first:
+                warnings.warn(f"checkpoint {refused[-1]}; passed over", stacklevel=2)
+        if refused:
+            raise ValueError(
+                f"no checkpoint can be used: {'; '.join(refused)}. Restore one, or remove {self.folder} to start this "
+                "stage over"
+            )
+        return None
+
+    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
+        final = self.folder / f"step_{step:08d}"
+        temporary = final.with_suffix(".tmp")
+        if self.ranks.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True, exist_ok=True)
+        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            warnings.warn(f"checkpoint {path} cannot be read and is passed over: {error}", stacklevel=2)
-    return None
+            dcp.save(tensors, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
+            if self.ranks.first:
+                self._seal(temporary, final, {"step": step, **facts, "tensors": _shapes(tensors)})
+        except (Exception, CheckpointException) as error:  # DCP wraps whatever any rank met, outside Exception
+            raise RuntimeError(
+                f"checkpoint {final} could not be written: {_cause(error)}; the ones before it are untouched. "
+                "Make room or repair the disk and start the same command again"
+            ) from error
+
+    def _seal(self, temporary: Path, final: Path, facts: dict[str, object]) -> None:
+        files = {p.name: [p.stat().st_size, _digest(p)] for p in sorted(temporary.glob("*.safetensors"))}
+        write_json(temporary / FACTS, {**facts, "identity": self.identity, "files": files})
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        # A kill while writing leaves a temporary folder behind; nothing else does.
+        for old in [*self._complete()[self.keep :], *self.folder.glob("*.tmp")]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _complete(self) -> list[Path]:
+        """Newest first."""
+        return sorted((p for p in self.folder.glob("step_*") if p.suffix != ".tmp"), reverse=True)
+
+    def _objection(self, path: Path, shapes: Mapping[str, list[int]]) -> str:
+        """Why a checkpoint cannot be used; "" when it can. Each rank reads through its share of the files."""
+        try:
+            facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+            differing = [k for k, v in self.identity.items() if facts["identity"].get(k) != v]
+            if differing:
+                return f"belongs to a run of another {differing[0]}"
+            others = [n for n in {**shapes, **facts["tensors"]} if shapes.get(n) != facts["tensors"].get(n)]
+            if others:
+                return f"holds other parameters than are trained here, for example {others[0]}"
+            for name, (size, digest) in list(facts["files"].items())[self.ranks.rank :: self.ranks.size]:
+                found = (path / name).stat().st_size
+                if found != size:
+                    return f"{name} has {found} bytes, expected {size}"
+                if _digest(path / name) != digest:
+                    return f"{name} is damaged: its SHA-256 is not the one recorded"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"cannot be read ({error})"
+        return ""
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*.pt"), reverse=True)
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, on one line."""
+    failures = getattr(error, "failures", None)  # of DCP, by rank
+    if failures:
+        rank, (inner, _) = next(iter(failures.items()))
+        return f"rank {rank}: {_cause(inner)}"
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from capo.loss import LossTerms
+from capo.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,13 @@ class LossMetrics:
             totals.add(f"clip_low_{name}", terms.clipped_low & of_kind)
             totals.add(f"clip_high_{name}", terms.clipped_high & of_kind)
 
-    def read(self, *, num_updates: int = 1) -> PolicyMetrics:
-        """The metrics so far. `num_updates` optimiser steps share the loss. Without any token: ratios 1, the rest 0."""
-        sums, most = self._totals.read()
+    def read(self, ranks: Ranks | None = None, *, num_updates: int = 1) -> PolicyMetrics:
+        """The metrics so far, of all ranks. Without any token: ratios 1, the rest 0.
+
+        Args:
+            num_updates: optimiser steps that share the loss.
+        """
+        sums, most = self._totals.read(ranks)
         tokens = max(1.0, sums["tokens"])
         shares = {}
         for name in ("critical", "normal"):
@@ -103,9 +108,9 @@ class ScoringMetrics:
         self._totals.add("entropy", entropy)
         self._totals.most("sampler_gap_max", (sampled - behaviour).abs())
 
-    def read(self) -> dict[str, float]:
+    def read(self, ranks: Ranks | None = None) -> dict[str, float]:
         """KL and entropy a token; the largest gap between the sampler's log-probabilities and the training path's."""
-        sums, most = self._totals.read()
+        sums, most = self._totals.read(ranks)
         tokens = max(1.0, sums.pop("tokens"))
         return {**{name: value / tokens for name, value in sums.items()}, **most}
 
@@ -125,5 +130,10 @@ class _Totals:
         largest = value.max() if value.numel() else value.new_zeros(())
         self.maxima[name] = torch.maximum(self.maxima.get(name, largest), largest)
 
-    def read(self) -> tuple[dict[str, float], dict[str, float]]:
-        return tuple({name: float(value) for name, value in d.items()} for d in (self.sums, self.maxima))
+    def read(self, ranks: Ranks | None = None) -> tuple[dict[str, float], dict[str, float]]:
+        mine = [{name: float(value) for name, value in d.items()} for d in (self.sums, self.maxima)]
+        return tuple(
+            {name: combine(theirs[place][name] for theirs in gathered) for name in mine[place]}
+            for gathered in [(ranks or Ranks()).gather(mine)]
+            for place, combine in enumerate((sum, max))
+        )

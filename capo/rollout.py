@@ -9,6 +9,7 @@ from torch import Tensor
 
 from capo.sampling import SamplingConfig, choose, uniforms
 from capo.static_decode import REACH, CudaGraphs, Recorder, StaticDecoder
+from capo.stopping import StopRequested, StopSignal
 from capo.types import Policy, Prompt, Rollout
 
 
@@ -103,6 +104,7 @@ def rollout(
     banned: Tensor,
     slots: int = 64,
     record: Recorder | None = None,
+    stop: StopSignal | None = None,
 ) -> Iterator[Rollout]:
     """Write every requested report; yield each as it ends.
 
@@ -112,6 +114,7 @@ def rollout(
         requests: consumed lazily, so that prompts of thousands of studies need not exist at one time.
         banned: [V] bool, tokens never sampled (vision and chat tokens); score with the same mask.
         slots: reports decoded side by side; memory is slots x (longest prompt + max_new_tokens).
+        stop: asked before each token; raises `StopRequested` when it says so.
         record: replays a decoding step instead of launching it kernel by kernel; by default CUDA graphs on a GPU.
     """
     if record is None and policy.device.type == "cuda":
@@ -120,6 +123,8 @@ def rollout(
     cache: SlotCache | None = None
     active: list[_Slot] = []
     while active or waiting.next_size:
+        if stop is not None and stop.requested:
+            raise StopRequested(f"stopped with {len(active)} reports unfinished, as asked")
         # Prefilling study by study would waste the batch: wait until an eighth of the slots is free.
         if not active or slots - len(active) >= max(waiting.next_size, slots // 8):
             admitted = waiting.take(slots - len(active))

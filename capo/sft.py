@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from capo.packing import micro_batches, pack, report_logps
@@ -39,27 +38,37 @@ class SftConfig:
 
 
 def imitate(
-    trainer: Trainer, prompts: Sequence[Prompt], reports: Sequence[Tensor], *, banned: Tensor | None = None
+    trainer: Trainer,
+    prompts: Sequence[Prompt],
+    reports: Sequence[Tensor],
+    *,
+    num_tokens: int | None = None,
+    banned: Tensor | None = None,
 ) -> dict[str, float]:
     """One optimiser step on reference reports.
 
         L = -(1/N) sum_i sum_t log pi(y_it | prompt_i, y_i<t)        N tokens of the whole step
 
     Args:
-        prompts: B prompts.
+        prompts: B prompts, of this rank.
         reports: B reports as [T] int64 token ids, EOS included.
+        num_tokens: report tokens of all ranks; by default those of `reports`.
         banned: [V] bool; the distribution is renormalised without tokens that are never sampled.
 
     Returns:
         loss (nats a token), tokens, grad_norm, learning_rate.
     """
-    num_tokens = sum(len(report) for report in reports)
+    num_tokens = num_tokens or sum(len(report) for report in reports)
     lengths = [len(p.input_ids) + len(r) for p, r in zip(prompts, reports, strict=True)]
-    total = torch.zeros(())
-    for rows in micro_batches(lengths, trainer.config.token_budget):
-        layout = pack([prompts[i] for i in rows], [[reports[i]] for i in rows]).to(trainer.policy.device)
-        logps, _ = report_logps(trainer.policy, layout, banned=banned)
+    batches, policy = micro_batches(lengths, trainer.config.token_budget), trainer.policy
+    # A rank with fewer micro-batches repeats a prompt without its report: a sharded policy needs all ranks in a pass.
+    idle = int(trainer.ranks.largest(len(batches))) - len(batches)
+    total = 0.0
+    for rows, used in [*((rows, True) for rows in batches), *[(batches[-1][:1], False)] * idle]:
+        trainer.check_stop()
+        layout = pack([prompts[i] for i in rows], [[reports[i]] if used else [] for i in rows]).to(policy.device)
+        logps, _ = policy(lambda layout=layout: report_logps(policy, layout, banned=banned))
         loss = -logps.sum() / num_tokens
         loss.backward()
-        total += loss.detach().cpu()
-    return {"loss": float(total), "tokens": num_tokens, **trainer.step()}
+        total += float(loss.detach())
+    return {"loss": trainer.ranks.total(total), "tokens": num_tokens, **trainer.step()}

@@ -1,19 +1,23 @@
 """The one mutable object: a policy, its optimiser, and the steps that change them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from capo.clipping import critical_clip
+from capo.fsdp import sharded_modules
 from capo.kl import k3
 from capo.loss import capo_loss
 from capo.metrics import LossMetrics, ScoringMetrics
 from capo.packing import Layout, micro_batches, pack, report_logps
+from capo.ranks import Ranks
+from capo.stopping import StopRequested, StopSignal
 from capo.types import Case, Policy
 
 
@@ -33,6 +37,8 @@ class OptimizerConfig:
     """Gradients are scaled down to this global norm."""
     token_budget: int = 8192
     """Padded tokens of one micro-batch; lower it when memory is short. The gradient does not depend on it."""
+    max_bad_updates: int = 5
+    """The run stops after this many updates in a row whose gradient is not finite; such updates are skipped."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.max_grad_norm <= 0 or self.token_budget < 1 or self.warmup_steps < 0:
@@ -40,6 +46,8 @@ class OptimizerConfig:
                 "expected lr > 0, max_grad_norm > 0, token_budget >= 1 and warmup_steps >= 0, got "
                 f"{self.lr}, {self.max_grad_norm}, {self.token_budget} and {self.warmup_steps}"
             )
+        if self.max_bad_updates < 1:
+            raise ValueError(f"expected max_bad_updates of at least 1, got {self.max_bad_updates}")
         if not 0 <= self.final_lr_share <= 1:
             raise ValueError(f"expected final_lr_share in [0, 1], got {self.final_lr_share}")
 
@@ -106,6 +114,10 @@ class _Scored:
     critical: Tensor  # [R] bool
 
 
+class DivergedError(RuntimeError):
+    """Too many updates in a row had a gradient that is not finite."""
+
+
 class Trainer:
     """Changes a policy, step by step.
 
@@ -115,6 +127,8 @@ class Trainer:
         reference: gives the frozen SFT policy for the time of a `with`; a context manager, because with LoRA the
             reference is the policy itself with its adapters off. Needed for `improve` only.
         frozen_vision: the tower is not trained, so its features are computed once a step and shared.
+        ranks: the processes that train together; each computes the gradient of its own cases.
+        stop: asked between micro-batches; they raise `StopRequested` when it says so on any rank.
     """
 
     def __init__(
@@ -125,9 +139,13 @@ class Trainer:
         num_steps: int,
         reference: Callable[[], AbstractContextManager[Policy]] | None = None,
         frozen_vision: bool = False,
+        ranks: Ranks | None = None,
+        stop: StopSignal | None = None,
     ) -> None:
         self.policy, self.config, self.num_steps = policy, config, num_steps
         self.reference, self.frozen_vision = reference, frozen_vision
+        self.ranks, self.stop = ranks or Ranks(), stop or StopSignal()
+        self.sharded = bool(sharded_modules(policy))
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("the policy has no trainable parameter; add LoRA adapters or unfreeze it")
@@ -135,22 +153,56 @@ class Trainer:
         vectors = [p for p in self.parameters if p.ndim <= 1]
         decayed = {"params": matrices, "weight_decay": config.weight_decay}
         self.optimizer = torch.optim.AdamW([decayed, {"params": vectors, "weight_decay": 0.0}], lr=config.lr)
+        for parameter in self.parameters:  # as AdamW makes it at the first update; here, so that it can be loaded
+            zeros = (torch.zeros_like(parameter) for _ in range(2))
+            self.optimizer.state[parameter] = dict(zip(("exp_avg", "exp_avg_sq"), zeros, strict=True))
+            self.optimizer.state[parameter]["step"] = torch.zeros(())
         self.num_updates = 0
         self.num_skipped = 0
+        self.num_bad = 0  # skipped in a row
+        self._remembered: tuple[dict[str, Tensor], dict[str, object]] | None = None
 
     def step(self) -> dict[str, float]:
-        """Clip the accumulated gradient, update, clear. A gradient that is not finite is dropped and counted."""
+        """Add up the gradients of all ranks, clip, update, clear. A gradient that is not finite is dropped and counted.
+
+        Raises:
+            DivergedError: `max_bad_updates` of them in a row.
+        """
         lr = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        for parameter in self.parameters:  # AdamW would leave out those without, and ranks differ in which those are
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if not self.sharded:
+            self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        if norm.isfinite():
+        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if math.isfinite(norm):
             self.optimizer.step()
+            self.num_bad = 0
         else:
             self.num_skipped += 1
+            self.num_bad += 1
         self.optimizer.zero_grad(set_to_none=True)
         self.num_updates += 1
-        return {"grad_norm": float(norm), "learning_rate": lr, "updates_skipped": self.num_skipped}
+        if self.num_bad >= self.config.max_bad_updates:
+            raise DivergedError(
+                f"{self.num_bad} updates in a row had a gradient that is not finite (update {self.num_updates}, "
+                f"learning rate {lr:.2e}); the weights are those before the first of them. Lower lr or raise "
+                "warmup_steps; if it happens at once, look for extreme values in the inputs or weights"
+            )
+        return {"grad_norm": norm, "learning_rate": lr, "updates_skipped": self.num_skipped}
+
+    def check_stop(self) -> None:
+        """Between micro-batches; every rank calls it equally often.
+
+        Raises:
+            StopRequested: some rank was asked to stop. Accumulated gradients are dropped.
+        """
+        if self.ranks.largest(float(self.stop.requested)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise StopRequested(f"stopped in stage {self.ranks.stage}, as asked")
 
     def learning_rate(self) -> float:
         """Of the next update: linear warm-up, then cosine from lr to lr * final_lr_share."""
@@ -174,12 +226,16 @@ class Trainer:
         Returns:
             Metrics of the step (docs/reading-a-run.md lists them).
         """
-        if config.mini_batches > len(cases):
-            raise ValueError(f"expected at least {config.mini_batches} studies (rl.mini_batches), got {len(cases)}")
+        if config.mini_batches * self.ranks.size > len(cases):
+            raise ValueError(
+                f"expected at least {config.mini_batches * self.ranks.size} studies (rl.mini_batches x ranks), got "
+                f"{len(cases)}"
+            )
+        self._remember()
         before, losses = ScoringMetrics(), LossMetrics()
         options = {"temperature": temperature, "banned": banned}
         parts = [cases[i :: config.mini_batches] for i in range(config.mini_batches)]
-        micros = [[self._prepare(rows, options) for rows in self._micro_batches(part)] for part in parts]
+        micros = [[self._prepare(rows, options) for rows in own] for own in self._shares(parts)]
         # The first part meets the very policy that sampled: its first training pass gives the behaviour logps as well.
         behaviour = [[None] * len(micros[0])] + [[self._behaviour(m, options, before) for m in p] for p in micros[1:]]
         steps = []
@@ -187,38 +243,62 @@ class Trainer:
             for number, part in enumerate(parts):
                 num_reports = sum(len(case.rollouts) for case in part)
                 for place, micro in enumerate(micros[number]):
+                    self.check_stop()
                     known = behaviour[number][place]
-                    logps, entropy = report_logps(self.policy, micro.layout, features=micro.features, **options)
+                    logps, entropy = self._logps(self.policy, micro, options)
                     if known is None:
                         known = behaviour[number][place] = logps.detach()
                         self._compare(micro, known, entropy, before)
                     self._backward(micro, logps, known, config, num_reports, losses)
                 steps.append(self.step())
+        self._remembered = None
         gradient = sum(step["grad_norm"] for step in steps) / len(steps)
-        metrics = {**asdict(losses.read(num_updates=len(steps))), **before.read()}
+        metrics = {**asdict(losses.read(self.ranks, num_updates=len(steps))), **before.read(self.ranks)}
         return {**metrics, **steps[-1], "grad_norm": gradient}
 
+    def _shares(self, parts: Sequence[Sequence[Case]]) -> list[list[list[Case]]]:
+        """The micro-batches of this rank for each mini-batch; ranks take cases of about equally many tokens.
+
+        Every rank gets equally many, because every pass of a sharded policy needs all ranks: one that has none left
+        repeats a case without its reports.
+        """
+        shares = []
+        for part in parts:
+            own = [part[i] for i in self.ranks.share([_num_tokens(case) for case in part])]
+            shares.append(self._micro_batches(own))
+        counts = self.ranks.gather([len(share) for share in shares])
+        for number, share in enumerate(shares):
+            idle = replace(share[-1][0], rollouts=(), advantages=share[-1][0].advantages[:0])
+            share += [[idle]] * (max(count[number] for count in counts) - len(share))
+        return shares
+
     def _micro_batches(self, cases: Sequence[Case]) -> list[list[Case]]:
-        lengths = [len(c.prompt.input_ids) + sum(len(r.response_ids) for r in c.rollouts) for c in cases]
+        lengths = [_num_tokens(case) for case in cases]
         return [[cases[i] for i in rows] for rows in micro_batches(lengths, self.config.token_budget)]
+
+    def _logps(self, policy: Policy, micro: "_Scored", options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return policy(lambda: report_logps(policy, micro.layout, features=micro.features, **options))
 
     @torch.no_grad()
     def _prepare(self, cases: Sequence[Case], options: dict[str, Any]) -> _Scored:
         """The layout of a micro-batch, and reference log-probabilities in it."""
         layout = pack([case.prompt for case in cases], [[r.response_ids for r in case.rollouts] for case in cases])
         layout = layout.to(self.policy.device)
-        features = self.policy.features(layout.prompts) if self.frozen_vision else None
-        with self.reference() as reference:
-            reference_logps, _ = report_logps(reference, layout, features=features, **options)
-        sampled = torch.cat([r.behaviour_logps for case in cases for r in case.rollouts])
-        return _Scored(
+        features = self.policy(lambda: self.policy.features(layout.prompts)) if self.frozen_vision else None
+        sampled = [r.behaviour_logps for case in cases for r in case.rollouts]
+        sampled = torch.cat([torch.zeros(0), *sampled]).to(self.policy.device)
+        scored = _Scored(
             layout=layout,
             features=features,
-            sampled_logps=layout.pad(sampled.to(reference_logps)),
-            reference_logps=reference_logps,
-            advantages=torch.cat([case.advantages for case in cases]).to(reference_logps),
-            critical=torch.tensor([case.critical for case in cases for _ in case.rollouts], device=layout.mask.device),
+            sampled_logps=layout.pad(sampled),
+            reference_logps=torch.zeros(()),
+            advantages=torch.cat([case.advantages for case in cases]).to(sampled),
+            critical=torch.tensor(
+                [case.critical for case in cases for _ in case.rollouts], dtype=torch.bool, device=layout.mask.device
+            ),
         )
+        with self.reference() as reference:
+            return replace(scored, reference_logps=self._logps(reference, scored, options)[0])
 
     @torch.no_grad()
     def _behaviour(self, micro: _Scored, options: dict[str, Any], before: ScoringMetrics) -> Tensor:
@@ -227,7 +307,7 @@ class Trainer:
         The sampler's own come from another path and differ in the last digits (in bf16 by more than a critical case's
         clip range), so they are only compared, never used.
         """
-        behaviour, entropy = report_logps(self.policy, micro.layout, features=micro.features, **options)
+        behaviour, entropy = self._logps(self.policy, micro, options)
         self._compare(micro, behaviour, entropy, before)
         return behaviour
 
@@ -254,27 +334,48 @@ class Trainer:
         terms.loss.backward()
         losses.add(terms, critical=micro.critical)
 
-    def state_dict(self) -> dict[str, object]:
-        """All a resumed run needs beside the random seeds, which derive from the step."""
-        trained = {name: p.detach() for name, p in self.policy.named_parameters() if p.requires_grad}
-        return {
-            "parameters": trained,
-            "optimizer": self.optimizer.state_dict(),
-            "num_updates": self.num_updates,
-            "num_skipped": self.num_skipped,
-        }
+    def state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """All that a resumed run needs beside the random seeds, which derive from the step: tensors, and numbers.
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restore in place; parameter names must match exactly.
-
-        Raises:
-            ValueError: the checkpoint holds other parameters than the policy trains.
+        The tensors are the live ones: to load a checkpoint is to fill them and to pass the numbers to `restore`.
         """
-        mine = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
-        if differing := sorted(set(mine) ^ set(state["parameters"])):
-            raise ValueError(f"checkpoint and policy train different parameters, for example {differing[0]}")
-        with torch.no_grad():
-            for name, parameter in mine.items():
-                parameter.copy_(state["parameters"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.num_updates, self.num_skipped = state["num_updates"], state["num_skipped"]
+        tensors = {}
+        for name, parameter in self.policy.named_parameters():
+            if parameter.requires_grad:
+                moments = self.optimizer.state[parameter]
+                tensors[f"parameter/{name}"] = parameter.detach()
+                tensors |= {f"{key}/{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
+        adam_steps = int(self.optimizer.state[self.parameters[0]]["step"])
+        counters = {"num_updates": self.num_updates, "num_skipped": self.num_skipped, "num_bad": self.num_bad}
+        return tensors, {**counters, "adam_steps": adam_steps}
+
+    def restore(self, facts: Mapping[str, object]) -> None:
+        """The numbers that `state` gave."""
+        self.num_updates, self.num_skipped, self.num_bad = (
+            int(facts[name]) for name in ("num_updates", "num_skipped", "num_bad")
+        )
+        for moments in self.optimizer.state.values():
+            moments["step"].fill_(int(facts["adam_steps"]))
+
+    def rewind(self) -> None:
+        """Back to where `improve` began, after it was stopped on its way; nothing where it was not."""
+        if self._remembered is None:
+            return
+        tensors, facts = self._remembered
+        for name, tensor in self.state()[0].items():
+            _local(tensor).copy_(tensors[name])
+        self.restore(facts)
+        self._remembered = None
+
+    def _remember(self) -> None:
+        tensors, facts = self.state()
+        self._remembered = {name: _local(t).to("cpu", copy=True) for name, t in tensors.items()}, facts
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's piece."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _num_tokens(case: Case) -> int:
+    return case.prompt.num_tokens + sum(len(rollout.response_ids) for rollout in case.rollouts)

@@ -1,17 +1,20 @@
 """What the stages hand to one another: frozen, each field with its shape and meaning."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor, device
 from torch.nn.attention.flex_attention import BlockMask
+
+T = TypeVar("T")
 
 
 class Prompt(Protocol):
     """Everything the model reads before the report. Built once, unpadded, never truncated."""
 
     study_id: str
+    num_tokens: int  # P
     input_ids: Tensor  # [P] int64, image tokens included
     positions: Tensor  # [3, P] int64, mRoPE (temporal, height, width)
     next_position: int  # position of the first report token; each further token is one more
@@ -24,6 +27,9 @@ class Policy(Protocol):
     num_kv_heads: int
     head_dim: int
     device: device
+
+    def __call__(self, compute: Callable[[], T]) -> T:
+        """`compute()`, which uses the operations below; a sharded policy gathers what they need for its duration."""
 
     def features(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         """Image features of each prompt, [image tokens, W]; one run of the vision tower for all."""

@@ -51,14 +51,19 @@ class LabelReader(nn.Module):
         return self.head(torch.stack([features.mean(0) for features in self.features(prompts)]))
 
 
-def read_labels(trainer: Trainer, prompts: Sequence[Prompt], labels: Tensor) -> dict[str, float]:
+def read_labels(
+    trainer: Trainer, prompts: Sequence[Prompt], labels: Tensor, *, num_studies: int | None = None
+) -> dict[str, float]:
     """One optimiser step on the binary cross-entropy of each label, averaged over studies and labels.
 
     Args:
         trainer: of a `LabelReader`.
         labels: [B, L] float, 0 or 1.
+        num_studies: of all ranks; by default B.
     """
+    trainer.check_stop()
     logits = trainer.policy(prompts)
-    loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
+    total = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="sum")
+    loss = total / ((num_studies or len(prompts)) * labels.shape[1])
     loss.backward()
-    return {"loss": float(loss.detach()), **trainer.step()}
+    return {"loss": trainer.ranks.total(float(loss.detach())), **trainer.step()}

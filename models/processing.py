@@ -37,6 +37,11 @@ class Prompt:
     image_grid_thw: Tensor  # [images, 3] int64, patches per axis
 
     @property
+    def num_tokens(self) -> int:
+        """P."""
+        return len(self.input_ids)
+
+    @property
     def next_position(self) -> int:
         """Position of the first report token; each further token is one more."""
         return int(self.positions.max()) + 1

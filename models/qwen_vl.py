@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
     AutoConfig,
@@ -24,6 +26,7 @@ from models.processing import Prompt, ReportProcessor
 # Bars over a second's work; those of the stages are what people want to see.
 disable_progress_bar()
 
+T = TypeVar("T")
 ATTENTION = {"": "sdpa", "text_config": attention.NAME, "vision_config": "sdpa"}
 FAMILIES = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
@@ -55,6 +58,14 @@ class QwenVL(nn.Module):
     @property
     def vision(self) -> nn.Module:
         return self.model.model.visual
+
+    def forward(self, compute: Callable[[], T]) -> T:
+        """`compute()`, with the parameters outside the blocks gathered where the policy is sharded."""
+        return compute()
+
+    def blocks(self) -> list[nn.Module]:
+        """What is sharded and gathered one at a time: vision blocks and decoder layers."""
+        return [*self.vision.blocks, *self.model.model.language_model.layers]
 
     def recompute_activations(self) -> None:
         """From now on a training pass keeps each layer's input only and computes the rest again on its way back."""
@@ -115,12 +126,24 @@ class QwenVL(nn.Module):
     def output_weight(self) -> Tensor:
         return self.model.get_output_embeddings().weight
 
-    def save(self, directory: Path, processor: ReportProcessor) -> None:
-        """Write the published layout under a temporary name and rename it."""
+    def save(self, directory: Path, processor: ReportProcessor, *, write: bool = True) -> None:
+        """Write the published layout under a temporary name and rename it.
+
+        Args:
+            write: of several ranks one writes; all must call this, because a sharded policy is put together here.
+        """
+        weights = {
+            name: (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+            for name, value in self.model.state_dict().items()
+        }
+        if not write:
+            return
+        if self.model.config.tie_word_embeddings:
+            weights.pop("lm_head.weight", None)
         temporary = directory.with_name(directory.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(temporary)
+        self.model.save_pretrained(temporary, state_dict=weights)
         processor.save(temporary)
         os.replace(temporary, directory)
 

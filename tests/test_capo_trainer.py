@@ -7,10 +7,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from capo.checkpoint import Checkpoints
+from capo.ranks import Ranks
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
 from capo.sft import imitate
-from capo.trainer import OptimizerConfig, RlConfig, Trainer
+from capo.stopping import StopRequested
+from capo.trainer import DivergedError, OptimizerConfig, RlConfig, Trainer
 from capo.types import Case
 from evaluate import banned_mask, prompt_of
 
@@ -37,9 +40,10 @@ def cases(policy, processor, studies):
     ]
 
 
-def make_trainer(policy, config=FAST, frozen_vision=False):
+def make_trainer(policy, config=FAST, frozen_vision=False, stop=None):
     frozen = copy.deepcopy(policy).requires_grad_(False)
-    return Trainer(policy, config, num_steps=20, reference=lambda: nullcontext(frozen), frozen_vision=frozen_vision)
+    options = {"reference": lambda: nullcontext(frozen), "frozen_vision": frozen_vision, "stop": stop}
+    return Trainer(policy, config, num_steps=20, **options)
 
 
 def improve(trainer, cases, processor, config=RL):
@@ -106,9 +110,11 @@ def test_two_plus_two_steps_equal_four_bit_for_bit(policy, processor, cases, tmp
     first = make_trainer(copy.deepcopy(policy))
     for _ in range(2):
         improve(first, cases, processor)
-    torch.save(first.state_dict(), tmp_path / "state.pt")
+    saved = Checkpoints(tmp_path, Ranks(), identity={})
+    saved.save(2, *first.state())
+    saved.finish()
     resumed = make_trainer(copy.deepcopy(policy))
-    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    resumed.restore(Checkpoints(tmp_path, Ranks(), identity={}).load(resumed.state()[0]))
     for _ in range(2):
         improve(resumed, cases, processor)
     for (name, a), b in zip(straight.named_parameters(), resumed.policy.parameters(), strict=True):
@@ -164,9 +170,37 @@ def test_learning_rate_warms_up_and_decays_by_hand(policy):
     )
 
 
-def test_checkpoint_of_another_policy_is_refused(policy):
-    trainer = Trainer(policy, FAST, num_steps=2)
-    state = trainer.state_dict()
-    state["parameters"].popitem()
-    with pytest.raises(ValueError, match="different parameters"):
-        trainer.load_state_dict(state)
+def test_an_update_that_is_stopped_on_its_way_is_undone_bit_for_bit(policy, processor, cases):
+    class AfterSome:
+        """Asked to stop in the second inner epoch, when the weights have moved already."""
+
+        calls = 0
+
+        @property
+        def requested(self):
+            self.calls += 1
+            return self.calls > 4
+
+    trainer = make_trainer(policy, OptimizerConfig(lr=1e-3, token_budget=1), stop=AfterSome())
+    tensors, facts = trainer.state()
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    with pytest.raises(StopRequested):
+        improve(trainer, cases, processor)
+    assert trainer.num_updates == 1 and not all(torch.equal(tensors[name], before[name]) for name in before)
+    trainer.rewind()
+    assert trainer.state()[1] == facts and all(torch.equal(tensors[name], before[name]) for name in before)
+    assert all(p.grad is None for p in trainer.parameters)
+
+
+def test_bad_gradients_in_a_row_end_the_run_with_a_diagnosis(policy):
+    trainer = Trainer(policy, OptimizerConfig(max_bad_updates=3), num_steps=9)
+
+    def update(factor):
+        (policy.output_weight().sum() * factor).backward()
+        return trainer.step()
+
+    for factor in (float("nan"), float("nan"), 1.0, float("inf"), float("nan")):
+        update(factor)
+    with pytest.raises(DivergedError, match="3 updates in a row had a gradient that is not finite"):
+        update(float("nan"))
+    assert trainer.num_skipped == 5

@@ -1,0 +1,122 @@
+"""A policy over many devices: FSDP2 on each block, whole again for the time of a rollout."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from capo.ranks import Ranks
+
+Sharding = Literal["replicate", "hybrid", "full"]
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a model lies on the devices of a run."""
+
+    sharding: Sharding = "replicate"
+    """replicate: the whole model on each device; hybrid: split over those of a node; full: split over all."""
+    offload: bool = False
+    """With hybrid or full: keep shards and optimizer state in host memory; slow, for models that fit no other way."""
+    timeout_s: float = 1800.0
+    """A rank that does not answer within this time ends the run."""
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0:
+            raise ValueError(f"expected timeout_s above 0, got {self.timeout_s}")
+        if self.offload and self.sharding == "replicate":
+            raise ValueError("expected sharding hybrid or full with offload, got replicate")
+
+
+def mesh_of(sharding: Sharding, *, world_size: int, local_size: int, device: torch.device) -> DeviceMesh:
+    """Mesh [replicate, shard]: a parameter is split along the second dimension and repeated along the first.
+
+    Args:
+        sharding: replicate: (world, 1); hybrid: (nodes, ranks of a node); full: (1, world).
+        local_size: ranks of one node.
+
+    Raises:
+        ValueError: hybrid over a world that is not made of whole nodes.
+    """
+    if sharding == "hybrid" and world_size % local_size:
+        raise ValueError(f"expected nodes of {local_size} ranks each for hybrid sharding, got {world_size} ranks")
+    shard = {"replicate": 1, "hybrid": local_size, "full": world_size}[sharding]
+    return init_device_mesh(device.type, (world_size // shard, shard), mesh_dim_names=("replicate", "shard"))
+
+
+def shard(
+    policy: nn.Module,
+    blocks: Sequence[nn.Module],
+    mesh: DeviceMesh,
+    *,
+    compute_dtype: torch.dtype | None = None,
+    offload: bool = False,
+) -> None:
+    """Split the parameters in place: each block gathered when it runs, the rest of the policy (embeddings, norms, head)
+    with the root.
+
+    Gradients are summed over ranks, never averaged: the loss already divides by counts of the whole step. They are
+    summed in float32.
+
+    Args:
+        blocks: decoder layers and vision blocks.
+        compute_dtype: parameters are cast to it when gathered; None keeps their own.
+        offload: shards, gradients and optimizer state live in host memory.
+    """
+    options = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False),
+        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+    }
+    for block in blocks:
+        fully_shard(block, **options)
+    fully_shard(policy, **options)
+    for module in sharded_modules(policy):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    # A rank whose studies gave a parameter no gradient must take part in its reduction all the same.
+    policy.set_reduce_scatter_unused_params(True)
+    # The first module that is called becomes the root of what lies below it; that must be the policy, not a block.
+    with torch.no_grad():
+        policy(lambda: None)
+    policy.reshard()
+
+
+def shard_policy(policy: nn.Module, config: ParallelConfig, ranks: Ranks, device: torch.device) -> None:
+    """Lay a policy over the devices as `config` says.
+
+    Replicated, its tensors stay as they are, and the trainer adds up gradients: fully_shard over a mesh (world, 1)
+    would keep a second copy of every parameter while it is gathered.
+    """
+    if config.sharding == "replicate" or ranks.size == 1:
+        return
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(ranks.size)))
+    mesh = mesh_of(config.sharding, world_size=ranks.size, local_size=local, device=device)
+    compute = torch.bfloat16 if device.type == "cuda" else None
+    shard(policy, policy.blocks(), mesh, compute_dtype=compute, offload=config.offload)
+
+
+def sharded_modules(policy: nn.Module) -> list[FSDPModule]:
+    return [module for module in policy.modules() if isinstance(module, FSDPModule)]
+
+
+@contextmanager
+def gathered(policy: nn.Module) -> Iterator[None]:
+    """Every parameter whole for the time of a `with`: inside, no forward pass communicates, so that ranks may decode
+    different numbers of tokens. A policy that is not sharded stays as it is."""
+    modules = sharded_modules(policy)
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.reshard()
+            module.set_reshard_after_forward(True, recurse=False)
