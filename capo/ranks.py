@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+import uuid
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
@@ -28,7 +30,11 @@ class Ranks:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+            store, rank, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+            store = dist.PrefixStore(_name_of_this_start(store, rank, size), store)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
+            )
         return cls(int(os.environ.get("RANK", "0")), size, timeout_s=timeout_s)
 
     @property
@@ -86,10 +92,31 @@ class Ranks:
 
     def _silence(self, error: Exception) -> str:
         return (
-            f"rank {self.rank} of {self.size}, stage {self.stage}: not every rank answered within "
+            f"rank {self.rank} of {self.size}, stage {self.stage}: not every rank answered; the time limit is "
             f"{self.timeout_s:.0f} s ({str(error).splitlines()[0]}); look at the log of the rank named, or raise "
             "--parallel.timeout-s"
         )
+
+
+def _name_of_this_start(store: dist.Store, rank: int, size: int) -> str:
+    """A name that all ranks of this start agree on and no earlier start had.
+
+    torchrun keeps its store over a restart, and with it the addresses of processes that are dead: gloo would wait for
+    them. Restart counts do not help, because the agents of several nodes may count differently. So each rank asks under
+    a name of its own until the first rank has answered that very question.
+    """
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"ask/{rank}", mine)
+        name = store.get(f"answer/{mine}").decode()
+        store.set(f"heard/{name}/{rank}", "yes")
+        return name
+    while not all(store.check([f"heard/{mine}/{other}"]) for other in range(1, size)):
+        for other in range(1, size):
+            if store.check([f"ask/{other}"]):
+                store.set(f"answer/{store.get(f'ask/{other}').decode()}", mine)
+        time.sleep(0.05)
+    return mine
 
 
 def balanced(costs: Sequence[float], parts: int) -> list[list[int]]:

@@ -1,5 +1,8 @@
 """Rewards in processes of their own: while one group is scored, the reports of others are still being decoded."""
 
+import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -69,7 +72,15 @@ _reward: HierarchicalReward | None = None  # of a worker process
 
 def _prepare(config: RewardConfig, parse: Parser) -> None:
     global _reward
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     _reward = HierarchicalReward.from_config(config, parse)
+
+
+def _end_with(parent: int) -> None:
+    """A program that is killed cannot tell its workers; they would live on, and hold its output open."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _score(candidates: list[str], references: list[str]) -> list[Score]:
