@@ -5,7 +5,7 @@ PEERS := .venv-peers/bin
 BENCHMARKS := $(filter-out benchmarks/harness.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-peers mutants lint check bench clean help
+.PHONY: demo test test-peers mutants kills lint check bench clean help
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -21,6 +21,9 @@ test-peers: .venv-peers/.installed ## losses and advantages against TRL, verl an
 
 mutants: .venv/.installed ## break the library in small ways and see that the tests notice
 	$(BIN)/python tests/mutants.py
+
+kills: .venv/.installed ## kill a run of two ranks at 20 random moments and compare its results with those of a quiet one
+	PYTHONPATH=. $(BIN)/python tests/kill_often.py $(ARGS)
 
 lint: .venv/.installed ## style and likely mistakes
 	$(BIN)/ruff check .
