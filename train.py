@@ -4,6 +4,7 @@
     torchrun --standalone --nproc-per-node 8 train.py --config configs/my.yaml     your own run, on 8 GPUs
     ... --rl.beta 0.05 --seed 1 --run-dir runs/beta05                              any key of the config, dotted
     ... --stages sft,explore                                                       a part; what is complete is skipped
+    ... --plan                                                                     only say what memory it needs
 
 A run that was killed goes on where it stopped when the same command is started again, on any number of processes.
 SIGTERM and SIGUSR1 make it save its state and end with exit code 0.
@@ -57,6 +58,7 @@ from models.processing import ReportProcessor
 from models.qwen_vl import QwenVL, freeze_vision, load
 from models.start import ModelConfig, start_path, weights_dtype
 from parts import in_parts
+from plan import Load, sizes_at, table
 from rewards.criticality import CriticalityRules
 from rewards.hierarchy import HierarchicalReward, RewardConfig
 from rewards.workers import RewardWorkers
@@ -97,9 +99,14 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    only_plan = "--plan" in argv
     config = read_config(
-        Config, sys.argv[1:] if argv is None else argv, default=Path("configs/demo.yaml"), description=__doc__
+        Config, [word for word in argv if word != "--plan"], default=Path("configs/demo.yaml"), description=__doc__
     )
+    if only_plan:
+        print(planned(config))
+        return
     ranks, stop = Ranks.join(timeout_s=config.parallel.timeout_s), StopSignal()
     stop.listen()
     try:
@@ -110,6 +117,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"rank {ranks.rank}: {request}; start the same command again to go on", flush=True)
     except (ValueError, DivergedError) as error:
         sys.exit(f"error: {error}")
+
+
+def planned(config: Config) -> str:
+    """The memory that the config's CAPO stage needs of each GPU."""
+    if config.model.path is None:
+        sys.exit("error: --plan expects --model.path, a checkpoint directory; the small model fits everywhere")
+    try:
+        sizes = sizes_at(config.model.path, config.model)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    image = config.model.processor.max_pixels // 28**2  # tokens of an image: one for 28 x 28 pixels
+    load = Load(
+        micro_batch=config.rl.optimizer.token_budget,
+        slots=min(config.evaluate.slots, config.rl.studies_per_step * config.rl.group_size),
+        cached=image + 64 + config.rollout.max_new_tokens,
+    )
+    return table(sizes, config.model, load)
 
 
 @dataclass(frozen=True)

@@ -54,17 +54,16 @@ def main() -> None:
         whole = time.monotonic() - began
         print(f"quiet run: {whole:.1f} s")
         met: dict[str, int] = {}
-        for number in range(options.kills):
+        while sum(met.values()) < options.kills:
             process = start(killed, options.ranks)
-            process_time = chance.uniform(0.3, 0.9) * whole
-            until = time.monotonic() + process_time
+            until = time.monotonic() + chance.uniform(0.3, 0.9) * whole
             while time.monotonic() < until and process.poll() is None:
                 time.sleep(0.01)
             if process.poll() is not None:
                 assert process.returncode == 0, process.stderr.read()[-3000:]
-                print(f"kill {number + 1}: the run had ended; it starts anew")
                 assert_same(quiet, killed)
                 subprocess.run(["rm", "-rf", str(killed)], check=True)
+                print("the run ended before it was killed, with the same results; it begins anew", flush=True)
                 continue
             os.killpg(process.pid, signal.SIGKILL)
             subprocess.run(["pkill", "-9", "-f", str(killed)], check=False)
@@ -72,7 +71,7 @@ def main() -> None:
             stage = stage_of(killed)
             met[stage] = met.get(stage, 0) + 1
             steps = {name: lines(killed / name / "metrics.jsonl") for name in ("warmup", "sft", "rl")}
-            print(f"kill {number + 1} after {process_time:.1f} s, in {stage}; lines of metrics: {steps}", flush=True)
+            print(f"kill {sum(met.values())}, in {stage}; lines of metrics: {steps}", flush=True)
         process = start(killed, options.ranks)
         assert process.wait() == 0, process.stderr.read()[-3000:]
         assert_same(quiet, killed)
