@@ -10,7 +10,6 @@ A run that was killed goes on where it stopped when the same command is started 
 SIGTERM and SIGUSR1 make it save its state and end with exit code 0.
 """
 
-import copy
 import hashlib
 import json
 import sys
@@ -223,8 +222,8 @@ def fine_tune(run: Run, start: Path) -> None:
     """SFT on image-report pairs -> sft/model, the reference policy. LoRA adapters are merged into it."""
     config, corpus = run.config, run.corpus
     warm = run.folder / "warmup" / "model"
-    policy = load_policy(warm if warm.exists() else start, run)
-    prepare_training(policy, run, seed=config.seed, train_vision=config.sft.vision == "trained", reference=False)
+    policy = load_policy(warm if warm.exists() else start, run, to_train=True)
+    prepare_training(policy, run, seed=config.seed, train_vision=config.sft.vision == "trained")
     trainer = Trainer(policy, config.sft.optimizer, num_steps=config.sft.steps, ranks=run.ranks, stop=run.stop)
     stage = TrainingStage(run, "sft", trainer, every=config.sft.checkpoint_every)
     banned = banned_mask(policy, run.processor)
@@ -293,8 +292,10 @@ def annotate(run: Run) -> None:
 def reinforce(run: Run) -> None:
     """CAPO on the hard studies -> rl/model."""
     config, folder = run.config, run.folder / "rl"
-    policy = load_policy(run.folder / "sft" / "model", run)
-    reference = prepare_training(policy, run, seed=config.seed + 1, train_vision=config.model.rl_vision == "trained")
+    before = run.folder / "sft" / "model"
+    policy = load_policy(before, run, to_train=True)
+    train_vision = config.model.rl_vision == "trained"
+    reference = prepare_training(policy, run, seed=config.seed + 1, train_vision=train_vision, reference=before)
     trainer = Trainer(
         policy, config.rl.optimizer, num_steps=config.rl.steps * config.rl.inner_epochs * config.rl.mini_batches,
         reference=reference, frozen_vision=config.model.rl_vision == "frozen", ranks=run.ranks, stop=run.stop,
@@ -456,7 +457,10 @@ def pick_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load_policy(path: Path, run: Run) -> QwenVL:
+def load_policy(path: Path, run: Run, *, to_train: bool = False) -> QwenVL:
+    """A policy on its device; one that is trained and will be split stays in its file until `prepare_training`."""
+    if to_train and run.config.parallel.splits(run.ranks):
+        return load(path, dtype=None)
     return load(path, dtype=weights_dtype(run.config.model, run.device)).to(run.device)
 
 
@@ -501,26 +505,31 @@ def progress(name: str, first: int, last: int, *, shown: bool) -> tqdm:
 
 
 def prepare_training(
-    policy: QwenVL, run: Run, *, seed: int, train_vision: bool, reference: bool = True
+    policy: QwenVL, run: Run, *, seed: int, train_vision: bool, reference: Path | None = None
 ) -> Callable | None:
     """Make the right parameters trainable, and shard; return how to reach the policy as it is now, frozen.
 
     With LoRA that is the policy with its adapters off (the SFT adapters are merged by then, so off is not the base
-    model); training all weights needs a copy.
+    model); training all weights needs a second model.
+
+    Args:
+        reference: the checkpoint that `policy` was loaded from, where it is asked for.
     """
     model, parallel = run.config.model, run.config.parallel
+    dtype = weights_dtype(model, run.device)
     if model.recompute_activations:
         policy.recompute_activations()
     if model.training == "lora":
         add_lora(policy, model.lora, seed=seed)
-        shard_policy(policy, parallel, run.ranks, run.device)
+        shard_policy(policy, parallel, run.ranks, run.device, dtype)
         return lambda: adapters_off(policy)
     if not train_vision:
         freeze_vision(policy)
-    frozen = copy.deepcopy(policy).requires_grad_(False) if reference else None
-    for whole in (policy, frozen):
-        if whole is not None:
-            shard_policy(whole, parallel, run.ranks, run.device)
+    shard_policy(policy, parallel, run.ranks, run.device, dtype)
+    if reference is None:
+        return None
+    frozen = load_policy(reference, run, to_train=True).requires_grad_(False)
+    shard_policy(frozen, parallel, run.ranks, run.device, dtype)
     return lambda: nullcontext(frozen)
 
 

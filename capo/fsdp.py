@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from capo.ranks import Ranks
 
@@ -33,6 +34,10 @@ class ParallelConfig:
         if self.offload and self.sharding == "replicate":
             raise ValueError("expected sharding hybrid or full with offload, got replicate")
 
+    def splits(self, ranks: Ranks) -> bool:
+        """Whether parameters are cut into shards at all."""
+        return self.sharding != "replicate" and ranks.size > 1
+
 
 def mesh_of(sharding: Sharding, *, world_size: int, local_size: int, device: torch.device) -> DeviceMesh:
     """Mesh [replicate, shard]: a parameter is split along the second dimension and repeated along the first.
@@ -55,6 +60,8 @@ def shard(
     blocks: Sequence[nn.Module],
     mesh: DeviceMesh,
     *,
+    device: torch.device,
+    frozen_dtype: torch.dtype | None = None,
     compute_dtype: torch.dtype | None = None,
     offload: bool = False,
 ) -> None:
@@ -65,7 +72,10 @@ def shard(
     summed in float32.
 
     Args:
-        blocks: decoder layers and vision blocks.
+        blocks: decoder layers and vision blocks. Each is moved and split before the next is touched, so that neither
+            the device nor, with weights mapped from their files, the host ever holds the whole model.
+        device: where the shards live.
+        frozen_dtype: of parameters that are not trained; those that are trained become float32. None changes nothing.
         compute_dtype: parameters are cast to it when gathered; None keeps their own.
         offload: shards, gradients and optimizer state live in host memory.
     """
@@ -75,7 +85,9 @@ def shard(
         "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
     }
     for block in blocks:
+        _place(block, device, frozen_dtype)
         fully_shard(block, **options)
+    _place(policy, device, frozen_dtype)
     fully_shard(policy, **options)
     for module in sharded_modules(policy):
         module.set_gradient_divide_factor(1.0)
@@ -88,18 +100,36 @@ def shard(
     policy.reshard()
 
 
-def shard_policy(policy: nn.Module, config: ParallelConfig, ranks: Ranks, device: torch.device) -> None:
+def _place(module: nn.Module, device: torch.device, frozen_dtype: torch.dtype | None) -> None:
+    for parameter in module.parameters():
+        if not isinstance(parameter, DTensor):
+            dtype = torch.float32 if parameter.requires_grad else frozen_dtype
+            parameter.data = parameter.data.to(device, dtype if frozen_dtype else None)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
+
+
+def shard_policy(
+    policy: nn.Module,
+    config: ParallelConfig,
+    ranks: Ranks,
+    device: torch.device,
+    frozen_dtype: torch.dtype | None = None,
+) -> None:
     """Lay a policy over the devices as `config` says.
 
     Replicated, its tensors stay as they are, and the trainer adds up gradients: fully_shard over a mesh (world, 1)
     would keep a second copy of every parameter while it is gathered.
     """
-    if config.sharding == "replicate" or ranks.size == 1:
+    if not config.splits(ranks):
         return
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(ranks.size)))
     mesh = mesh_of(config.sharding, world_size=ranks.size, local_size=local, device=device)
     compute = torch.bfloat16 if device.type == "cuda" else None
-    shard(policy, policy.blocks(), mesh, compute_dtype=compute, offload=config.offload)
+    shard(
+        policy, policy.blocks(), mesh,
+        device=device, frozen_dtype=frozen_dtype, compute_dtype=compute, offload=config.offload,
+    )  # fmt: skip
 
 
 def sharded_modules(policy: nn.Module) -> list[FSDPModule]:

@@ -148,8 +148,13 @@ class QwenVL(nn.Module):
         os.replace(temporary, directory)
 
 
-def load(path: Path, *, dtype: torch.dtype = torch.float32) -> QwenVL:
+def load(path: Path, *, dtype: torch.dtype | None = torch.float32) -> QwenVL:
     """Load a Qwen-VL checkpoint directory (config.json and safetensors).
+
+    Weights whose type on disk is `dtype` stay mapped from their files: processes of one machine share them.
+
+    Args:
+        dtype: of the weights; None keeps the type on disk.
 
     Raises:
         ValueError: no such checkpoint, another kind of model or missing weights.
@@ -161,9 +166,8 @@ def load(path: Path, *, dtype: torch.dtype = torch.float32) -> QwenVL:
         raise ValueError(f"{path}: expected a model of type {' or '.join(FAMILIES)}, got {kind}")
     _check_files(path)
     config = AutoConfig.from_pretrained(path)
-    model, report = FAMILIES[kind].from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True, output_loading_info=True
-    )
+    options = {"attn_implementation": ATTENTION, "use_safetensors": True, "output_loading_info": True}
+    model, report = FAMILIES[kind].from_pretrained(path, config=config, dtype=dtype or "auto", **options)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{path}: {len(missing)} weights are missing, for example {missing[0]}")
     return QwenVL(model.eval())
