@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from capo.checkpoint import Checkpoints
+from capo.checkpoint import CheckpointError, Checkpoints
 from capo.explore import ExploreConfig, composite_score, select_hard
 from capo.fsdp import ParallelConfig, gathered, shard_policy
 from capo.journal import Journal, read_lines, write_json, write_lines, write_whole
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_stages(config, ranks, stop)
     except StopRequested as request:
         print(f"rank {ranks.rank}: {request}; start the same command again to go on", flush=True)
-    except (ValueError, DivergedError) as error:
+    except (ValueError, DivergedError, CheckpointError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -28,6 +28,10 @@ FACTS = "checkpoint.json"
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written."""
+
+
 class Checkpoints:
     """The checkpoints of one stage.
 
@@ -52,7 +56,7 @@ class Checkpoints:
             facts: anything else, as JSON.
 
         Raises:
-            RuntimeError: the checkpoint before this one could not be written.
+            CheckpointError: the checkpoint before this one could not be written.
         """
         self.finish()
         if step == self.newest:
@@ -65,7 +69,7 @@ class Checkpoints:
         """Wait until what was saved is on disk.
 
         Raises:
-            RuntimeError: it could not be written (a full disk); the checkpoints before it are as they were.
+            CheckpointError: it could not be written (a full disk); the checkpoints before it are as they were.
         """
         pending, self.pending = self.pending, None
         if pending is not None:
@@ -109,7 +113,7 @@ class Checkpoints:
             if self.ranks.first:
                 self._seal(temporary, final, {"step": step, **facts, "tensors": _shapes(tensors)})
         except (Exception, CheckpointException) as error:  # DCP wraps whatever any rank met, outside Exception
-            raise RuntimeError(
+            raise CheckpointError(
                 f"checkpoint {final} could not be written: {_cause(error)}; the ones before it are untouched. "
                 "Make room or repair the disk and start the same command again"
             ) from error

@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 
-from capo.checkpoint import Checkpoints
+from capo.checkpoint import CheckpointError, Checkpoints
 from capo.ranks import Ranks
 
 IDENTITY = {"config": "c1", "selection": "s1"}
@@ -113,7 +113,9 @@ def test_a_disk_that_fills_up_leaves_the_last_good_one(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # a write beyond 64 kB fails, as on a full disk
     try:
         checkpoints.save(20, big, {})
-        with pytest.raises(RuntimeError, match=r"step_00000020 could not be written.*the ones before it are untouched"):
+        with pytest.raises(
+            CheckpointError, match=r"step_00000020 could not be written.*the ones before it are untouched"
+        ):
             checkpoints.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

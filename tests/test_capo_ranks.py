@@ -33,7 +33,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def launch(size, *arguments):
+def launch(size, *arguments, program="rank_work.py"):
     """Two nodes where there are four ranks, so that hybrid sharding has something to tell apart."""
     nodes, port = (2, free_port()) if size == 4 else (1, free_port())
     command = [
@@ -43,7 +43,7 @@ def launch(size, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [*command, "--node-rank", str(node), str(ROOT / "tests" / "rank_work.py"), *map(str, arguments)],
+            [*command, "--node-rank", str(node), str(ROOT / "tests" / program), *map(str, arguments)],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
         for node in range(nodes)
@@ -126,6 +126,15 @@ def test_alone_everything_is_its_own_answer():
     parameter.grad = torch.tensor([1.0, 2.0])
     ranks.sum_gradients([parameter])
     assert parameter.grad.tolist() == [1.0, 2.0] and ranks.share([3, 1, 2]) == [0, 1, 2]
+
+
+def test_a_rank_that_does_not_answer_is_named_with_the_stage():
+    (process,) = launch(2, program="rank_silent.py")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert (
+        "rank 0 of 2, stage rl: not every rank answered; the time limit is 3 s" in errors and "Ranks 1 failed" in errors
+    )
 
 
 def test_contradictions_are_refused():
