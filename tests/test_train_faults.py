@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from test_train import ROOT, SMALL, lines
 
-LIMIT = 60
+LIMIT = 180
 
 
 def start(folder, *, ranks=1, restarts=0, options=()):
