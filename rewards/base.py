@@ -21,6 +21,14 @@ class Metric(Protocol):
     def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> list[float]: ...
 
 
+class ConsistencyJudge(Protocol):
+    """Does an Impression follow from its Findings? +1 yes, -1 no, None where the judge could not be asked."""
+
+    name: str
+
+    def __call__(self, findings: Sequence[str], impressions: Sequence[str]) -> list[float | None]: ...
+
+
 class Labeler(Protocol):
     """Text -> the labels it asserts; the one thing that Impression expert, judge and criticality stand on."""
 

@@ -6,9 +6,9 @@ from typing import Literal, Protocol
 
 from rewards.base import Score
 from rewards.chexpert_rules import ChexpertRules
+from rewards.consistency import ConsistencyRules
 from rewards.entity_rules import EntityF1Rules
 from rewards.expert import LabelF1
-from rewards.judge import ConsistencyRules
 from rewards.keywords import CarotidRules
 from rewards.lexical import Bleu2, RougeL
 

@@ -3,8 +3,8 @@ import csv
 import pytest
 
 from rewards.chexpert_rules import LABELS, ChexpertRules, label_report
+from rewards.consistency import ConsistencyRules
 from rewards.criticality import CriticalityRules
-from rewards.judge import ConsistencyRules
 from rewards.keywords import CarotidRules
 
 RULES = ChexpertRules()

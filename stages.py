@@ -1,0 +1,258 @@
+"""What the stages of a run share: their config, what each is given, and how each trains, reports and resumes."""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from capo.checkpoint import Checkpoints
+from capo.explore import ExploreConfig
+from capo.fsdp import ParallelConfig, shard_policy
+from capo.journal import Journal, read_lines, write_lines
+from capo.ranks import Ranks
+from capo.sampling import SamplingConfig, sample_seed
+from capo.sft import SftConfig
+from capo.stopping import StopRequested, StopSignal
+from capo.trainer import RlConfig, Trainer
+from capo.warmup import WarmupConfig
+from data.augment import jitter
+from data.corpus import Corpus, DataConfig
+from data.studies import Study
+from evaluate import (
+    EvaluateConfig,
+    score_reports,
+    write_reports,
+)
+from models.lora import adapters_off, add_lora
+from models.processing import ReportProcessor
+from models.qwen_vl import QwenVL, freeze_vision, load
+from models.start import ModelConfig, weights_dtype
+from parts import in_parts
+from rewards.hierarchy import HierarchicalReward, RewardConfig
+from run_folder import plain
+
+STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on; written resolved to config.yaml in its folder."""
+
+    run_dir: Path = Path("runs/demo")
+    """Folder of the run: models, predictions, metrics, tables."""
+    seed: int = 0
+    """Of phantoms, initial weights, batches and sampling."""
+    stages: str = ",".join(STAGES)
+    """Stages to run, with commas; each needs those before it, and what is complete is skipped."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    explore: ExploreConfig = field(default_factory=ExploreConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    rollout: SamplingConfig = field(default_factory=SamplingConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.stages.split(",") if name not in STAGES]:
+            raise ValueError(f"expected stages among {','.join(STAGES)}, got {unknown[0]!r}")
+        if self.rl.group_size > self.evaluate.slots:
+            raise ValueError(
+                f"expected evaluate.slots of at least rl.group_size, got {self.evaluate.slots} and {self.rl.group_size}"
+            )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage is given."""
+
+    config: Config
+    corpus: Corpus
+    processor: ReportProcessor
+    reward: HierarchicalReward
+    device: torch.device
+    ranks: Ranks
+    stop: StopSignal
+
+    @property
+    def folder(self) -> Path:
+        return self.config.run_dir
+
+
+class TrainingStage:
+    """The steps of a stage that trains: from its last checkpoint on, written down as they come, saved on the way and
+    when the run is asked to stop.
+
+    Args:
+        every: steps between checkpoints.
+        identity: what a checkpoint must share with this run beside the config.
+    """
+
+    def __init__(
+        self, run: Run, name: str, trainer: Trainer, *, every: int, identity: Mapping[str, str] | None = None
+    ) -> None:
+        self.trainer, self.every, self.ranks = trainer, every, run.ranks
+        self.folder = run.folder / name
+        known = {"config": config_hash(run.config), **(identity or {})}
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", run.ranks, identity=known)
+        facts = self.checkpoints.load(trainer.state()[0])
+        self.first = int(facts["step"]) if facts else 0
+        if facts:
+            trainer.restore(facts)
+        run.ranks.meet()  # nobody writes before all have read
+
+    def run(self, last: int, do: Callable[[int], Mapping[str, float | None]], *, title: str, shown: str) -> None:
+        """`do` each step below `last`; its metrics go to metrics.jsonl, the one named `shown` to the bar."""
+        journal = Journal(self.folder / "metrics.jsonl", resume_at=self.first) if self.ranks.first else None
+        step, bar = self.first, progress(title, self.first, last, shown=self.ranks.first)
+        try:
+            for step in bar:
+                row = do(step)
+                if journal is not None:
+                    journal.append({"step": step, **row})
+                bar.set_postfix({shown: row[shown]})
+                if (step + 1) % self.every == 0:
+                    self.checkpoints.save(step + 1, *self.trainer.state())
+        except StopRequested:
+            self.trainer.rewind()
+            self.checkpoints.save(step, *self.trainer.state())
+            raise
+        finally:
+            self.checkpoints.finish()
+
+
+def reported(run: Run, model: str, studies: Sequence[Study], folder: Path, *, title: str) -> list[dict[str, object]]:
+    """One greedy report a study by the policy of stage `model`: rows with id, report and each metric."""
+    policy: list[QwenVL] = []  # loaded when the first part is decoded; a finished stage needs none
+
+    def work(part: Sequence[Study], name: str) -> list[dict[str, object]]:
+        if not policy:
+            policy.append(load_policy(run.folder / model / "model", run))
+        reports = write_reports(
+            policy[0], run.processor, part, run.config.evaluate, title=name, stop=run.stop, shown=run.ranks.first
+        )
+        columns = score_reports(run.reward, reports, part)
+        return [
+            {"id": study.id, "report": report, **{metric: values[i] for metric, values in columns.items()}}
+            for i, (study, report) in enumerate(zip(part, reports, strict=True))
+        ]
+
+    return in_parts(folder, studies, run.config.explore.part_size, work, run.ranks, title=title)
+
+
+MAY_CHANGE = ("run_dir", "stages", "reward.workers", "parallel")
+
+
+def config_hash(config: Config) -> str:
+    """Of all that a run's results depend on."""
+    kept = {key: value for key, value in plain(config).items() if key not in MAY_CHANGE}
+    kept["reward"] = {key: value for key, value in kept["reward"].items() if f"reward.{key}" not in MAY_CHANGE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def load_policy(path: Path, run: Run, *, to_train: bool = False) -> QwenVL:
+    """A policy on its device; one that is trained and will be split stays in its file until `prepare_training`."""
+    if to_train and run.config.parallel.splits(run.ranks):
+        return load(path, dtype=None)
+    return load(path, dtype=weights_dtype(run.config.model, run.device)).to(run.device)
+
+
+def corpus_texts(corpus: Corpus) -> list[str]:
+    """What the tokenizer of a model built from scratch is trained on: the training side only."""
+    return [text for s in corpus.train for text in (s.report, s.indication, s.comparison) if text]
+
+
+PRODUCTS = {
+    "warmup": "warmup/model",
+    "sft": "sft/model",
+    "explore": "explore/selection.json",
+    "criticality": "criticality.jsonl",
+    "rl": "rl/model",
+    "evaluate": "eval/table.md",
+}
+NEEDS = {"explore": ("sft",), "rl": ("sft", "explore", "criticality"), "evaluate": ("sft", "rl")}
+
+
+def need_earlier(folder: Path, name: str) -> None:
+    for earlier in NEEDS.get(name, ()):
+        if not (folder / PRODUCTS[earlier]).exists():
+            raise ValueError(f"stage {name} needs {folder / PRODUCTS[earlier]}, not there; run stage {earlier} first")
+
+
+@contextmanager
+def timed(run: Run, name: str) -> Iterator[None]:
+    """Say what runs, and add the seconds it took to timing.jsonl (a resumed stage has several lines)."""
+    began, run.ranks.stage = time.perf_counter(), name
+    if run.ranks.first:
+        print(f"== {name}", flush=True)
+    yield
+    if not run.ranks.first:
+        return
+    path = run.folder / "timing.jsonl"
+    write_lines(path, [*read_lines(path), {"stage": name, "seconds": round(time.perf_counter() - began, 2)}])
+
+
+def progress(name: str, first: int, last: int, *, shown: bool) -> tqdm:
+    hidden = None if shown else True  # None: where there is no terminal
+    return tqdm(range(first, last), name, initial=first, total=last, unit="step", disable=hidden, mininterval=1)
+
+
+def prepare_training(
+    policy: QwenVL, run: Run, *, seed: int, train_vision: bool, reference: Path | None = None
+) -> Callable | None:
+    """Make the right parameters trainable, and shard; return how to reach the policy as it is now, frozen.
+
+    With LoRA that is the policy with its adapters off (the SFT adapters are merged by then, so off is not the base
+    model); training all weights needs a second model.
+
+    Args:
+        reference: the checkpoint that `policy` was loaded from, where it is asked for.
+    """
+    model, parallel = run.config.model, run.config.parallel
+    dtype = weights_dtype(model, run.device)
+    if model.recompute_activations:
+        policy.recompute_activations()
+    if model.training == "lora":
+        add_lora(policy, model.lora, seed=seed)
+        shard_policy(policy, parallel, run.ranks, run.device, dtype)
+        return lambda: adapters_off(policy)
+    if not train_vision:
+        freeze_vision(policy)
+    shard_policy(policy, parallel, run.ranks, run.device, dtype)
+    if reference is None:
+        return None
+    frozen = load_policy(reference, run, to_train=True).requires_grad_(False)
+    shard_policy(frozen, parallel, run.ranks, run.device, dtype)
+    return lambda: nullcontext(frozen)
+
+
+def augmentation(config: Config, stage: str, step: int, place: int) -> Callable | None:
+    return jitter(sample_seed(config.seed, f"augment {stage}", step, "", place)) if config.sft.augment else None
+
+
+def balanced_weights(studies: Sequence[Study], reward: HierarchicalReward, balance: float) -> list[float] | None:
+    """Sampling weights count^-balance of each study's set of Impression labels; None for plain shuffling."""
+    if balance == 0:
+        return None
+    kinds = [frozenset(labels) for labels in reward.expert.labeler([study.impression for study in studies])]
+    counts = Counter(kinds)
+    return [counts[kind] ** -balance for kind in kinds]
+
+
+def hard_studies(folder: Path, corpus: Corpus) -> list[Study]:
+    selection = json.loads((folder / "explore" / "selection.json").read_text(encoding="utf-8"))
+    by_id = {study.id: study for study in corpus.train}
+    return [by_id[study_id] for study_id in selection["selected"]]
