@@ -194,11 +194,18 @@ def need_earlier(folder: Path, name: str) -> None:
 
 @contextmanager
 def timed(run: Run, name: str) -> Iterator[None]:
-    """Say what runs, and add the seconds it took to timing.jsonl (a resumed stage has several lines)."""
+    """Say what runs, and add the seconds it took to timing.jsonl (a resumed stage has several lines).
+
+    What goes wrong inside carries a note of rank and stage: an exchange that times out under autograd knows neither.
+    """
     began, run.ranks.stage = time.perf_counter(), name
     if run.ranks.first:
         print(f"== {name}", flush=True)
-    yield
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"rank {run.ranks.rank} of {run.ranks.size}, stage {name}")
+        raise
     if not run.ranks.first:
         return
     path = run.folder / "timing.jsonl"

@@ -174,6 +174,7 @@ class Trainer:
         for parameter in self.parameters:  # AdamW would leave out those without, and ranks differ in which those are
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        self.ranks.meet()  # a rank that hangs in its backward pass is named here, not after the exchange's own timeout
         if not self.sharded:
             self.ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)

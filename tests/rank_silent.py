@@ -1,12 +1,20 @@
-"""Two ranks, of which the second hangs: for test_capo_ranks.py."""
+"""Two ranks, of which the second hangs, in an exchange or in a backward pass: for test_capo_ranks.py."""
 
+import sys
 import time
 
+import torch
+
 from capo.ranks import Ranks
+from capo.trainer import OptimizerConfig, Trainer
 
 ranks = Ranks.join(timeout_s=3)
 ranks.stage = "rl"
+trainer = Trainer(torch.nn.Linear(1, 1), OptimizerConfig(), num_steps=1, ranks=ranks)
 ranks.gather("both are here")
 if ranks.rank == 1:
     time.sleep(30)
-ranks.gather("only one is")
+if sys.argv[1] == "exchange":
+    ranks.gather("only one is")
+else:
+    trainer.step()

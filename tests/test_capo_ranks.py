@@ -128,8 +128,9 @@ def test_alone_everything_is_its_own_answer():
     assert parameter.grad.tolist() == [1.0, 2.0] and ranks.share([3, 1, 2]) == [0, 1, 2]
 
 
-def test_a_rank_that_does_not_answer_is_named_with_the_stage():
-    (process,) = launch(2, program="rank_silent.py")
+@pytest.mark.parametrize("where", ["exchange", "update"])
+def test_a_rank_that_does_not_answer_is_named_with_the_stage(where):
+    (process,) = launch(2, where, program="rank_silent.py")
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert (
