@@ -1,39 +1,78 @@
-"""Means with bootstrap intervals, alone and paired."""
+"""Statistics over studies with bootstrap intervals, and tests of the difference of two systems.
 
-from collections.abc import Sequence
+Everything here is a function of sums over studies: a mean, an F1 over a corpus, the inverse of a mean. A resample is
+then a product of counts and columns.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+Statistic = Callable[[np.ndarray], np.ndarray]  # sums [..., K] over studies -> one value each, [...]
+SLICE = 1_000_000  # numbers drawn at one time: about 8 MB however many studies there are
+
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the 95 % percentile interval of its bootstrap distribution."""
+    """A statistic and the 95 % percentile interval of its bootstrap distribution."""
 
     mean: float
     low: float
     high: float
 
 
-def bootstrap_mean(values: Sequence[float], *, num_resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Mean of `values` over studies, resampled with replacement.
+def mean_of(sums: np.ndarray) -> np.ndarray:
+    """The statistic of columns (value, 1): their mean over studies."""
+    return sums[..., 0] / sums[..., 1]
+
+
+def with_ones(values: Sequence[float]) -> np.ndarray:
+    """[N, 2], the columns that `mean_of` reads.
 
     Raises:
         ValueError: no value, or one that is not finite.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
     data = np.asarray(values, dtype=np.float64)
     if data.size == 0 or not np.isfinite(data).all():
         raise ValueError(f"expected at least one value, all finite, got {data.size}")
-    generator, means = np.random.default_rng(seed), []
-    # In slices, so that memory stays at about 8 MB however many studies there are.
-    rows = max(1, 1_000_000 // data.size)
-    for start in range(0, num_resamples, rows):
-        drawn = generator.integers(0, data.size, (min(rows, num_resamples - start), data.size))
-        means.append(data[drawn].mean(axis=1))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return Interval(float(data.mean()), float(low), float(high))
+    return np.stack([data, np.ones_like(data)], 1)
+
+
+def bootstrap(columns: np.ndarray, statistic: Statistic, *, num_resamples: int = 10_000, seed: int = 0) -> Interval:
+    """`statistic` over studies, resampled with replacement.
+
+    Args:
+        columns: [N, K], what each study adds to the sums.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    found = [statistic(counts @ columns) for counts in _resamples(len(columns), num_resamples, seed)]
+    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+    return Interval(float(statistic(columns.sum(0))), float(low), float(high))
+
+
+def bootstrap_difference(
+    first: np.ndarray, second: np.ndarray, statistic: Statistic, *, num_resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """`statistic` of the second system minus that of the first, both over the same resampled studies."""
+    split = first.shape[1]
+    columns = np.concatenate([first, second], 1)
+    return bootstrap(
+        columns,
+        lambda sums: statistic(sums[..., split:]) - statistic(sums[..., :split]),
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+
+
+def bootstrap_mean(values: Sequence[float], *, num_resamples: int = 10_000, seed: int = 0) -> Interval:
+    """Mean of `values` over studies.
+
+    Raises:
+        ValueError: no value, or one that is not finite.
+    """
+    return bootstrap(with_ones(values), mean_of, num_resamples=num_resamples, seed=seed)
 
 
 def paired_bootstrap(
@@ -46,6 +85,52 @@ def paired_bootstrap(
     return bootstrap_mean(difference, num_resamples=num_resamples, seed=seed)
 
 
+def randomisation_test(
+    first: np.ndarray, second: np.ndarray, statistic: Statistic, *, num_shuffles: int = 10_000, seed: int = 0
+) -> float:
+    """Two-sided p-value that two systems differ: how often a difference as large comes out when the systems swap their
+    reports, study by study, at random.
+
+    The observed arrangement counts as one of the shuffles, so that p is at least 1 / (num_shuffles + 1).
+
+    Source: approximate randomisation, Noreen, Computer-Intensive Methods for Testing Hypotheses, 1989.
+    """
+    moved = second - first
+    sums = first.sum(0), second.sum(0)
+    observed = abs(statistic(sums[1]) - statistic(sums[0]))
+    generator, extreme = np.random.default_rng(seed), 0
+    rows = max(1, SLICE // len(first))
+    for start in range(0, num_shuffles, rows):
+        swapped = generator.integers(0, 2, (min(rows, num_shuffles - start), len(first)), dtype=np.int8)
+        shift = swapped.astype(np.float64) @ moved
+        difference = np.abs(statistic(sums[1] - shift) - statistic(sums[0] + shift))
+        # Sums in another order differ in the last digits; an equal difference counts as one as large.
+        extreme += int((difference >= observed - 1e-12 * max(1.0, float(observed))).sum())
+    return (extreme + 1) / (num_shuffles + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, so that the chance of any false claim among them stays at the level.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979).
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
 def distinct_share(texts: Sequence[str]) -> float:
     """Share of different texts, in (0, 1]; 1 / N when a model writes one and the same report for every study."""
     return len(set(texts)) / len(texts)
+
+
+def _resamples(count: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """[rows, N] float64: how often each study is drawn in each resample, a slice at a time."""
+    generator = np.random.default_rng(seed)
+    rows = max(1, SLICE // count)
+    for start in range(0, num_resamples, rows):
+        drawn = generator.integers(0, count, (min(rows, num_resamples - start), count))
+        places = drawn + count * np.arange(len(drawn))[:, None]
+        yield np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)

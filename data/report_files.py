@@ -1,0 +1,227 @@
+"""Files of reports, as people and leaderboards write them: ReXrank JSON, CSV, JSON lines, a folder of text files.
+
+One file holds predictions or references. Nothing in it is dropped in silence: what cannot be a report is an error that
+names the study or the line, and what is missing (null, NaN, an empty field) is kept as missing.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Role = Literal["predictions", "references"]
+
+ID_KEYS = ("study_id", "id", "study", "uid", "case_id")
+IMAGE_KEY = "path_to_image"  # CheXpert Plus names a study by the folder of its images only
+FINDINGS_KEYS = ("section_findings", "findings")
+IMPRESSION_KEYS = ("section_impression", "impression")
+# A file of predictions may repeat the reference beside them (ReXrank's does, under "report"): its own key comes first.
+REPORT_KEYS: Mapping[Role, tuple[str, ...]] = {
+    "predictions": ("model_prediction", "prediction", "report", "text"),
+    "references": ("report", "reference", "text"),
+}
+SPLITS = ("train", "val", "valid", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One report as the file has it; None where the file has nothing."""
+
+    text: str | None  # the whole report
+    findings: str | None = None  # where the file gives sections apart
+    impression: str | None = None
+    split: str | None = None
+
+    @property
+    def missing(self) -> bool:
+        """Whether the file names the study and says nothing about it."""
+        return self.text is None and self.findings is None and self.impression is None
+
+
+def read_report_file(path: Path, role: Role) -> dict[str, Report]:
+    """Reports of a file or folder, by study id, in its order.
+
+    A `.json` is an object of id -> report (a text, or an object with the keys of ReXrank), or R2Gen's object of
+    split -> list of studies; `.jsonl` has one object a line; `.csv` and `.tsv` have a header; a folder has one text
+    file a study, named after it. Column and key names are those of ReXrank, MIMIC-CXR, IU X-ray, CheXpert Plus and
+    ReXGradient, in any case. An id that comes again with the same text (one row for each image of a study) counts once.
+
+    Raises:
+        ValueError: unreadable, not UTF-8, of another form, without any study, or with two different reports for one
+            id; names the file and the line or study.
+    """
+    reports: dict[str, Report] = {}
+    for place, study_id, report in _rows(path, role):
+        if reports.setdefault(study_id, report) != report:
+            raise ValueError(f"{place}: study {study_id} has two different reports in this file; keep one")
+    if not reports:
+        raise ValueError(f"{path}: expected reports by study id, got none")
+    return reports
+
+
+def _rows(path: Path, role: Role) -> Iterator[tuple[str, str, Report]]:
+    """(place in the file, id, report) of each entry."""
+    if path.is_dir():
+        for file in sorted(path.rglob("*.txt")):
+            yield str(file), file.stem, Report(_known(_decoded(file), str(file)))
+        return
+    if path.suffix not in (".json", ".jsonl", ".csv", ".tsv"):
+        raise ValueError(f"{path}: expected a .json, .jsonl, .csv or .tsv file or a folder of .txt files, got neither")
+    text = _decoded(path)
+    if path.suffix == ".json":
+        entries = _json_entries(text, path)
+    else:
+        entries = _json_lines(text, path) if path.suffix == ".jsonl" else _table(text, path)
+    for place, study_id, entry in entries:
+        yield place, study_id, _report(entry, role, place)
+
+
+def _decoded(path: Path) -> str:
+    """Text of a file in UTF-8, with or without a byte order mark."""
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}:{line}: expected UTF-8, got the byte {content[error.start]:#04x}; save the file as UTF-8"
+        ) from error
+
+
+def _json_entries(text: str, path: Path) -> Iterator[tuple[str, str, Any]]:
+    # A list of pairs in place of a dict, because a dict forgets a key that comes twice.
+    loaded = _parsed(text, str(path), object_pairs_hook=_Pairs)
+    if not isinstance(loaded, _Pairs):
+        raise ValueError(f"{path}: expected a JSON object of study id -> report, got {type(loaded).__name__}")
+    for key, value in loaded:
+        if key in SPLITS and isinstance(value, list):  # R2Gen's annotation file
+            for number, entry in enumerate(value):
+                place = f"{path}: {key}[{number}]"
+                entry = _fields(entry, place)
+                yield place, _id(entry, place), {"split": key, **entry}
+        else:
+            place = f"{path}: study {key}"
+            yield place, _name(key, str(path)), _fields(value, place) if isinstance(value, _Pairs) else value
+
+
+def _json_lines(text: str, path: Path) -> Iterator[tuple[str, str, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"{path}:{number}"
+            entry = _fields(_parsed(line, place, object_pairs_hook=_Pairs), place)
+            yield place, _id(entry, place), entry
+
+
+def _table(text: str, path: Path) -> Iterator[tuple[str, str, Any]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        if len(set(header)) < len(header) or not any(key in header for key in (*ID_KEYS, IMAGE_KEY)):
+            raise ValueError(
+                f"{path}:1: expected a header with a column of ids ({', '.join(ID_KEYS)}), each name once, got "
+                f"{', '.join(header)[:200] or 'nothing'}"
+            )
+        for cells in reader:
+            place = f"{path}:{reader.line_num}"
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise ValueError(f"{place}: expected {len(header)} fields, as in the header, got {len(cells)}")
+            entry = dict(zip(header, cells, strict=True))
+            yield place, _id(entry, place), entry
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: expected comma-separated values, got {error}") from error
+
+
+class _Pairs(list):
+    """Keys and values of a JSON object in their order, repeated keys included."""
+
+
+def _parsed(text: str, place: str, **options: Any) -> Any:
+    try:
+        return json.loads(text, **options)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: expected JSON, got {error}") from error
+
+
+def _fields(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, _Pairs):
+        raise ValueError(f"{place}: expected a JSON object with a study's id and report, got {type(value).__name__}")
+    fields = {key.strip().lower(): content for key, content in value}
+    if len(fields) < len(value):
+        raise ValueError(f"{place}: expected each key once, got {', '.join(key for key, _ in value)[:200]}")
+    return fields
+
+
+def _id(entry: Mapping[str, Any], place: str) -> str:
+    for key in ID_KEYS:
+        if _missing(entry.get(key)):
+            continue
+        if not isinstance(entry[key], str | int) or isinstance(entry[key], bool):
+            raise ValueError(f"{place}: expected an id as text or whole number under {key!r}, got {entry[key]!r}")
+        return _name(str(entry[key]), place)
+    if isinstance(entry.get(IMAGE_KEY), str) and "/" in entry[IMAGE_KEY]:  # train/patient1/study2/view1_frontal.jpg
+        return _name("/".join(entry[IMAGE_KEY].split("/")[-3:-1]), place)
+    raise ValueError(
+        f"{place}: expected an id under one of {', '.join(ID_KEYS)}, got the keys {', '.join(entry)[:200]}"
+    )
+
+
+def _name(study_id: str, place: str) -> str:
+    if not study_id.strip():
+        raise ValueError(f"{place}: expected the id of a study, got an empty one")
+    return _storable(study_id.strip(), place)
+
+
+def _report(entry: Any, role: Role, place: str) -> Report:
+    if not isinstance(entry, dict):
+        return Report(_known(entry, place))
+    keys = (*REPORT_KEYS[role], *FINDINGS_KEYS, *IMPRESSION_KEYS)
+    if not any(key in entry for key in keys):
+        raise ValueError(f"{place}: expected one of the keys {', '.join(keys)}, got {', '.join(entry)[:200] or 'none'}")
+    text = _first(entry, REPORT_KEYS[role], place)
+    split = entry.get("split")
+    if role == "predictions" and any(key in entry for key in REPORT_KEYS[role][:2]):
+        return Report(text)  # sections beside a prediction are the reference's
+    return Report(
+        text,
+        _first(entry, FINDINGS_KEYS, place),
+        _first(entry, IMPRESSION_KEYS, place),
+        split if isinstance(split, str) else None,
+    )
+
+
+def _first(entry: Mapping[str, Any], keys: Iterable[str], place: str) -> str | None:
+    return next((_known(entry[key], f"{place}, {key}") for key in keys if key in entry), None)
+
+
+def _missing(value: Any) -> bool:
+    """null, NaN as JSON or pandas write it, and nothing but white space."""
+    if isinstance(value, str):
+        return value.strip() in ("", "nan", "NaN")
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _known(value: Any, place: str) -> str | None:
+    if _missing(value):
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: expected the text of a report, got {type(value).__name__}")
+    return _storable(value, place)
+
+
+def _storable(text: str, place: str) -> str:
+    """JSON can name half of a character pair, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{place}: expected text, got half of a surrogate pair ({error.object[error.start]!a})"
+        ) from error
+    return text
