@@ -314,10 +314,8 @@ def compare_command(args: argparse.Namespace) -> None:
 
 def open_model(path_or_id: str) -> tuple[QwenVL, ReportProcessor]:
     """A model as it lies on disk, on the GPU where there is one, and the prompt that it was trained with."""
-    directory = locate(path_or_id)
-    processor = ReportProcessor.load(directory)
-    policy = load(directory, dtype=None)
-    return policy.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    directory, device = locate(path_or_id), "cuda" if torch.cuda.is_available() else "cpu"
+    return load(directory, dtype=None).to(device), ReportProcessor.load(directory)
 
 
 def predict(policy: QwenVL, processor: ReportProcessor, study: Study, *, max_new_tokens: int) -> dict[str, str]:
@@ -339,7 +337,8 @@ def predict_command(args: argparse.Namespace) -> None:
         str(args.image[0]), "", "test", tuple(args.image), "", "", args.indication, args.comparison, tuple(args.prior),
         window=WindowConfig(levels=tuple(args.levels) if args.levels else None),
     )  # fmt: skip
-    decode_studies([study])  # before a large model is loaded for an image that is not there
+    for source in (*study.images, *study.prior_images):  # before a large model is loaded for nothing
+        load_image(source, study_id=study.id, window=study.window)
     found = predict(*open_model(args.model), study, max_new_tokens=args.max_new_tokens)
     if args.json:
         print(json.dumps(found, ensure_ascii=False))

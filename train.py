@@ -106,8 +106,7 @@ def planned(config: Config) -> str:
     try:
         directory = locate(config.model.path, weights=False)
         sizes = sizes_at(directory, config.model)
-        limits = {name: getattr(config.model.processor, name) for name in ("min_pixels", "max_pixels")}
-        image = tokens_of_largest_image(load_image_processor(directory, **limits))
+        image = tokens_of_largest_image(load_image_processor(directory, **config.model.processor.limits))
     except ValueError as error:
         sys.exit(f"error: {error}")
     load = Load(

@@ -73,6 +73,11 @@ class ProcessorConfig:
         if self.prompt:
             check_template(self.prompt)
 
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """Of the size of images; a checkpoint has its own, and keeps them in a file of its own."""
+        return {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+
 
 class ReportProcessor:
     """Tokenizer, image processor and chat format of one checkpoint."""
@@ -100,8 +105,7 @@ class ReportProcessor:
         directory = locate(path_or_id, weights=False)
         model = architecture(directory)
         config = config or _trained_with(directory)
-        limits = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
-        processor = cls(load_tokenizer(directory), load_image_processor(directory, **limits), config)
+        processor = cls(load_tokenizer(directory), load_image_processor(directory, **config.limits), config)
         try:
             processor.check_fits(model.text_config.vocab_size)
             processor.check_chat()
@@ -146,7 +150,7 @@ class ReportProcessor:
         """Write tokenizer, chat template, preprocessor config with the pixel limits in force, and the prompt."""
         self.tokenizer.save_pretrained(directory)
         self.image_processor.save_pretrained(directory)
-        kept = {key: value for key, value in asdict(self.config).items() if key not in ("min_pixels", "max_pixels")}
+        kept = {key: value for key, value in asdict(self.config).items() if key not in self.config.limits}
         (directory / SETTINGS).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def prompt(
