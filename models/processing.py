@@ -64,8 +64,8 @@ class ProcessorConfig:
     """System turn before the request; empty leaves it to the checkpoint's chat template."""
 
     def __post_init__(self) -> None:
-        low, high = self.min_pixels or 1, self.max_pixels or self.min_pixels or 1
-        if low < 1 or high < low or self.max_prompt_tokens < 1:
+        given = [limit for limit in (self.min_pixels, self.max_pixels) if limit is not None]
+        if given != sorted(given) or min([*given, self.max_prompt_tokens]) < 1:
             raise ValueError(
                 "expected min_pixels and max_prompt_tokens of at least 1 and max_pixels of at least min_pixels, got "
                 f"{self.min_pixels}, {self.max_prompt_tokens} and {self.max_pixels}"
@@ -148,7 +148,9 @@ class ReportProcessor:
 
     def save(self, directory: Path) -> None:
         """Write tokenizer, chat template, preprocessor config with the pixel limits in force, and the prompt."""
+        control, self.tokenizer.chat_control_tokens = self.tokenizer.chat_control_tokens, None  # nothing of ours in it
         self.tokenizer.save_pretrained(directory)
+        self.tokenizer.chat_control_tokens = control
         self.image_processor.save_pretrained(directory)
         kept = {key: value for key, value in asdict(self.config).items() if key not in self.config.limits}
         (directory / SETTINGS).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -48,8 +48,8 @@ def load_image_processor(
         images = Qwen2VLImageProcessorPil.from_pretrained(directory)
     except OSError as error:  # a processor_config.json that says nothing about images
         raise ValueError(f"{directory}: expected settings of the image processor, found none: {error}") from error
-    low = min_pixels or images.size["shortest_edge"]
-    high = max_pixels or images.size["longest_edge"]
+    low = images.size["shortest_edge"] if min_pixels is None else min_pixels
+    high = images.size["longest_edge"] if max_pixels is None else max_pixels
     if low > high:
         raise ValueError(
             f"{directory}: expected max_pixels of at least min_pixels, got {high} and {low}, where what the config "

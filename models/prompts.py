@@ -36,18 +36,28 @@ def check_template(template: Sequence[str]) -> None:
     """
     used = []
     for part in template:
-        try:
-            pieces = list(Formatter().parse(part))
-        except ValueError as error:
-            raise ValueError(f"prompt part {part!r}: {error}; write a brace of the text twice") from error
-        for _, name, layout, conversion in pieces:
-            if name is not None and (name not in FIELDS or layout or conversion):
-                raise ValueError(f"prompt part {part!r}: expected fields among {{{'}, {'.join(FIELDS)}}}, got {name!r}")
-            used += [name] if name else []
+        names = _fields(part)
+        if "images" in names and len(names) > 1:
+            raise ValueError(
+                f"prompt part {part!r}: expected {{images}} without another field, because a part whose field is "
+                "empty is left out; make two parts of it"
+            )
+        used += names
     if used.count("images") != 1 or used.count("prior_images") > 1:
         raise ValueError(
             f"expected {{images}} exactly once in the prompt and {{prior_images}} at most once, got {list(template)}"
         )
+
+
+def _fields(part: str) -> list[str]:
+    try:
+        pieces = list(Formatter().parse(part))
+    except ValueError as error:
+        raise ValueError(f"prompt part {part!r}: {error}; write a brace of the text twice") from error
+    for _, name, layout, conversion in pieces:
+        if name is not None and (name not in FIELDS or layout or conversion):
+            raise ValueError(f"prompt part {part!r}: expected fields among {{{'}, {'.join(FIELDS)}}}, got {name!r}")
+    return [name for _, name, _, _ in pieces if name]
 
 
 def fill(template: Sequence[str], fields: Mapping[str, str | Sequence[Image]]) -> list[str | Image]:

@@ -193,6 +193,7 @@ def test_the_tokenizer_of_a_tiny_model_learns_from_these_texts():
     [
         (("Report.",), "expected {images} exactly once"),
         (("{images}", "{images}"), "expected {images} exactly once"),
+        (("{images} {views}",), "expected {images} without another field"),
         (("{images}", "{age}"), "prompt part '{age}': expected fields among {images}, {prior_images}, {views}"),
         (("{images}", "{}"), "expected fields among"),
         (("{images}", "{views!r}"), "expected fields among"),
@@ -220,6 +221,8 @@ def test_the_configs_pixel_limits_go_before_the_published_ones(checkpoint):
         load_image_processor(folder, min_pixels=None, max_pixels=64)
     with pytest.raises(ValueError, match="max_pixels of at least min_pixels, got 100, 4096 and 50"):
         ProcessorConfig(min_pixels=100, max_pixels=50)
+    with pytest.raises(ValueError, match="of at least 1"):
+        ProcessorConfig(max_pixels=0)
 
 
 def test_a_processor_config_holds_the_image_processor_too(copied):
@@ -352,6 +355,10 @@ def test_a_saved_model_is_asked_as_it_was_trained(tiny_dir, tmp_path):
     asked, wanted = (p.prompt("s", [picture(200, 200)]) for p in (again, trained))
     assert torch.equal(asked.input_ids, wanted.input_ids) and torch.equal(asked.pixel_values, wanted.pixel_values)
     assert again.config.task == "carotid_us" and again.config.max_prompt_tokens == 99
+    published_keys, kept_keys = (
+        set(json.loads((folder / "tokenizer_config.json").read_text())) for folder in (tiny_dir, tmp_path)
+    )
+    assert kept_keys == published_keys and "chat_control_tokens" not in kept_keys
     assert (tmp_path / "chat_template.jinja").read_text() == trained.tokenizer.chat_template
     # a config that is given replaces all of it
     assert ReportProcessor.load(tmp_path, ProcessorConfig()).template[0] == "{images}" != again.template
