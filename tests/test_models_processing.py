@@ -179,6 +179,15 @@ def test_no_text_brings_a_special_token_in_or_loses_a_character(with_tool_calls,
     assert processor.decode(report) == processor.tokenizer.backend_tokenizer.normalizer.normalize_str(text).strip()
 
 
+def test_reports_are_encoded_as_the_tokenizer_encodes_plain_text(with_tool_calls):
+    for text in (
+        "Findings: Clear.\n\nImpression: 2.5 cm, 超声.",
+        "re\u0301sume\u0301",
+    ):  # accents apart: NFC joins them
+        expected = with_tool_calls.tokenizer(text)["input_ids"]
+        assert with_tool_calls.encode_report(text)[:-1].tolist() == expected
+
+
 def test_the_tokenizer_of_a_tiny_model_learns_from_these_texts():
     # The ids of a tiny model, and with them every figure of the demo, follow from this list.
     assert sorted(prompt_texts()) == sorted([
@@ -355,10 +364,7 @@ def test_a_saved_model_is_asked_as_it_was_trained(tiny_dir, tmp_path):
     asked, wanted = (p.prompt("s", [picture(200, 200)]) for p in (again, trained))
     assert torch.equal(asked.input_ids, wanted.input_ids) and torch.equal(asked.pixel_values, wanted.pixel_values)
     assert again.config.task == "carotid_us" and again.config.max_prompt_tokens == 99
-    published_keys, kept_keys = (
-        set(json.loads((folder / "tokenizer_config.json").read_text())) for folder in (tiny_dir, tmp_path)
-    )
-    assert kept_keys == published_keys and "chat_control_tokens" not in kept_keys
+    assert "chat_control_tokens" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert (tmp_path / "chat_template.jinja").read_text() == trained.tokenizer.chat_template
     # a config that is given replaces all of it
     assert ReportProcessor.load(tmp_path, ProcessorConfig()).template[0] == "{images}" != again.template
