@@ -1,5 +1,6 @@
-"""Write reports with a trained model, score report files, compare systems.
+"""Write reports with a trained model, one or many, score report files, compare systems.
 
+    python evaluate.py predict --model runs/demo/rl/model --image frontal.png --indication "Cough."
     python evaluate.py generate --model runs/demo/rl/model --manifest studies.jsonl --out predictions.json
     python evaluate.py score --predictions predictions.json --references references.json
     python evaluate.py compare a.json b.json --references references.json
@@ -28,7 +29,9 @@ from data.phantoms import state_labels
 from data.readers.manifest import read_manifest
 from data.sections import parse_sections
 from data.studies import Study, check_studies, decode_studies, load_image
-from models.processing import ProcessorConfig, ReportProcessor
+from data.windowing import WindowConfig
+from models.loading import locate
+from models.processing import ReportProcessor
 from models.qwen_vl import QwenVL, load
 from rewards.hierarchy import HierarchicalReward, RewardConfig
 from rewards.statistics import bootstrap_mean, distinct_share, paired_bootstrap
@@ -61,13 +64,12 @@ class EvaluateConfig:
 
 def prompt_of(processor: ReportProcessor, study: Study, change: Callable | None = None):
     """The model's input for a study; `change` is applied to each image of it (augmentation)."""
-    images = [load_image(source, study_id=study.id) for source in study.images]
-    prior = [load_image(source, study_id=study.id) for source in study.prior_images]
+    images = [load_image(source, study_id=study.id, window=study.window) for source in study.images]
+    prior = [load_image(source, study_id=study.id, window=study.window) for source in study.prior_images]
     if change is not None:
         images, prior = [change(image) for image in images], [change(image) for image in prior]
-    return processor.prompt(
-        study.id, images, indication=study.indication, comparison=study.comparison, prior_images=prior
-    )
+    texts = {"indication": study.indication, "comparison": study.comparison}
+    return processor.prompt(study.id, images, prior_images=prior, views=study.views, **texts)
 
 
 def banned_mask(policy: QwenVL, processor: ReportProcessor) -> torch.Tensor:
@@ -157,7 +159,8 @@ def nearest_reports(train: Sequence[Study], test: Sequence[Study], side: int = 3
     def pixels(studies: Sequence[Study]) -> np.ndarray:
         rows = []
         for study in studies:
-            image = load_image(study.images[0], study_id=study.id).convert("L").resize((side, side))
+            image = load_image(study.images[0], study_id=study.id, window=study.window)
+            image = image.convert("L").resize((side, side))
             row = np.asarray(image, dtype=np.float32).ravel()
             row = row - row.mean()
             rows.append(row / max(float(np.linalg.norm(row)), 1e-6))
@@ -172,7 +175,7 @@ def with_other_images(studies: Sequence[Study]) -> list[Study]:
     half = len(studies) // 2
     others = [*studies[half:], *studies[:half]]
     return [
-        dataclasses.replace(study, images=other.images, prior_images=other.prior_images)
+        dataclasses.replace(study, images=other.images, prior_images=other.prior_images, views=other.views)
         for study, other in zip(studies, others, strict=True)
     ]
 
@@ -309,12 +312,47 @@ def compare_command(args: argparse.Namespace) -> None:
         write_whole(args.out, table)
 
 
+def open_model(path_or_id: str) -> tuple[QwenVL, ReportProcessor]:
+    """A model as it lies on disk, on the GPU where there is one, and the prompt that it was trained with."""
+    directory, device = locate(path_or_id), "cuda" if torch.cuda.is_available() else "cpu"
+    return load(directory, dtype=None).to(device), ReportProcessor.load(directory)
+
+
+def predict(policy: QwenVL, processor: ReportProcessor, study: Study, *, max_new_tokens: int) -> dict[str, str]:
+    """The greedy report of one study: `report`, its `findings` and `impression`, and the parser's `status`.
+
+    A report that was cut at the token limit has the status `truncated`, whatever sections it got to.
+    """
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens)
+    options = {"sampling": sampling, "eos_id": processor.eos_id, "banned": banned_mask(policy, processor), "slots": 1}
+    (written,) = rollout(policy, [Request(prompt_of(processor, study), (0,))], **options)
+    report = processor.decode(written.response_ids)
+    sections = parse_sections(report)
+    status = "truncated" if written.truncated else sections.status
+    return {"report": report, "findings": sections.findings, "impression": sections.impression, "status": status}
+
+
+def predict_command(args: argparse.Namespace) -> None:
+    study = Study(
+        str(args.image[0]), "", "test", tuple(args.image), "", "", args.indication, args.comparison, tuple(args.prior),
+        window=WindowConfig(levels=tuple(args.levels) if args.levels else None),
+    )  # fmt: skip
+    for source in (*study.images, *study.prior_images):  # before a large model is loaded for nothing
+        load_image(source, study_id=study.id, window=study.window)
+    found = predict(*open_model(args.model), study, max_new_tokens=args.max_new_tokens)
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    sections = [f"{name.title()}: {found[name] or '-'}" for name in ("findings", "impression")]
+    shown = sections if found["findings"] or found["impression"] else [found["report"]]
+    print("\n\n".join([*shown, f"Status: {found['status'].replace('_', ' ')}"]))
+
+
 def generate_command(args: argparse.Namespace) -> None:
     studies = [study for study in read_manifest(args.manifest) if args.split in ("all", study.split)]
     check_studies(studies)
     decode_studies(studies)
-    policy = load(args.model).eval()
-    processor = ReportProcessor.load(args.model, ProcessorConfig())
+    policy, processor = open_model(args.model)
     config = EvaluateConfig(max_new_tokens=args.max_new_tokens)
     reports = write_reports(policy, processor, studies, config, title="reports")
     write_json(args.out, rexrank(studies, reports))
@@ -323,14 +361,24 @@ def generate_command(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="generate | score | compare")
+    commands = parser.add_subparsers(required=True, metavar="predict | generate | score | compare")
+    one = commands.add_parser("predict", help="write the report of one study")
+    one.add_argument("--image", type=Path, action="append", required=True, help="an image; again for each further view")
+    one.add_argument("--prior", type=Path, action="append", default=[], help="an image of an earlier study")
+    one.add_argument("--indication", default="", help="why the examination was made")
+    one.add_argument("--comparison", default="", help="what it is compared with")
+    levels = "grey levels of a 16-bit image shown as black and white (default: its darkest and brightest)"
+    one.add_argument("--levels", type=float, nargs=2, metavar=("BLACK", "WHITE"), help=levels)
+    one.add_argument("--json", action="store_true", help="print the report as JSON")
+    one.set_defaults(command=predict_command)
     generate = commands.add_parser("generate", help="write a report for each study of a manifest")
-    generate.add_argument("--model", type=Path, required=True, help="directory of a Qwen-VL checkpoint")
     generate.add_argument("--manifest", type=Path, required=True, help="JSONL manifest of studies (docs/data.md)")
     generate.add_argument("--split", default="all", help="split of the manifest to report (default: all)")
     generate.add_argument("--out", type=Path, required=True, help="predictions in ReXrank's JSON")
-    generate.add_argument("--max-new-tokens", type=int, default=256, help="token limit of a report (default: 256)")
     generate.set_defaults(command=generate_command)
+    for command in (one, generate):
+        command.add_argument("--model", required=True, help="Qwen-VL checkpoint: a directory or a hub id")
+        command.add_argument("--max-new-tokens", type=int, default=256, help="token limit of a report (default: 256)")
     score = commands.add_parser("score", help="score one file of reports")
     score.add_argument("--predictions", type=Path, required=True, help="ReXrank JSON: study id -> report")
     compare = commands.add_parser("compare", help="compare two files of reports, paired by study")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from capo.fsdp import Sharding
 from capo.static_decode import REACH
+from models.loading import architecture
 from models.lora import add_lora
 from models.qwen_vl import FAMILIES, QwenVL
 from models.start import ModelConfig
@@ -33,10 +34,10 @@ class Sizes:
     cache: int  # keys and values of one token, all layers
 
     @classmethod
-    def of(cls, architecture: PretrainedConfig, model: ModelConfig) -> "Sizes":
+    def of(cls, config: PretrainedConfig, model: ModelConfig) -> "Sizes":
         """Count the parameters of an architecture, with adapters where `model` trains adapters."""
         with torch.device("meta"):
-            policy = QwenVL(FAMILIES[architecture.model_type](architecture))
+            policy = QwenVL(FAMILIES[config.model_type](config))
         policy.model.tie_weights()
         base = sum(p.numel() for p in policy.parameters())
         largest = max(sum(p.numel() for p in block.parameters()) for block in policy.blocks())
@@ -44,7 +45,7 @@ class Sizes:
             add_lora(policy, model.lora, seed=0)
         elif model.rl_vision == "frozen":
             policy.vision.requires_grad_(False)
-        text = architecture.text_config
+        text = config.text_config
         return cls(
             parameters=base,
             trained=sum(p.numel() for p in policy.parameters() if p.requires_grad),
@@ -62,12 +63,7 @@ def sizes_at(path: Path, model: ModelConfig) -> Sizes:
     Raises:
         ValueError: no config of a Qwen-VL model there.
     """
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{path}: expected a Qwen-VL checkpoint directory with a config.json, found none")
-    architecture = AutoConfig.from_pretrained(path)
-    if architecture.model_type not in FAMILIES:
-        raise ValueError(f"{path}: expected a model of type {' or '.join(FAMILIES)}, got {architecture.model_type}")
-    return Sizes.of(architecture, model)
+    return Sizes.of(architecture(path), model)
 
 
 @dataclass(frozen=True)

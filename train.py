@@ -45,8 +45,10 @@ from evaluate import (
     rexrank,
     with_other_images,
 )
+from models.loading import locate
 from models.lora import merge_lora
 from models.processing import ReportProcessor
+from models.processor_files import load_image_processor, tokens_of_largest_image
 from models.qwen_vl import QwenVL
 from models.start import start_path
 from parts import in_parts
@@ -100,12 +102,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def planned(config: Config) -> str:
     """The memory that the config's CAPO stage needs of each GPU."""
     if config.model.path is None:
-        sys.exit("error: --plan expects --model.path, a checkpoint directory; the small model fits everywhere")
+        sys.exit("error: --plan expects --model.path, a checkpoint; the small model fits everywhere")
     try:
-        sizes = sizes_at(config.model.path, config.model)
+        directory = locate(config.model.path, weights=False)
+        sizes = sizes_at(directory, config.model)
+        image = tokens_of_largest_image(load_image_processor(directory, **config.model.processor.limits))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    image = config.model.processor.max_pixels // 28**2  # tokens of an image: one for 28 x 28 pixels
     load = Load(
         micro_batch=config.rl.optimizer.token_budget,
         slots=min(config.evaluate.slots, config.rl.studies_per_step * config.rl.group_size),

@@ -1,12 +1,13 @@
 """Which studies a run uses: embedded phantoms, or a manifest of real ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from data.phantoms import make_studies
 from data.readers.manifest import read_manifest
 from data.studies import Study, check_studies, decode_studies
+from data.windowing import WindowConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class DataConfig:
     """Folder that the image paths of the manifest start from; the manifest's own folder by default."""
     keep_size: int = 0
     """Scale the images of a manifest down to this longest side and keep them in memory; 0 reads the files each time."""
+    window: WindowConfig = field(default_factory=WindowConfig)
     eval_split: str = "test"
     """Split that is held out and evaluated on."""
 
@@ -64,7 +66,8 @@ def load_corpus(config: DataConfig, *, seed: int) -> Corpus:
             seed=seed, size=config.image_size,
         )  # fmt: skip
     else:
-        studies = read_manifest(config.manifest, image_root=config.image_root)
+        read = read_manifest(config.manifest, image_root=config.image_root)
+        studies = [replace(study, window=config.window) for study in read]
     check_studies(studies)
     if config.source == "manifest":
         studies = decode_studies(studies, keep_size=config.keep_size)

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
+
+from data.windowing import FULL_RANGE, WindowConfig, eight_bit
 
 ImageSource = Path | np.ndarray  # a file, or uint8 [H, W] or [H, W, 3], or uint16 [H, W]
 
@@ -26,6 +28,7 @@ class Study:
     comparison: str = ""
     prior_images: tuple[ImageSource, ...] = ()  # of the preceding study of the patient
     views: tuple[str, ...] = ()  # in the order of images
+    window: WindowConfig = FULL_RANGE  # of images with more than 8 bits
     state: Mapping[str, object] | None = None  # the truth, where it is known (phantoms); JSON-able
 
     @property
@@ -38,18 +41,21 @@ def render_report(findings: str, impression: str) -> str:
     return f"Findings: {findings} Impression: {impression}"
 
 
-def load_image(source: ImageSource, *, study_id: str) -> Image.Image:
-    """Decode an image completely, to 8-bit RGB; deeper grey levels are stretched from their darkest to their brightest.
+def load_image(source: ImageSource, *, study_id: str, window: WindowConfig = FULL_RANGE) -> Image.Image:
+    """Decode an image completely, to 8-bit RGB, turned as its EXIF orientation says.
+
+    Args:
+        window: of images with deeper grey levels.
 
     Raises:
         ValueError: missing, truncated or unreadable; names the study and the file.
     """
     try:
         if isinstance(source, np.ndarray):
-            return _eight_bit(Image.fromarray(source)).convert("RGB")
+            return eight_bit(Image.fromarray(source), window).convert("RGB")
         with Image.open(source) as image:
             image.load()
-            return _eight_bit(image).convert("RGB")
+            return eight_bit(ImageOps.exif_transpose(image), window).convert("RGB")
     except FileNotFoundError as error:
         raise ValueError(
             f"study {study_id}: image {source} does not exist; correct the path or drop the study"
@@ -59,15 +65,6 @@ def load_image(source: ImageSource, *, study_id: str) -> Image.Image:
         raise ValueError(
             f"study {study_id}: image {name} cannot be decoded ({error}); fetch it again or drop the study"
         ) from error
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    # Pillow clips deeper grey levels at 255, which turns a 12-bit radiograph white.
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
-        return image
-    levels = np.asarray(image, dtype=np.float64)
-    low, high = levels.min(), levels.max()
-    return Image.fromarray(((levels - low) * (255 / max(high - low, 1e-9))).round().astype(np.uint8))
 
 
 def check_studies(studies: Sequence[Study]) -> None:
@@ -93,7 +90,7 @@ def decode_studies(studies: Sequence[Study], *, keep_size: int = 0) -> list[Stud
     for study in tqdm(studies, "checking images", unit="study", disable=None, mininterval=1, leave=False):
         try:
             images, prior = (
-                tuple(_kept(source, study.id, keep_size) for source in sources)
+                tuple(_kept(source, study, keep_size) for source in sources)
                 for sources in (study.images, study.prior_images)
             )
             decoded.append(replace(study, images=images, prior_images=prior))
@@ -103,8 +100,8 @@ def decode_studies(studies: Sequence[Study], *, keep_size: int = 0) -> list[Stud
     return decoded
 
 
-def _kept(source: ImageSource, study_id: str, size: int) -> ImageSource:
-    image = load_image(source, study_id=study_id)
+def _kept(source: ImageSource, study: Study, size: int) -> ImageSource:
+    image = load_image(source, study_id=study.id, window=study.window)
     if not size:
         return source
     image.thumbnail((size, size), Image.Resampling.BICUBIC)

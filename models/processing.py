@@ -1,29 +1,27 @@
 """Text and images of a study -> the tensors the model reads. Built once, unpadded, never truncated."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-IMAGE, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
-START, END = "<|im_start|>", "<|im_end|>"
+from models.loading import architecture, locate, read_json
+from models.processor_files import END, IMAGE, START, load_image_processor, load_tokenizer
+from models.prompts import TASKS, check_template, fill, literals
 
-TASKS = {
-    "chest_xray": "Report this chest radiograph: Findings and Impression.",
-    "carotid_us": "Report this carotid ultrasound: Findings and Impression.",
-}
-PRIOR, INDICATION, COMPARISON = "Prior study: ", "Indication: ", "Comparison: "
+ANSWER = f"{START}assistant\n"
+SETTINGS = "radflow_prompt.json"  # what a model was trained to be asked; it lies beside its weights
+MOST_ELONGATED = 200  # long side over short side, a limit of the image processor
 
 
 def prompt_texts() -> list[str]:
     """Every text that a prompt is made of, whatever the study."""
-    return [*TASKS.values(), PRIOR, INDICATION, COMPARISON, "user\n", "assistant\n"]
+    return [*literals(), "user\n", "assistant\n"]
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,34 @@ class Prompt:
 class ProcessorConfig:
     """How a study becomes a prompt."""
 
-    min_pixels: int = 56 * 56
-    """Smaller images are scaled up to this many pixels."""
-    max_pixels: int = 512 * 512
-    """Larger images are scaled down to this many pixels."""
+    min_pixels: int | None = None
+    """Smaller images are scaled up to this many pixels; none takes the checkpoint's own limit."""
+    max_pixels: int | None = None
+    """Larger images are scaled down to this many pixels; none takes the checkpoint's own limit."""
     max_prompt_tokens: int = 4096
     """A study whose prompt is longer is refused, never truncated: truncation cuts image tokens."""
     task: Literal["chest_xray", "carotid_us"] = "chest_xray"
-    """The request put to the model."""
+    """The request put to the model, one of the built-in ones."""
+    prompt: tuple[str, ...] = ()
+    """Your own request in place of the task's, part by part (docs/models.md); a part whose field a study lacks is left
+    out."""
+    system: str = ""
+    """System turn before the request; empty leaves it to the checkpoint's chat template."""
+
+    def __post_init__(self) -> None:
+        given = [limit for limit in (self.min_pixels, self.max_pixels) if limit is not None]
+        if given != sorted(given) or min([*given, self.max_prompt_tokens]) < 1:
+            raise ValueError(
+                "expected min_pixels and max_prompt_tokens of at least 1 and max_pixels of at least min_pixels, got "
+                f"{self.min_pixels}, {self.max_prompt_tokens} and {self.max_pixels}"
+            )
+        if self.prompt:
+            check_template(self.prompt)
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """Of the size of images; a checkpoint has its own, and keeps them in a file of its own."""
+        return {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
 
 
 class ReportProcessor:
@@ -66,27 +84,43 @@ class ReportProcessor:
 
     def __init__(self, tokenizer, image_processor, config: ProcessorConfig) -> None:
         self.tokenizer, self.image_processor, self.config = tokenizer, image_processor, config
+        self.template = config.prompt or TASKS[config.task]
         self.eos_id: int = tokenizer.convert_tokens_to_ids(END)
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
+        # None of them may come out of a text, those that the tokenizer does not call special (<tool_call>) included.
+        tokenizer.chat_control_tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         self.banned_ids: tuple[int, ...] = tuple(sorted(special - {self.eos_id}))
 
     @classmethod
-    def load(cls, directory: Path, config: ProcessorConfig) -> "ReportProcessor":
-        """From a checkpoint directory.
+    def load(cls, path_or_id: Path | str, config: ProcessorConfig | None = None) -> "ReportProcessor":
+        """From a checkpoint, a directory or a hub id.
+
+        Args:
+            config: none takes the prompt that the model was trained with, where it is a model of ours.
 
         Raises:
-            ValueError: no tokenizer there, or one without Qwen-VL's image and chat tokens.
+            ValueError: files are missing, or do not belong to the Qwen-VL model whose config lies beside them.
         """
-        if not (directory / "tokenizer_config.json").is_file():
-            raise ValueError(f"{directory}: expected tokenizer files of a Qwen-VL checkpoint, found none")
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        for token in (IMAGE, VISION_START, VISION_END, START, END):
-            if token not in tokenizer.get_vocab():
-                raise ValueError(f"{directory}: expected a Qwen-VL tokenizer, its token {token} is missing")
-        images = Qwen2VLImageProcessorPil.from_pretrained(directory)
-        images.size = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
-        return cls(tokenizer, images, config)
+        directory = locate(path_or_id, weights=False)
+        model = architecture(directory)
+        config = config or _trained_with(directory)
+        processor = cls(load_tokenizer(directory), load_image_processor(directory, **config.limits), config)
+        try:
+            processor.check_fits(model.text_config.vocab_size)
+            processor.check_chat()
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
+        for what, own, expected in (
+            (f"id of {IMAGE}", processor.image_id, model.image_token_id),
+            ("side of a patch", processor.image_processor.patch_size, model.vision_config.patch_size),
+        ):
+            if own != expected:
+                raise ValueError(
+                    f"{directory}: expected {expected} as {what}, as config.json says, got {own}; the tokenizer and "
+                    "preprocessor files belong to another checkpoint"
+                )
+        return processor
 
     def check_fits(self, vocab_size: int) -> None:
         """Refuse a tokenizer with more tokens than the model has embeddings."""
@@ -96,9 +130,30 @@ class ReportProcessor:
                 "they belong to different checkpoints"
             )
 
+    def check_chat(self) -> None:
+        """Refuse a chat template that does not show the image, or does not leave the report to be written next."""
+        ids = self._chat([{"type": "image"}, {"type": "text", "text": "x"}])
+        if ids.count(self.image_id) != 1:
+            raise ValueError(
+                f"expected a chat template that writes {IMAGE} once for one image, got {ids.count(self.image_id)}; "
+                "take the chat template published with the model"
+            )
+        answer = self.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
+        if ids[-len(answer) :] != answer:
+            raise ValueError(
+                f"expected a chat template whose prompt ends with {ANSWER!r}, got "
+                f"{self.tokenizer.decode(ids[-len(answer) :])!r}; models that think first have no place for a report "
+                "there: take the Instruct edition"
+            )
+
     def save(self, directory: Path) -> None:
+        """Write tokenizer, chat template, preprocessor config with the pixel limits in force, and the prompt."""
+        control, self.tokenizer.chat_control_tokens = self.tokenizer.chat_control_tokens, None  # nothing of ours in it
         self.tokenizer.save_pretrained(directory)
+        self.tokenizer.chat_control_tokens = control
         self.image_processor.save_pretrained(directory)
+        kept = {key: value for key, value in asdict(self.config).items() if key not in self.config.limits}
+        (directory / SETTINGS).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def prompt(
         self,
@@ -108,18 +163,28 @@ class ReportProcessor:
         indication: str = "",
         comparison: str = "",
         prior_images: Sequence[Image.Image] = (),
+        views: Sequence[str] = (),
     ) -> Prompt:
         """The chat turn that asks for the report of a study.
 
         Raises:
-            ValueError: no image, or more tokens than `max_prompt_tokens`; names the study.
+            ValueError: no image, one too elongated, or more tokens than `max_prompt_tokens`; names the study.
         """
         if not images:
             raise ValueError(f"study {study_id}: expected at least one image, got none")
-        processed = self.image_processor([*images, *prior_images], return_tensors="pt")
+        texts = {"views": ", ".join(views), "indication": indication, "comparison": comparison}
+        parts = fill(self.template, {"images": images, "prior_images": prior_images, **texts})
+        shown = [part for part in parts if not isinstance(part, str)]
+        if long := [image.size for image in shown if max(image.size) > MOST_ELONGATED * min(image.size)]:
+            raise ValueError(
+                f"study {study_id}: expected images at most {MOST_ELONGATED} times as long as wide, got "
+                f"{long[0][0]} x {long[0][1]} pixels; crop it or drop the study"
+            )
+        processed = self.image_processor(shown, return_tensors="pt")
         grids = processed["image_grid_thw"]
         counts = (grids.prod(-1) // self.image_processor.merge_size**2).tolist()
-        ids = self._chat(counts[: len(images)], counts[len(images) :], indication, comparison)
+        content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in parts]
+        ids = self._expanded(self._chat(content), counts)
         if len(ids) > self.config.max_prompt_tokens:
             raise ValueError(
                 f"study {study_id}: the prompt has {len(ids)} tokens, {sum(counts)} of them of {len(counts)} images; "
@@ -140,23 +205,39 @@ class ReportProcessor:
             kept = kept[: kept.index(self.eos_id)]
         return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
 
-    def _chat(self, images: Sequence[int], prior: Sequence[int], indication: str, comparison: str) -> list[int]:
-        special = self.tokenizer.convert_tokens_to_ids
-        ids = [special(START), *self._plain("user\n")]
-        for title, counts in (("", images), (PRIOR, prior)):
-            if counts and title:
-                ids += self._plain(title)
-            for count in counts:
-                ids += [special(VISION_START), *([self.image_id] * count), special(VISION_END)]
-        for title, text in ((INDICATION, indication), (COMPARISON, comparison)):
-            if text:
-                ids += self._plain(f"{title}{text}\n")
-        ids += self._plain(TASKS[self.config.task])
-        return [*ids, special(END), *self._plain("\n"), special(START), *self._plain("assistant\n")]
+    def _chat(self, content: list[dict[str, str]]) -> list[int]:
+        """Token ids of the checkpoint's own chat template, up to where the report begins; one token an image."""
+        system = [{"role": "system", "content": self.config.system}] if self.config.system else []
+        # Sanitised: the name of a special token in a text is only text, not the token.
+        return self.tokenizer.apply_chat_template(
+            [*system, {"role": "user", "content": content}], add_generation_prompt=True, sanitize_control_tokens=True
+        )["input_ids"]
+
+    def _expanded(self, ids: Sequence[int], counts: Sequence[int]) -> list[int]:
+        """As many image tokens as the vision tower gives for each image, in place of each one."""
+        remaining = iter(counts)
+        return [i for one in ids for i in [one] * (next(remaining) if one == self.image_id else 1)]
 
     def _plain(self, text: str) -> list[int]:
         """Token ids of text in which the name of a special token is only text."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # The steps of the tokenizer without its search for added tokens, which split_special_tokens skips in part only.
+        steps = self.tokenizer.backend_tokenizer
+        words = steps.pre_tokenizer.pre_tokenize_str(steps.normalizer.normalize_str(text))
+        return [token.id for word, _ in words for token in steps.model.tokenize(word)]
+
+
+def _trained_with(directory: Path) -> ProcessorConfig:
+    """What `ReportProcessor.save` wrote with a model; the defaults for a model of somebody else."""
+    path = directory / SETTINGS
+    if not path.is_file():
+        return ProcessorConfig()
+    settings = read_json(path)
+    try:
+        return ProcessorConfig(**{**settings, "prompt": tuple(settings["prompt"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected the settings of a prompt, got {error}; remove it or copy it again"
+        ) from error
 
 
 def mrope_positions(input_ids: Tensor, grids: Tensor, image_id: int, merge: int) -> Tensor:

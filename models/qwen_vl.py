@@ -1,9 +1,8 @@
 """A Qwen-VL checkpoint as the few operations that the algorithm calls."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
-    AutoConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
@@ -21,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from models import attention
+from models.loading import architecture, check_weights, locate
 from models.processing import Prompt, ReportProcessor
 
 # Bars over a second's work; those of the stages are what people want to see.
@@ -148,28 +147,32 @@ class QwenVL(nn.Module):
         os.replace(temporary, directory)
 
 
-def load(path: Path, *, dtype: torch.dtype | None = torch.float32) -> QwenVL:
-    """Load a Qwen-VL checkpoint directory (config.json and safetensors).
+def load(path_or_id: Path | str, *, dtype: torch.dtype | None = torch.float32) -> QwenVL:
+    """Load a Qwen-VL checkpoint (config.json and safetensors, one or several), old names of weights or new.
 
     Weights whose type on disk is `dtype` stay mapped from their files: processes of one machine share them.
 
     Args:
+        path_or_id: a directory, or an id of the hub (see `models.loading.locate`).
         dtype: of the weights; None keeps the type on disk.
 
     Raises:
-        ValueError: no such checkpoint, another kind of model or missing weights.
+        ValueError: no such checkpoint, another kind of model, or weights that are damaged or not the model's.
     """
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{path}: expected a Qwen-VL checkpoint directory with a config.json, found none")
-    kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind not in FAMILIES:
-        raise ValueError(f"{path}: expected a model of type {' or '.join(FAMILIES)}, got {kind}")
-    _check_files(path)
-    config = AutoConfig.from_pretrained(path)
+    path = locate(path_or_id)
+    config = architecture(path)
+    check_weights(path)
     options = {"attn_implementation": ATTENTION, "use_safetensors": True, "output_loading_info": True}
-    model, report = FAMILIES[kind].from_pretrained(path, config=config, dtype=dtype or "auto", **options)
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{path}: {len(missing)} weights are missing, for example {missing[0]}")
+    model, report = FAMILIES[config.model_type].from_pretrained(
+        path, config=config, dtype=dtype or "auto", ignore_mismatched_sizes=True, **options
+    )
+    _refuse_other_weights(path, report)
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    if config.tie_word_embeddings and head is not embeddings:
+        raise ValueError(
+            f"{path}: config.json says that the head is the embedding (tie_word_embeddings), the weights hold two "
+            "that differ; set tie_word_embeddings to false if the head is meant to be its own"
+        )
     return QwenVL(model.eval())
 
 
@@ -178,11 +181,20 @@ def freeze_vision(policy: QwenVL) -> None:
     policy.vision.requires_grad_(False)
 
 
-def _check_files(path: Path) -> None:
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    else:
-        wanted = {"model.safetensors"}
-    if missing := sorted(name for name in wanted if not (path / name).is_file()):
-        raise ValueError(f"{path}: weight files are missing: {', '.join(missing)}; copy the whole checkpoint")
+def _refuse_other_weights(path: Path, report: Mapping[str, Collection]) -> None:
+    """Nothing is left at its random start, and nothing of the file unused.
+
+    Args:
+        report: what transformers found while loading.
+    """
+    shapes = {name: f"{name} has {list(held)}, not {list(wanted)}" for name, held, wanted in report["mismatched_keys"]}
+    for what, names in (
+        ("are missing", sorted(report["missing_keys"])),
+        ("do not belong to a model of this config", sorted(report["unexpected_keys"])),
+        ("have another shape than config.json says", sorted(shapes.values())),
+    ):
+        if names:
+            raise ValueError(
+                f"{path}: {len(names)} weights {what}, for example {names[0]}; "
+                "copy config.json and weights from one checkpoint"
+            )

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from models.loading import locate
 from models.lora import LoraConfig
 from models.processing import ProcessorConfig
 from models.tiny import TinyConfig, build_tiny
@@ -16,8 +17,9 @@ from models.tiny import TinyConfig, build_tiny
 class ModelConfig:
     """Which model is trained, and which part of it."""
 
-    path: Path | None = None
-    """Directory of a Qwen-VL checkpoint in the published layout; none builds the small model of `tiny`."""
+    path: str | None = None
+    """Qwen-VL checkpoint in the published layout: a directory, or an id of the hub such as
+    Qwen/Qwen2.5-VL-3B-Instruct, with @revision if you like; none builds the small model of `tiny`."""
     training: Literal["lora", "full"] = "lora"
     """Train LoRA adapters on a frozen base, or all weights (needed when they start random)."""
     rl_vision: Literal["frozen", "trained"] = "frozen"
@@ -54,9 +56,13 @@ def weights_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 
 def start_path(folder: Path, config: ModelConfig, corpus: Sequence[str], *, seed: int) -> Path:
-    """Directory of the checkpoint to start from; builds the small model in `folder` unless it is there already."""
+    """Directory of the checkpoint to start from; builds the small model in `folder` unless it is there already.
+
+    Raises:
+        ValueError: the hub does not give the checkpoint (see `models.loading.locate`).
+    """
     if config.path is not None:
-        return config.path
+        return locate(config.path)
     if not folder.exists():
         build_tiny(folder, corpus, config.tiny, seed=seed)
     return folder

@@ -1,0 +1,126 @@
+"""One report for one study on the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+from models.processing import ProcessorConfig, ReportProcessor
+from models.qwen_vl import load
+
+REPORT = "Findings: Clear lungs. Impression: Normal."
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "frontal.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120), dtype=np.uint8)).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def deep(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 4096, (112, 112), dtype=np.uint16)).save(path)
+    return str(path)
+
+
+def predict(*options: str) -> None:
+    evaluate.main(["predict", *options])
+
+
+def test_the_report_is_that_of_a_greedy_decoding_by_transformers(tiny_dir, image, deep, capsys):
+    predict("--model", str(tiny_dir), "--image", image, "--image", deep, "--prior", image, "--indication", "Cough.",
+            "--comparison", "2019.", "--levels", "1000", "3000", "--json", "--max-new-tokens", "20")  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    frontal = Image.open(image).convert("RGB")
+    window = np.clip((np.asarray(Image.open(deep), dtype=np.float64) - 1000) / 2000, 0, 1)
+    lateral = Image.fromarray((window * 255).round().astype(np.uint8)).convert("RGB")
+    processor, policy = ReportProcessor.load(tiny_dir), load(tiny_dir)
+    asked = processor.prompt(
+        "s", [frontal, lateral], prior_images=[frontal], indication="Cough.", comparison="2019."
+    )  # fmt: skip
+    ids = asked.input_ids[None]
+    theirs = policy.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == processor.image_id).int(),
+        pixel_values=asked.pixel_values,
+        image_grid_thw=asked.image_grid_thw,
+        max_new_tokens=20,
+        do_sample=False,
+        eos_token_id=processor.eos_id,
+        pad_token_id=processor.eos_id,
+        suppress_tokens=evaluate.banned_mask(policy, processor).nonzero()[:, 0].tolist(),
+    )[0, asked.num_tokens :]
+    assert found["report"] == processor.decode(theirs) and found["report"]
+    assert found["status"] == "truncated"  # an untrained model does not end
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """Have the model write a given text, ended or cut."""
+
+    def set_report(text: str, *, truncated: bool = False) -> None:
+        class Written:
+            response_ids, study_id = text, "s"
+
+        Written.truncated = truncated
+        monkeypatch.setattr(evaluate, "rollout", lambda *arguments, **options: iter([Written]))
+        monkeypatch.setattr(ReportProcessor, "decode", lambda self, ids: ids)
+
+    return set_report
+
+
+@pytest.mark.parametrize(
+    ("report", "truncated", "shown"),
+    [
+        (REPORT, False, "Findings: Clear lungs.\n\nImpression: Normal.\n\nStatus: ok\n"),
+        (REPORT, True, "Findings: Clear lungs.\n\nImpression: Normal.\n\nStatus: truncated\n"),
+        ("Findings: Clear.", False, "Findings: Clear.\n\nImpression: -\n\nStatus: missing impression\n"),
+        ("no header", False, "no header\n\nStatus: missing findings\n"),
+    ],
+)
+def test_sections_and_status_are_printed(tiny_dir, image, capsys, writes, report, truncated, shown):
+    writes(report, truncated=truncated)
+    predict("--model", str(tiny_dir), "--image", image)
+    assert capsys.readouterr().out == shown
+    predict("--model", str(tiny_dir), "--image", image, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"] == report and found["status"].replace("_", " ") in shown
+
+
+def test_it_is_asked_as_it_was_trained(tiny_dir, tmp_path, image, writes, monkeypatch):
+    config = ProcessorConfig(task="carotid_us", max_pixels=56 * 56)
+    load(tiny_dir).save(tmp_path / "trained", ReportProcessor.load(tiny_dir, config))
+    writes(REPORT)
+    asked = []
+    monkeypatch.setattr(evaluate, "prompt_of", lambda processor, study: asked.append((processor.config.task, study)))
+    monkeypatch.setattr(evaluate, "Request", lambda prompt, seeds: None)
+    predict("--model", str(tmp_path / "trained"), "--image", image)
+    assert asked[0][0] == "carotid_us" and str(asked[0][1].images[0]) == image
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "MODEL", "--image", "absent.png"], "error: .*image absent.png does not exist"),
+        (["--model", "absent", "--image", "IMAGE"], "error: absent: expected a Qwen-VL checkpoint directory"),
+        (["--model", "MODEL", "--image", "IMAGE", "--levels", "5", "1"], "error: expected window.levels rising"),
+    ],
+)
+def test_mistakes_end_with_one_line(tiny_dir, image, options, said):
+    options = [{"MODEL": str(tiny_dir), "IMAGE": image}.get(option, option) for option in options]
+    with pytest.raises(SystemExit, match=said):
+        predict(*options)
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit):
+        predict("--help")
+    shown = capsys.readouterr().out
+    for option in ("--model", "--image", "--prior", "--indication", "--comparison", "--levels", "--json"):
+        assert option in shown

@@ -1,0 +1,65 @@
+"""Every YAML of configs/ is a config of train.py, and those named after a model hold what they promise."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from run_folder import read_config
+from stages import Config
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+PAPER = ["qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_4b"]
+
+
+def read(path: Path, *options: str) -> Config:
+    return read_config(Config, ["--config", str(path), *options], default=path, description="")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_parses_and_each_value_arrives(path):
+    config = read(path)
+
+    def compare(written, parsed, key):
+        for name, value in written.items():
+            arrived = parsed[name] if isinstance(parsed, dict) else getattr(parsed, name)
+            if isinstance(value, dict):
+                compare(value, arrived, f"{key}{name}.")
+            else:
+                expected = tuple(value) if isinstance(value, list) else value
+                assert arrived == expected or str(arrived) == str(expected), f"{key}{name}"
+
+    compare(yaml.safe_load(path.read_text(encoding="utf-8")), config, "")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_configs_of_real_checkpoints_have_the_papers_setting(name):
+    (path,) = [path for path in CONFIGS if path.stem == name]
+    config = read(path)
+    assert config.model.path.startswith("Qwen/Qwen") and config.model.training == "lora"
+    assert config.model.lora.rank == 8 and config.rl.group_size == 4 and config.explore.fraction == 0.1
+    assert config.sft.optimizer.lr == config.rl.optimizer.lr == 1e-5
+    assert config.sft.batch_size == config.rl.studies_per_step == 8  # 1 on each of 8 GPUs
+
+
+def test_prompt_and_window_come_from_yaml_and_command_line(tmp_path, capsys):
+    path = tmp_path / "own.yaml"
+    parts = ["{images}", "Klinik: {indication}\n", "Befund und Beurteilung?"]
+    config = {
+        "model": {"processor": {"prompt": parts, "system": "Du bist Radiologe."}, "path": "Some/Model@main"},
+        "data": {"window": {"levels": [-160, 240]}},
+    }
+    path.write_text(yaml.safe_dump(config))
+    read_back = read(path)
+    assert read_back.model.processor.prompt == tuple(parts) and read_back.model.path == "Some/Model@main"
+    assert read_back.model.processor.max_pixels is None and read_back.data.window.levels == (-160, 240)
+    over = read(path, "--model.processor.prompt", "{images}", "Report.", "--model.processor.max-pixels", "5000")
+    assert over.model.processor.prompt == ("{images}", "Report.") and over.model.processor.max_pixels == 5000
+    for options, said in (
+        (("--model.processor.prompt", "Report."), "expected {images} exactly once"),
+        (("--data.window.percentiles", "1", "99"), "expected window.percentiles or window.levels, got both"),
+    ):
+        with pytest.raises(SystemExit):
+            read(path, *options)
+        assert said in re.sub(r"[\s│]+", " ", "".join(capsys.readouterr()))
