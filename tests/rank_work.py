@@ -18,7 +18,7 @@ from capo.trainer import OptimizerConfig, RlConfig, Trainer
 from capo.types import Case
 from data.phantoms import make_studies
 from evaluate import banned_mask, prompt_of
-from models.lora import LoraConfig, adapters_off, add_lora
+from models.lora import LoraConfig, add_lora, reference
 from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import load
 
@@ -72,8 +72,8 @@ def train(folder, ranks, sharding, training, budget):
     # eps of Adam far above the rounding of gradients: elements that are 0 up to rounding must not be blown up to +-lr
     optimizer = OptimizerConfig(lr=1e-3, max_grad_norm=1e6, token_budget=budget)
     lora = training == "lora"
-    reference = (lambda: adapters_off(policy)) if lora else (lambda: nullcontext(frozen))
-    trainer = Trainer(policy, optimizer, num_steps=100, reference=reference, frozen_vision=lora, ranks=ranks)
+    before = (lambda: reference(policy)) if lora else (lambda: nullcontext(frozen))
+    trainer = Trainer(policy, optimizer, num_steps=100, reference=before, frozen_vision=lora, ranks=ranks)
     trainer.optimizer.param_groups[0]["eps"] = trainer.optimizer.param_groups[1]["eps"] = 1e-4
     first_gradients = {}
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from evaluate import prompt_of
-from models.lora import LoraConfig, LoraLinear, adapters_off, add_lora, merge_lora
+from models.lora import LoraConfig, LoraLinear, reference, add_lora, merge_lora
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_off_is_the_base_and_merged_is_the_adapted_model(policy, hidden):
     randomise(policy)
     adapted = hidden()
     assert (adapted - base).abs().max() > 1e-3
-    with adapters_off(policy):
+    with reference(policy):
         assert torch.equal(hidden(), base)
     assert torch.equal(hidden(), adapted)
     merge_lora(policy)
