@@ -16,7 +16,7 @@ GROUPS = (
     ("embeddings", "embed_tokens", ""),
     ("head", "lm_head", ""),
 )
-REST = "norms and the rest"
+REST = "patch embedding, norms"
 
 
 def group_of(name: str) -> str:
