@@ -5,14 +5,13 @@ reward, two inner epochs. Needs 14 GB of memory and no network. Every part is ru
 process held at its peak is compared with what `train.py --plan` says.
 """
 
-import resource
 from dataclasses import dataclass
 
 import rl_step
 import torch
 from breakdown import Stopwatch, watched
 from checkpoint import SIZE, VOCABULARY, published_3b
-from harness import arguments, machine, write
+from harness import arguments, machine, peak_memory, start_watching_memory, write
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from capo.advantages import group_advantages
@@ -63,40 +62,38 @@ def start() -> Started:
     return Started(policy, processor, study, sizes)
 
 
-def step(started: Started, watch: Stopwatch) -> tuple[int, dict[str, float]]:
-    """Rollout, reward, advantages, update; tokens of the prompt, and the trainer's metrics."""
+def step(started: Started, watch: Stopwatch) -> tuple[int, dict[str, float], dict[str, float]]:
+    """Rollout, reward, update: tokens of the prompt, the trainer's metrics, GB at the peak of each phase."""
     policy, processor, study = started.policy, started.processor, started.study
     trainer = Trainer(policy, OptimizerConfig(), num_steps=100, reference=lambda: reference(policy), frozen_vision=True)
     banned = banned_mask(policy, processor)
     with watch.part("image processing and tokenizer"):
         prompt = prompt_of(processor, study)
     request = Request(prompt, tuple(sample_seed(0, "bench", 0, study.id, i) for i in range(GROUP)))
-    sampling = SamplingConfig(max_new_tokens=TOKENS)
-    written = rollout(policy, [request], sampling=sampling, eos_id=processor.eos_id, banned=banned, slots=GROUP)
-    reports = sorted(written, key=lambda report: report.sample)
+    options = {"sampling": SamplingConfig(max_new_tokens=TOKENS), "eos_id": processor.eos_id, "banned": banned}
+    start_watching_memory()
+    reports = sorted(rollout(policy, [request], slots=GROUP, **options), key=lambda report: report.sample)
+    peaks = {"rollout": peak_memory()}
     with watch.part("reward and advantages"):
         rewards = [rl_step.reward_of(processor.decode(report.response_ids)) for report in reports]
         advantages = group_advantages(torch.tensor(rewards), torch.zeros(GROUP, dtype=torch.int64)).advantages
     case = Case(prompt, tuple(reports), advantages, critical=True)
     config = RlConfig(studies_per_step=1, group_size=GROUP, inner_epochs=EPOCHS)
-    return prompt.num_tokens, trainer.improve([case], config, temperature=1.0, banned=banned)
-
-
-def peak_gb() -> float:
-    """Most memory that this process ever held; Linux counts it in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
+    start_watching_memory()
+    metrics = trainer.improve([case], config, temperature=1.0, banned=banned)
+    peaks["update"] = peak_memory()
+    return prompt.num_tokens, metrics, {phase: round(mb * 2**20 / GB, 2) for phase, mb in peaks.items()}
 
 
 if __name__ == "__main__":
     options = arguments(__doc__)
     torch.set_num_threads(options.threads)
-    libraries = peak_gb()
+    libraries = start_watching_memory() * 2**20 / GB
     watch = Stopwatch()
     with watched(watch), watch.part("everything else"):
         with watch.part("random weights"):
             started = start()
-        weights = peak_gb()
-        length, metrics = step(started, watch)
+        length, metrics, peaks = step(started, watch)
     load = Load(micro_batch=length + GROUP * TOKENS, slots=GROUP, cached=length + TOKENS)
     estimate = memory(started.sizes, ModelConfig(path="published"), load, sharding="replicate", world=1, local=1)
     facts = {
@@ -104,8 +101,7 @@ if __name__ == "__main__":
         "trained": started.sizes.trained,
         "prompt_tokens": length,
         "metrics": metrics,
-        "peak_gb": round(peak_gb(), 2),
-        "peak_before_the_step_gb": round(weights, 2),
+        "peak_gb": peaks,
         "libraries_gb": round(libraries, 2),
         # A CUDA context and its allocator's fragments are not there on a CPU; the libraries are.
         "planned_gb": round(total(estimate) - SPARE + libraries, 2),

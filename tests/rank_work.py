@@ -18,6 +18,7 @@ from capo.trainer import OptimizerConfig, RlConfig, Trainer
 from capo.types import Case
 from data.phantoms import make_studies
 from evaluate import banned_mask, prompt_of
+from models.adapter_files import save_adapter
 from models.lora import LoraConfig, add_lora, reference
 from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import load
@@ -65,7 +66,7 @@ def cases_of(policy, processor, studies, step, ranks):
     return cases, sampled
 
 
-def train(folder, ranks, sharding, training, budget):
+def train(folder, name, ranks, sharding, training, budget):
     processor = ReportProcessor.load(folder, ProcessorConfig())
     studies = make_studies("chest", num_train=5, num_val=0, num_test=0, seed=5, size=112)
     policy, frozen = build(folder, ranks, sharding, training)
@@ -97,6 +98,8 @@ def train(folder, ranks, sharding, training, budget):
     tokens = sum(map(len, reports))
     rows.append(imitate(trainer, prompts, [reports[i] for i in own], num_tokens=tokens, banned=banned))
     weights = {name: whole(p.detach()).clone() for name, p in policy.named_parameters() if p.requires_grad}
+    if lora:
+        save_adapter(policy, Path(f"{name}.adapter"), LoraConfig(rank=4), base="base", write=ranks.first)
     local = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in policy.parameters())
     sizes = {"local": ranks.gather(local), "modules": len(sharded_modules(policy))}
     return first_gradients, weights, {"rows": rows, "sampled": sampled, **sizes}
@@ -107,9 +110,9 @@ def main(model, out, *settings):
     ranks = Ranks.join(timeout_s=120)
     for setting in settings:
         sharding, training, budget = setting.split(",")
-        gradients, weights, facts = train(Path(model), ranks, sharding, training, int(budget))
+        name = Path(out) / f"{ranks.size}-{setting}"
+        gradients, weights, facts = train(Path(model), name, ranks, sharding, training, int(budget))
         if ranks.first:
-            name = Path(out) / f"{ranks.size}-{setting}"
             save_file({n: t.contiguous() for n, t in gradients.items()}, f"{name}.gradients")
             save_file({n: t.contiguous() for n, t in weights.items()}, f"{name}.weights")
             Path(f"{name}.json").write_text(json.dumps(facts))
