@@ -30,15 +30,17 @@ from evaluate import (
     score_reports,
     write_reports,
 )
-from models.lora import adapters_off, add_lora
+from models.adapter_files import save_adapter
+from models.lora import add_lora, merge_lora, reference
 from models.processing import ReportProcessor
 from models.qwen_vl import QwenVL, freeze_vision, load
 from models.start import ModelConfig, weights_dtype
+from models.trainable import trainable_table
 from parts import in_parts
 from rewards.hierarchy import HierarchicalReward, RewardConfig
 from run_folder import plain
 
-STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate")
+STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate", "export")
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,14 @@ PRODUCTS = {
     "criticality": "criticality.jsonl",
     "rl": "rl/model",
     "evaluate": "eval/table.md",
+    "export": "export/rl",
 }
-NEEDS = {"explore": ("sft",), "rl": ("sft", "explore", "criticality"), "evaluate": ("sft", "rl")}
+NEEDS = {
+    "explore": ("sft",),
+    "rl": ("sft", "explore", "criticality"),
+    "evaluate": ("sft", "rl"),
+    "export": ("rl", "evaluate"),
+}
 
 
 def need_earlier(folder: Path, name: str) -> None:
@@ -218,15 +226,15 @@ def progress(name: str, first: int, last: int, *, shown: bool) -> tqdm:
 
 
 def prepare_training(
-    policy: QwenVL, run: Run, *, seed: int, train_vision: bool, reference: Path | None = None
+    policy: QwenVL, run: Run, *, seed: int, train_vision: bool, frozen_from: Path | None = None
 ) -> Callable | None:
-    """Make the right parameters trainable, and shard; return how to reach the policy as it is now, frozen.
+    """Make the right parameters trainable, say which, and shard; return how to reach the policy as it is now, frozen.
 
     With LoRA that is the policy with its adapters off (the SFT adapters are merged by then, so off is not the base
     model); training all weights needs a second model.
 
     Args:
-        reference: the checkpoint that `policy` was loaded from, where it is asked for.
+        frozen_from: the checkpoint that `policy` was loaded from, where it is asked for.
     """
     model, parallel = run.config.model, run.config.parallel
     dtype = weights_dtype(model, run.device)
@@ -234,16 +242,27 @@ def prepare_training(
         policy.recompute_activations()
     if model.training == "lora":
         add_lora(policy, model.lora, seed=seed)
-        shard_policy(policy, parallel, run.ranks, run.device, dtype)
-        return lambda: adapters_off(policy)
-    if not train_vision:
+    elif not train_vision:
         freeze_vision(policy)
+    if run.ranks.first:
+        print(trainable_table(policy), flush=True)
     shard_policy(policy, parallel, run.ranks, run.device, dtype)
-    if reference is None:
+    if model.training == "lora":
+        return lambda: reference(policy)
+    if frozen_from is None:
         return None
-    frozen = load_policy(reference, run, to_train=True).requires_grad_(False)
+    frozen = load_policy(frozen_from, run, to_train=True).requires_grad_(False)
     shard_policy(frozen, parallel, run.ranks, run.device, dtype)
     return lambda: nullcontext(frozen)
+
+
+def keep_policy(policy: QwenVL, run: Run, stage: str, *, base: Path) -> None:
+    """Save what a stage trained: its adapter, made for `base`, and then the model with the adapter merged in."""
+    folder, lora = run.folder / stage, run.config.model.lora
+    if run.config.model.training == "lora":
+        save_adapter(policy, folder / "adapter", lora, base=str(base), write=run.ranks.first)
+        merge_lora(policy)
+    policy.save(folder / "model", run.processor, write=run.ranks.first)
 
 
 def augmentation(config: Config, stage: str, step: int, place: int) -> Callable | None:

@@ -5,6 +5,7 @@
     ... --rl.beta 0.05 --seed 1 --run-dir runs/beta05                              any key of the config, dotted
     ... --stages sft,explore                                                       a part; what is complete is skipped
     ... --plan                                                                     only say what memory it needs
+    python train.py export runs/demo                                               adapter and merged model for others
 
 A run that was killed goes on where it stopped when the same command is started again, on any number of processes.
 SIGTERM and SIGUSR1 make it save its state and end with exit code 0.
@@ -46,7 +47,6 @@ from evaluate import (
     with_other_images,
 )
 from models.loading import locate
-from models.lora import merge_lora
 from models.processing import ReportProcessor
 from models.processor_files import load_image_processor, tokens_of_largest_image
 from models.qwen_vl import QwenVL
@@ -57,6 +57,7 @@ from rewards.criticality import CriticalityRules
 from rewards.hierarchy import HierarchicalReward
 from rewards.workers import RewardWorkers
 from rollouts import Batch, exchange, sample_and_score, watched, write_batch
+from run_export import export_command, export_run, kinds_of
 from run_folder import open_run, read_config
 from stages import (
     MAY_CHANGE,
@@ -69,6 +70,7 @@ from stages import (
     balanced_weights,
     corpus_texts,
     hard_studies,
+    keep_policy,
     load_policy,
     need_earlier,
     pick_device,
@@ -77,9 +79,14 @@ from stages import (
     timed,
 )
 
+COMMANDS = {"export": export_command}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in COMMANDS:
+        COMMANDS[argv[0]](argv[1:])
+        return
     only_plan = "--plan" in argv
     config = read_config(
         Config, [word for word in argv if word != "--plan"], default=Path("configs/demo.yaml"), description=__doc__
@@ -141,6 +148,7 @@ def run_stages(config: Config, ranks: Ranks, stop: StopSignal) -> None:
         "criticality": lambda: annotate(stages),
         "rl": lambda: reinforce(stages),
         "evaluate": lambda: compare(stages),
+        "export": lambda: export(stages),
     }
     for name in STAGES:
         if name in config.stages.split(",") and not (folder / PRODUCTS[name]).exists():
@@ -187,7 +195,8 @@ def fine_tune(run: Run, start: Path) -> None:
     """SFT on image-report pairs -> sft/model, the reference policy. LoRA adapters are merged into it."""
     config, corpus = run.config, run.corpus
     warm = run.folder / "warmup" / "model"
-    policy = load_policy(warm if warm.exists() else start, run, to_train=True)
+    base = warm if warm.exists() else start
+    policy = load_policy(base, run, to_train=True)
     prepare_training(policy, run, seed=config.seed, train_vision=config.sft.vision == "trained")
     trainer = Trainer(policy, config.sft.optimizer, num_steps=config.sft.steps, ranks=run.ranks, stop=run.stop)
     stage = TrainingStage(run, "sft", trainer, every=config.sft.checkpoint_every)
@@ -211,8 +220,7 @@ def fine_tune(run: Run, start: Path) -> None:
         )  # fmt: skip
 
     stage.run(config.sft.steps, step, title="SFT", shown="loss")
-    merge_lora(policy)
-    policy.save(run.folder / "sft" / "model", run.processor, write=run.ranks.first)
+    keep_policy(policy, run, "sft", base=base)
 
 
 def explore(run: Run) -> None:
@@ -260,10 +268,11 @@ def reinforce(run: Run) -> None:
     before = run.folder / "sft" / "model"
     policy = load_policy(before, run, to_train=True)
     train_vision = config.model.rl_vision == "trained"
-    reference = prepare_training(policy, run, seed=config.seed + 1, train_vision=train_vision, reference=before)
+    reference = prepare_training(policy, run, seed=config.seed + 1, train_vision=train_vision, frozen_from=before)
     trainer = Trainer(
         policy, config.rl.optimizer, num_steps=config.rl.steps * config.rl.inner_epochs * config.rl.mini_batches,
-        reference=reference, frozen_vision=config.model.rl_vision == "frozen", ranks=run.ranks, stop=run.stop,
+        reference=reference, frozen_vision=not any(p.requires_grad for p in policy.vision.parameters()),
+        ranks=run.ranks, stop=run.stop,
     )  # fmt: skip
     studies = hard_studies(run.folder, run.corpus)
     selection = hashlib.sha256(json.dumps([study.id for study in studies]).encode()).hexdigest()
@@ -287,8 +296,7 @@ def reinforce(run: Run) -> None:
             return {**batch.metrics(), **spread, **row}
 
         stage.run(config.rl.steps, step, title="CAPO", shown="reward")
-    merge_lora(policy)
-    policy.save(folder / "model", run.processor, write=run.ranks.first)
+    keep_policy(policy, run, "rl", base=before)
 
 
 def sample(
@@ -342,6 +350,13 @@ def compare(run: Run) -> None:
     rows = comparison_rows(columns["SFT"], columns["CAPO"], baselines)
     write_json(folder / "table.json", {"studies": len(corpus.test), "seed": config.seed, "rows": rows, "notes": notes})
     write_whole(folder / "table.md", render_table(rows, ("SFT", "CAPO"), notes))
+
+
+def export(run: Run) -> None:
+    """The CAPO policy as others load it, with its model card -> export/rl/adapter (LoRA) and export/rl/merged."""
+    if run.ranks.first:
+        kinds = kinds_of(run.folder, "rl", None)
+        export_run(run.folder, "rl", run.folder / PRODUCTS["export"], kinds=kinds, dtype=None)
 
 
 if __name__ == "__main__":

@@ -102,25 +102,25 @@ def write(name: str, content: Mapping) -> None:
 def _measure(prepare: Callable[[], Callable[[], float]], threads: int) -> tuple[float, float, float, float]:
     torch.set_num_threads(threads)
     work = prepare()
-    before = _start_watching_memory()
+    before = start_watching_memory()
     began = time.perf_counter()
     checksum = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    seconds, peak = time.perf_counter() - began, _peak_memory()
+    seconds, peak = time.perf_counter() - began, peak_memory()
     return seconds, peak - before, peak, checksum
 
 
-def _start_watching_memory() -> float:
+def start_watching_memory() -> float:
     """MB held now; the high-water mark starts again from there."""
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.resetpeak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
     Path("/proc/self/clear_refs").write_text("5")
     return _resident("VmRSS")
 
 
-def _peak_memory() -> float:
+def peak_memory() -> float:
     """MB at the high-water mark."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _resident("VmHWM")
 

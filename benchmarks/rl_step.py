@@ -73,11 +73,11 @@ def ours(folder: Path, work: Work, *, recompute: bool) -> Callable[[], float]:
     from capo.sampling import SamplingConfig, sample_seed
     from capo.trainer import OptimizerConfig, RlConfig, Trainer
     from capo.types import Case
-    from models.lora import adapters_off
+    from models.lora import reference
 
     policy, processor = loaded(folder, work, recompute=recompute)
     trainer = Trainer(
-        policy, OptimizerConfig(lr=1e-5), num_steps=100, reference=lambda: adapters_off(policy), frozen_vision=True
+        policy, OptimizerConfig(lr=1e-5), num_steps=100, reference=lambda: reference(policy), frozen_vision=True
     )
     config = RlConfig(studies_per_step=work.studies, group_size=work.group, beta=work.beta, inner_epochs=2)
     # Nothing is banned and nothing ends a report, as in TRL's run: every report has all its tokens.

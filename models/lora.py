@@ -1,4 +1,4 @@
-"""LoRA adapters on chosen linear layers: identity at the start, folded into the base at the end."""
+"""LoRA adapters on chosen linear layers: identity at the start, folded into the base for a while or for good."""
 
 import math
 import re
@@ -9,6 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.qwen_vl import QwenVL
+
+LANGUAGE = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+# The families name the layers of an MLP differently: fc1 in Qwen2-VL, gate_proj in Qwen2.5-VL, linear_fc1 in Qwen3-VL.
+VISION = r".*visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.((gate|up|down)_proj|(linear_)?fc[12]))"
+MERGER = r".*visual\.(merger|deepstack_merger_list\.\d+)\.(mlp\.[02]|linear_fc[12])"
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -18,14 +25,30 @@ class LoraConfig:
     """Inner dimension (the paper: 8)."""
     alpha: float = 16.0
     """Adapters are scaled by alpha / rank."""
-    targets: str = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
-    """Regular expression over full module names; it must match the whole name."""
+    targets: str = LANGUAGE
+    """Regular expression over the module names of transformers' model; it must match the whole name."""
+    vision: bool = False
+    """Adapters on attention and MLP of the vision blocks too."""
+    merger: bool = False
+    """Adapters on the layers between vision tower and language model too (Qwen3-VL: its DeepStack mergers as well)."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
             raise ValueError(
                 f"expected lora.rank of at least 1 and lora.alpha above 0, got {self.rank} and {self.alpha}"
             )
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(
+                f"expected lora.targets to be a regular expression, got {self.targets!r}: {error}"
+            ) from error
+
+    @property
+    def pattern(self) -> str:
+        """One regular expression for all layers with an adapter, as PEFT takes one for `target_modules`."""
+        chosen = [self.targets, *[VISION] * self.vision, *[MERGER] * self.merger]
+        return chosen[0] if len(chosen) == 1 else "|".join(f"(?:{each})" for each in chosen)
 
 
 class LoraLinear(nn.Module):
@@ -50,51 +73,84 @@ class LoraLinear(nn.Module):
             return out
         return out + (self.scale * (x.to(self.lora_a.dtype) @ self.lora_a.t() @ self.lora_b.t())).to(out.dtype)
 
+    @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The base layer with the adapter folded in."""
-        with torch.no_grad():
-            weight = self.base.weight.float() + self.scale * self.lora_b @ self.lora_a
-            self.base.weight.copy_(weight.to(self.base.weight.dtype))
+        """The base layer with the adapter folded in; added in float32, then rounded to the base's type."""
+        weight = self.base.weight.float() + self.scale * self.lora_b @ self.lora_a
+        self.base.weight.copy_(weight.to(self.base.weight.dtype))
         return self.base
 
 
-def add_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> list[str]:
-    """Freeze the model and put an adapter on every linear layer that `config.targets` matches.
+def add_lora(policy: QwenVL, config: LoraConfig, *, seed: int) -> list[str]:
+    """Freeze the model and put an adapter on every linear layer that `config` names.
 
     Returns:
-        Names of the adapted layers.
+        Names of the adapted layers, as transformers' model has them.
 
     Raises:
-        ValueError: the pattern matches no linear layer.
+        ValueError: a pattern matches no linear layer.
     """
-    model.requires_grad_(False)
-    pattern, generator = re.compile(config.targets), torch.Generator().manual_seed(seed)
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and pattern.fullmatch(n)]
-    if not names:
-        raise ValueError(f"lora.targets {config.targets!r} matches no linear layer of the model")
+    assert not adapters(policy), "the policy has adapters already; merge them first"
+    policy.requires_grad_(False)
+    linear = [name for name, module in policy.model.named_modules() if isinstance(module, nn.Linear)]
+    for key, pattern, wanted in (
+        ("targets", config.targets, True), ("vision", VISION, config.vision), ("merger", MERGER, config.merger),
+    ):  # fmt: skip
+        if wanted and not any(re.fullmatch(pattern, name) for name in linear):
+            raise ValueError(
+                f"lora.{key}: {pattern!r} matches no linear layer of the model; names look like {linear[-2]}"
+            )
+    names = [name for name in linear if re.fullmatch(config.pattern, name)]
+    generator = torch.Generator().manual_seed(seed)
     for name in names:
-        _replace(model, name, LoraLinear(model.get_submodule(name), config, generator))
+        _replace(policy.model, name, LoraLinear(policy.model.get_submodule(name), config, generator))
     return names
 
 
+def adapters(policy: QwenVL) -> dict[str, LoraLinear]:
+    """Every adapted layer by its name in transformers' model."""
+    return {name: module for name, module in policy.model.named_modules() if isinstance(module, LoraLinear)}
+
+
 @contextmanager
-def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
-    """The model as it was before its adapters, for the time of a `with`."""
-    adapters = [m for m in model.modules() if isinstance(m, LoraLinear)]
-    for adapter in adapters:
+def reference(policy: QwenVL) -> Iterator[QwenVL]:
+    """The policy as it was before its adapters, for the time of a `with`.
+
+    Under RL that is the SFT policy, because the adapters of SFT are merged by then.
+    """
+    switched = [adapter for adapter in adapters(policy).values() if adapter.enabled]
+    for adapter in switched:
         adapter.enabled = False
     try:
-        yield model
+        yield policy
     finally:
-        for adapter in adapters:
+        for adapter in switched:
             adapter.enabled = True
 
 
-def merge_lora(model: nn.Module) -> None:
-    """Fold every adapter into its base layer and remove it; a model without adapters stays as it is."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLinear):
-            _replace(model, name, module.merged())
+def merge_lora(policy: QwenVL) -> None:
+    """Fold every adapter into its base layer and remove it, for good; a model without adapters stays as it is."""
+    for name, adapter in adapters(policy).items():
+        _replace(policy.model, name, adapter.merged())
+
+
+@contextmanager
+def merged(policy: QwenVL) -> Iterator[QwenVL]:
+    """Adapters folded in for the time of a `with`: inside, the model has the layers and names of one without adapters.
+
+    Afterwards every base weight is what it was, bit for bit: a copy is kept, because W + D - D is not W once it is
+    rounded (in bfloat16 the third digit would change). It costs the memory of the adapted weights a second time.
+    """
+    held = adapters(policy)
+    before = {name: adapter.base.weight.detach().clone() for name, adapter in held.items()}
+    for name, adapter in held.items():
+        _replace(policy.model, name, adapter.merged())
+    try:
+        yield policy
+    finally:
+        for name, adapter in held.items():
+            adapter.base.weight.data.copy_(before[name])
+            _replace(policy.model, name, adapter)
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

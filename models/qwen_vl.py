@@ -1,7 +1,5 @@
 """A Qwen-VL checkpoint as the few operations that the algorithm calls."""
 
-import os
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from models import attention
+from models.folders import written_whole
 from models.loading import architecture, check_weights, locate
 from models.processing import Prompt, ReportProcessor
 
@@ -126,7 +125,7 @@ class QwenVL(nn.Module):
         return self.model.get_output_embeddings().weight
 
     def save(self, directory: Path, processor: ReportProcessor, *, write: bool = True) -> None:
-        """Write the published layout under a temporary name and rename it.
+        """Write the published layout whole, in place of an earlier one there.
 
         Args:
             write: of several ranks one writes; all must call this, because a sharded policy is put together here.
@@ -139,12 +138,9 @@ class QwenVL(nn.Module):
             return
         if self.model.config.tie_word_embeddings:
             weights.pop("lm_head.weight", None)
-        temporary = directory.with_name(directory.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(temporary, state_dict=weights)
-        processor.save(temporary)
-        os.replace(temporary, directory)
+        with written_whole(directory) as folder:
+            self.model.save_pretrained(folder, state_dict=weights)
+            processor.save(folder)
 
 
 def load(path_or_id: Path | str, *, dtype: torch.dtype | None = torch.float32) -> QwenVL:

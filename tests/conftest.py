@@ -44,3 +44,16 @@ def policy(tiny_dir):
 @pytest.fixture(scope="session")
 def processor(tiny_dir):
     return ReportProcessor.load(tiny_dir, ProcessorConfig())
+
+
+@pytest.fixture(scope="session")
+def states():
+    """Hidden states [1, P, D] of a policy after a prompt."""
+
+    def run(policy, prompt):
+        length = len(prompt.input_ids)
+        mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+        embeds = policy.embed([prompt], policy.features([prompt]))[0][None]
+        return policy.trunk(embeds, prompt.positions[:, None], mask)
+
+    return run

@@ -18,7 +18,8 @@ from capo.trainer import OptimizerConfig, RlConfig, Trainer
 from capo.types import Case
 from data.phantoms import make_studies
 from evaluate import banned_mask, prompt_of
-from models.lora import LoraConfig, adapters_off, add_lora
+from models.adapter_files import save_adapter
+from models.lora import LoraConfig, add_lora, reference
 from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import load
 
@@ -65,15 +66,15 @@ def cases_of(policy, processor, studies, step, ranks):
     return cases, sampled
 
 
-def train(folder, ranks, sharding, training, budget):
+def train(folder, name, ranks, sharding, training, budget):
     processor = ReportProcessor.load(folder, ProcessorConfig())
     studies = make_studies("chest", num_train=5, num_val=0, num_test=0, seed=5, size=112)
     policy, frozen = build(folder, ranks, sharding, training)
     # eps of Adam far above the rounding of gradients: elements that are 0 up to rounding must not be blown up to +-lr
     optimizer = OptimizerConfig(lr=1e-3, max_grad_norm=1e6, token_budget=budget)
     lora = training == "lora"
-    reference = (lambda: adapters_off(policy)) if lora else (lambda: nullcontext(frozen))
-    trainer = Trainer(policy, optimizer, num_steps=100, reference=reference, frozen_vision=lora, ranks=ranks)
+    before = (lambda: reference(policy)) if lora else (lambda: nullcontext(frozen))
+    trainer = Trainer(policy, optimizer, num_steps=100, reference=before, frozen_vision=lora, ranks=ranks)
     trainer.optimizer.param_groups[0]["eps"] = trainer.optimizer.param_groups[1]["eps"] = 1e-4
     first_gradients = {}
 
@@ -97,6 +98,8 @@ def train(folder, ranks, sharding, training, budget):
     tokens = sum(map(len, reports))
     rows.append(imitate(trainer, prompts, [reports[i] for i in own], num_tokens=tokens, banned=banned))
     weights = {name: whole(p.detach()).clone() for name, p in policy.named_parameters() if p.requires_grad}
+    if lora:
+        save_adapter(policy, Path(f"{name}.adapter"), LoraConfig(rank=4), base="base", write=ranks.first)
     local = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in policy.parameters())
     sizes = {"local": ranks.gather(local), "modules": len(sharded_modules(policy))}
     return first_gradients, weights, {"rows": rows, "sampled": sampled, **sizes}
@@ -107,9 +110,9 @@ def main(model, out, *settings):
     ranks = Ranks.join(timeout_s=120)
     for setting in settings:
         sharding, training, budget = setting.split(",")
-        gradients, weights, facts = train(Path(model), ranks, sharding, training, int(budget))
+        name = Path(out) / f"{ranks.size}-{setting}"
+        gradients, weights, facts = train(Path(model), name, ranks, sharding, training, int(budget))
         if ranks.first:
-            name = Path(out) / f"{ranks.size}-{setting}"
             save_file({n: t.contiguous() for n, t in gradients.items()}, f"{name}.gradients")
             save_file({n: t.contiguous() for n, t in weights.items()}, f"{name}.weights")
             Path(f"{name}.json").write_text(json.dumps(facts))

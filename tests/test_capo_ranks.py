@@ -67,6 +67,8 @@ def results(tmp_path_factory, studies):
             name = f"{out}/{size}-{setting}"
             facts = json.loads(Path(f"{name}.json").read_text())
             found[size, setting] = load_file(f"{name}.gradients"), load_file(f"{name}.weights"), facts
+            if ",lora," in setting:
+                facts["adapter"] = load_file(f"{name}.adapter/adapter_model.safetensors")
     return found
 
 
@@ -88,6 +90,16 @@ def test_gradients_weights_reports_and_metrics_are_those_of_one_process(results,
         assert (weight - expected_weights[name]).abs().max() <= 1e-6, name
     for row, wanted in zip(facts["rows"], expected["rows"], strict=True):
         assert row == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if ",lora," in case[1]], ids=str)
+def test_adapters_of_all_shardings_are_saved_whole(results, case):
+    _, weights, facts = results[case]
+    assert len(facts["adapter"]) == len(weights) == 2 * 7 * 2
+    for name, tensor in facts["adapter"].items():
+        ours = name.replace("base_model.model.", "model.").removesuffix(".weight").replace("lora_A", "lora_a")
+        ours = ours.replace("lora_B", "lora_b")
+        assert torch.equal(tensor, weights[ours]), name
 
 
 def test_each_rank_holds_its_share_of_a_sharded_model(results):

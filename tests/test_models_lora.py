@@ -1,28 +1,38 @@
+"""LoRA on a tiny model: identity at the start, folded and unfolded, and nothing else moves."""
+
+import re
+
 import pytest
 import torch
 
+from capo.trainer import OptimizerConfig, Trainer
 from evaluate import prompt_of
-from models.lora import LoraConfig, LoraLinear, adapters_off, add_lora, merge_lora
+from models.lora import (
+    LANGUAGE,
+    MERGER,
+    VISION,
+    LoraConfig,
+    LoraLinear,
+    adapters,
+    add_lora,
+    merge_lora,
+    merged,
+    reference,
+)
+from models.qwen_vl import FAMILIES, load
+from models.tiny import TinyConfig, build_tiny
+from models.trainable import trainable_table
 
 
 @pytest.fixture
-def hidden(policy, processor, studies):
-    prompt = prompt_of(processor, studies[0])
-    length = len(prompt.input_ids)
-    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
-
-    def run():
-        embeds = policy.embed([prompt], policy.features([prompt]))[0][None]
-        return policy.trunk(embeds, prompt.positions[:, None], mask)
-
-    return run
+def hidden(policy, processor, studies, states):
+    return lambda: states(policy, prompt_of(processor, studies[0]))
 
 
 def randomise(policy):
     generator = torch.Generator().manual_seed(1)
-    for module in policy.modules():
-        if isinstance(module, LoraLinear):
-            module.lora_b.data.normal_(0, 0.02, generator=generator)
+    for adapter in adapters(policy).values():
+        adapter.lora_b.data.normal_(0, 0.02, generator=generator)
 
 
 def test_adapters_start_as_identity_on_every_language_layer_and_nothing_else(policy, hidden):
@@ -30,31 +40,69 @@ def test_adapters_start_as_identity_on_every_language_layer_and_nothing_else(pol
     names = add_lora(policy, LoraConfig(rank=4), seed=0)
     # 4 layers x (q, k, v, o, gate, up, down)
     assert len(names) == 28 and not any("visual" in name for name in names)
+    assert list(adapters(policy)) == names and names[0] == "model.language_model.layers.0.self_attn.q_proj"
     assert torch.equal(hidden(), before)
 
 
-def test_every_adapter_learns_and_the_base_stays(policy, hidden):
-    add_lora(policy, LoraConfig(rank=4), seed=0)
-    randomise(policy)
-    hidden().square().sum().backward()
-    for name, parameter in policy.named_parameters():
-        assert (parameter.grad is not None) == ("lora_" in name), name
-        if "lora_" in name:
-            assert parameter.grad.abs().max() > 0, name
+@pytest.mark.parametrize("vision", [False, True])
+def test_every_adapter_learns_and_the_base_stays_through_updates(policy, hidden, vision):
+    add_lora(policy, LoraConfig(rank=4, vision=vision, merger=vision), seed=0)
+    randomise(policy)  # B = 0 has no gradient for A
+    frozen = {name: p.clone() for name, p in policy.named_parameters() if "lora_" not in name}
+    trainer = Trainer(policy, OptimizerConfig(lr=1e-2), num_steps=3)
+    for _ in range(3):
+        hidden().square().sum().backward()
+        for name, parameter in policy.named_parameters():
+            assert (parameter.grad is not None) == ("lora_" in name), name  # a frozen tower has none at all
+            if "lora_" in name:
+                assert parameter.grad.abs().max() > 0, name
+        trainer.step()
+    assert any("visual" in name for name in adapters(policy)) == vision
+    assert all(torch.equal(p, frozen[name]) for name, p in policy.named_parameters() if name in frozen)
 
 
-def test_off_is_the_base_and_merged_is_the_adapted_model(policy, hidden):
+def test_reference_is_the_base_also_inside_itself_and_after_an_error(policy, hidden):
     base = hidden()
     add_lora(policy, LoraConfig(rank=4), seed=0)
     randomise(policy)
     adapted = hidden()
     assert (adapted - base).abs().max() > 1e-3
-    with adapters_off(policy):
-        assert torch.equal(hidden(), base)
+    with reference(policy):
+        with reference(policy):
+            assert torch.equal(hidden(), base)
+        assert torch.equal(hidden(), base)  # the inner one does not switch the adapters on
+    with pytest.raises(KeyError), reference(policy):
+        raise KeyError
     assert torch.equal(hidden(), adapted)
+
+
+def test_merged_for_good_is_the_adapted_model(policy, hidden):
+    add_lora(policy, LoraConfig(rank=4), seed=0)
+    randomise(policy)
+    adapted = hidden()
     merge_lora(policy)
     assert not any(isinstance(module, LoraLinear) for module in policy.modules())
     torch.testing.assert_close(hidden(), adapted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_merged_for_a_while_leaves_every_weight_bit_for_bit(tiny_dir, processor, studies, states, tmp_path, dtype):
+    policy, prompt = load(tiny_dir, dtype=dtype), prompt_of(processor, studies[0])
+    add_lora(policy, LoraConfig(rank=4), seed=0)
+    randomise(policy)
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    adapted, held = states(policy, prompt), adapters(policy)
+    with merged(policy):
+        assert not adapters(policy)
+        if dtype == torch.float32:
+            torch.testing.assert_close(states(policy, prompt), adapted, atol=1e-5, rtol=1e-5)
+        policy.save(tmp_path / "now", processor)  # names are those of a model without adapters: it can be saved
+    weights = policy.state_dict()
+    assert weights.keys() == before.keys() and all(torch.equal(weights[name], before[name]) for name in before)
+    assert torch.equal(states(policy, prompt), adapted)
+    assert all(held[name] is adapter for name, adapter in adapters(policy).items())  # the optimiser's own parameters
+    changed = load(tmp_path / "now", dtype=dtype).state_dict()["model.model.language_model.layers.0.mlp.up_proj.weight"]
+    assert not torch.equal(changed, before["model.model.language_model.layers.0.mlp.up_proj.base.weight"])
 
 
 def test_one_layer_by_hand():
@@ -68,6 +116,35 @@ def test_one_layer_by_hand():
     assert float(layer.merged()(torch.ones(1, 1))) == 242.0
 
 
-def test_pattern_without_a_match_is_refused(policy):
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request, tmp_path):
+    config = TinyConfig(family=request.param, hidden_size=64, layers=3, vision_hidden=64, vision_depth=3)
+    build_tiny(tmp_path / "model", ["some text"] * 5, config, seed=0)
+    return load(tmp_path / "model")
+
+
+def test_the_three_patterns_cover_every_linear_layer_but_the_head_once(family):
+    linear = [name for name, module in family.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    hits = {name: sum(bool(re.fullmatch(p, name)) for p in (LANGUAGE, VISION, MERGER)) for name in linear}
+    assert {name for name, count in hits.items() if count != 1} == {"lm_head"} and hits["lm_head"] == 0
+    assert set(add_lora(family, LoraConfig(vision=True, merger=True), seed=0)) == set(linear) - {"lm_head"}
+
+
+def test_table_counts_by_hand(policy):
+    add_lora(policy, LoraConfig(rank=4), seed=0)
+    cells = [line.strip("| ").split(" | ") for line in trainable_table(policy).splitlines()]
+    rows = {first: rest for first, *rest in cells}
+    # hidden 192, keys and values 96 wide, MLP 576; 4 layers; rank x (in + out) each
+    attention, mlp = 4 * 4 * (384 + 288 + 288 + 384), 4 * 4 * 3 * (192 + 576)
+    assert rows["language attention"][:2] == ["16", "16"] and rows["language attention"][3] == f"{attention:,}"
+    assert rows["language MLP"][:2] == ["12", "12"] and rows["language MLP"][3] == f"{mlp:,}"
+    assert rows["vision attention"][1] == "0" and rows["vision attention"][3] == "0"
+    base = sum(p.numel() for name, p in policy.named_parameters() if "lora_" not in name)
+    assert rows["all"][1:] == ["28", f"{base:,}", f"{attention + mlp:,}", f"{100 * (attention + mlp) / base:.3f}"]
+
+
+def test_patterns_without_a_match_are_refused(policy):
     with pytest.raises(ValueError, match="matches no linear layer"):
         add_lora(policy, LoraConfig(targets="nothing"), seed=0)
+    with pytest.raises(ValueError, match=r"expected lora\.targets to be a regular expression"):
+        LoraConfig(targets="*")

@@ -1,0 +1,181 @@
+"""LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from models.folders import written_whole
+from models.lora import LoraConfig, adapters, add_lora
+from models.qwen_vl import QwenVL
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # what PEFT puts before the names of transformers' model
+# Keys of adapter_config.json that say nothing about what an adapter computes once it is trained.
+SILENT = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core", "peft_version",
+    "qalora_group_size", "revision", "task_type",
+}  # fmt: skip
+READ = {"peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "init_lora_weights", "bias"}
+# Ways to draw the first A and B that leave the base as it was; others (PiSSA, OLoRA, CorDA) change its weights.
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+
+
+def save_adapter(policy: QwenVL, directory: Path, config: LoraConfig, *, base: str, write: bool = True) -> None:
+    """Write the adapters of a policy as PEFT does, whole, in place of an earlier adapter there.
+
+    Args:
+        base: the model that the adapters belong to, as PEFT shall load it: a directory or a hub id.
+        write: of several ranks one writes; all must call this, because sharded adapters are put together here.
+    """
+    weights = {}
+    for name, adapter in adapters(policy).items():
+        for key, value in (("lora_A", adapter.lora_a), ("lora_B", adapter.lora_b)):
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            weights[f"{PREFIX}{name}.{key}.weight"] = whole.detach().cpu().contiguous()
+    assert weights, "the policy has no adapters; add_lora puts them there"
+    if write:
+        write_adapter(directory, weights, config, base=base)
+
+
+def write_adapter(directory: Path, weights: Mapping[str, Tensor], config: LoraConfig, *, base: str) -> None:
+    """The two files, from tensors under PEFT's names."""
+    whole = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": config.pattern,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    with written_whole(directory) as folder:
+        save_file(dict(weights), folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+
+
+def load_adapter(policy: QwenVL, directory: Path) -> LoraConfig:
+    """Put the adapters of a directory on a policy, ours or PEFT's own, and return their config.
+
+    Raises:
+        ValueError: no adapter there, a kind that computes something else than B A x, or one of another base model.
+    """
+    config, _ = read_config(directory)
+    weights = read_weights(directory)
+    linear = {name for name, module in policy.model.named_modules() if isinstance(module, nn.Linear)}
+    wanted = {name for name in linear if re.fullmatch(config.pattern, name)}
+    expected = {f"{PREFIX}{name}.{key}.weight" for name in wanted for key in ("lora_A", "lora_B")}
+    if weights.keys() != expected or not expected:
+        raise ValueError(_differing(directory, weights.keys(), expected))
+    for name in wanted:
+        rows, columns = policy.model.get_submodule(name).weight.shape
+        for key, shape in (("lora_A", (config.rank, columns)), ("lora_B", (rows, config.rank))):
+            found = tuple(weights[f"{PREFIX}{name}.{key}.weight"].shape)
+            if found != shape:
+                raise ValueError(
+                    f"{directory}: expected {key} of {name} to be {list(shape)}, got {list(found)}; "
+                    "the adapter belongs to another base model, or its r is wrong"
+                )
+    add_lora(policy, config, seed=0)
+    with torch.no_grad():
+        for name, adapter in adapters(policy).items():
+            adapter.lora_a.copy_(weights[f"{PREFIX}{name}.lora_A.weight"])
+            adapter.lora_b.copy_(weights[f"{PREFIX}{name}.lora_B.weight"])
+    return config
+
+
+def stack(first: Path, second: Path, directory: Path) -> None:
+    """Two adapters, of which the second was trained on the model with the first merged in, as one of the first's base.
+
+        s_1 B_1 A_1 + s_2 B_2 A_2 = s_1 [B_1, (s_2 / s_1) B_2] [A_1; A_2]
+
+    with the ranks added up. Exact but for the rounding of the first merge.
+
+    Raises:
+        ValueError: one of them is no adapter, or they adapt different layers.
+    """
+    (one, base), (two, _) = read_config(first), read_config(second)
+    lower, upper = read_weights(first), read_weights(second)
+    if lower.keys() != upper.keys():
+        raise ValueError(_differing(second, upper.keys(), lower.keys()))
+    ratio = (two.alpha / two.rank) / (one.alpha / one.rank)
+    weights = {
+        name: torch.cat([lower[name], upper[name] * ratio], 1)
+        if name.endswith(".lora_B.weight")
+        else torch.cat([lower[name], upper[name]])
+        for name in lower
+    }
+    rank = one.rank + two.rank
+    write_adapter(directory, weights, replace(one, rank=rank, alpha=one.alpha / one.rank * rank), base=base)
+
+
+def read_config(directory: Path) -> tuple[LoraConfig, str]:
+    """Config of an adapter, and the name of its base model ("" where it has none).
+
+    Raises:
+        ValueError: none there, or it asks for something that adapters here do not compute; names the key.
+    """
+    path = directory / CONFIG
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: expected the config of a PEFT adapter, got {error}") from error
+    kind = loaded.get("peft_type") if isinstance(loaded, dict) else loaded
+    if kind != "LORA":
+        raise ValueError(f"{path}: expected the config of a PEFT adapter with peft_type LORA, got {kind!r}")
+    plain = loaded.get("bias", "none") == "none" and loaded.get("init_lora_weights", True) in PLAIN_STARTS
+    others = {key: value for key, value in loaded.items() if key not in SILENT | READ and value}
+    if others or not plain:
+        key = next(iter(others), "bias" if loaded.get("bias", "none") != "none" else "init_lora_weights")
+        raise ValueError(
+            f"{path}: {key} {loaded[key]!r} is not supported: adapters here are W x + scale B A x on whole linear "
+            "layers, of one rank; train without it, or merge the adapter with PEFT and load the merged model"
+        )
+    missing = [key for key in ("r", "lora_alpha", "target_modules") if not loaded.get(key)]
+    if missing:
+        raise ValueError(f"{path}: expected the key {missing[0]}, found none")
+    rank, alpha = int(loaded["r"]), float(loaded["lora_alpha"])
+    if loaded.get("use_rslora"):  # scaled by alpha / sqrt(r) there, by alpha / r here
+        alpha *= math.sqrt(rank)
+    targets = loaded["target_modules"]
+    config = LoraConfig(rank=rank, alpha=alpha, targets=targets if isinstance(targets, str) else _suffixes(targets))
+    return config, loaded.get("base_model_name_or_path") or ""
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """Tensors of an adapter under PEFT's names, in float32."""
+    try:
+        return {name: tensor.float() for name, tensor in load_file(directory / WEIGHTS).items()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{directory / WEIGHTS}: expected the weights of a PEFT adapter, got {error}") from error
+
+
+def _suffixes(names: Iterable[str]) -> str:
+    """PEFT's rule for a list: a module whose name is one of them or ends in a dot and one of them."""
+    return rf"(?:.*\.)?(?:{'|'.join(re.escape(name) for name in sorted(names))})"
+
+
+def _differing(directory: Path, found: Iterable[str], expected: Iterable[str]) -> str:
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    parts = [f"{len(keys)} {what}, for example {keys[0]}" for keys, what in ((missing, "missing"), (extra, "more"))
+             if keys]  # fmt: skip
+    return (
+        f"{directory}: expected A and B of {len(set(expected)) // 2} layers that target_modules names in this model, "
+        f"got {len(set(found))} tensors; {'; '.join(parts) or 'target_modules names none'}; the adapter belongs to "
+        "another model, or its files do not belong together"
+    )
