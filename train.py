@@ -5,6 +5,7 @@
     ... --rl.beta 0.05 --seed 1 --run-dir runs/beta05                              any key of the config, dotted
     ... --stages sft,explore                                                       a part; what is complete is skipped
     ... --plan                                                                     only say what memory it needs
+    python train.py annotate --config configs/my.yaml                              only label the references
 
 A run that was killed goes on where it stopped when the same command is started again, on any number of processes.
 SIGTERM and SIGUSR1 make it save its state and end with exit code 0.
@@ -15,12 +16,11 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from capo.checkpoint import CheckpointError
+import annotate as annotation
 from capo.explore import composite_score, select_hard
 from capo.fsdp import gathered
 from capo.journal import read_lines, write_json, write_lines, write_whole
@@ -29,7 +29,7 @@ from capo.rollout import Request, rollout
 from capo.sampling import sample_seed
 from capo.sft import imitate
 from capo.stopping import StopRequested, StopSignal
-from capo.trainer import DivergedError, Trainer
+from capo.trainer import Trainer
 from capo.warmup import LabelReader, read_labels
 from data.batches import shuffled_batches
 from data.corpus import load_corpus
@@ -49,15 +49,12 @@ from models.lora import merge_lora
 from models.processing import ReportProcessor
 from models.qwen_vl import QwenVL
 from models.start import start_path
-from parts import in_parts
 from plan import Load, sizes_at, table
-from rewards.criticality import CriticalityRules
 from rewards.hierarchy import HierarchicalReward
 from rewards.workers import RewardWorkers
 from rollouts import Batch, exchange, sample_and_score, watched, write_batch
-from run_folder import open_run, read_config
+from run_folder import read_config
 from stages import (
-    MAY_CHANGE,
     PRODUCTS,
     STAGES,
     Config,
@@ -67,6 +64,7 @@ from stages import (
     balanced_weights,
     corpus_texts,
     hard_studies,
+    in_run,
     load_policy,
     need_earlier,
     pick_device,
@@ -75,9 +73,14 @@ from stages import (
     timed,
 )
 
+COMMANDS = {"annotate": annotation.command}  # beside the stages; each is given the words after its name
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in COMMANDS:
+        COMMANDS[argv[0]](argv[1:])
+        return
     only_plan = "--plan" in argv
     config = read_config(
         Config, [word for word in argv if word != "--plan"], default=Path("configs/demo.yaml"), description=__doc__
@@ -85,16 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if only_plan:
         print(planned(config))
         return
-    ranks, stop = Ranks.join(timeout_s=config.parallel.timeout_s), StopSignal()
-    stop.listen()
-    try:
-        with open_run(config.run_dir, config, may_change=MAY_CHANGE) if ranks.first else nullcontext():
-            ranks.meet()  # the first rank has looked whether the folder may be used
-            run_stages(config, ranks, stop)
-    except StopRequested as request:
-        print(f"rank {ranks.rank}: {request}; start the same command again to go on", flush=True)
-    except (ValueError, DivergedError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
+    in_run(config, lambda ranks, stop: run_stages(config, ranks, stop))
 
 
 def planned(config: Config) -> str:
@@ -140,7 +134,9 @@ def run_stages(config: Config, ranks: Ranks, stop: StopSignal) -> None:
         "evaluate": lambda: compare(stages),
     }
     for name in STAGES:
-        if name in config.stages.split(",") and not (folder / PRODUCTS[name]).exists():
+        # Labels of a person are taken over into criticality.jsonl even if it is there; the judge is not asked again.
+        done = (folder / PRODUCTS[name]).exists() and not (name == "criticality" and config.criticality.corrected)
+        if name in config.stages.split(",") and not done:
             need_earlier(folder, name)
             with timed(stages, name):
                 work[name]()
@@ -236,19 +232,11 @@ def explore(run: Run) -> None:
 
 def annotate(run: Run) -> None:
     """Label every training reference as critical or normal, once -> criticality.jsonl."""
-    judge = CriticalityRules(run.reward.expert.labeler)
-
-    def rows(studies: Sequence[Study], _: str) -> list[dict[str, object]]:
-        labels = judge([study.report for study in studies])
-        return [
-            {"id": study.id, "critical": label.critical, "reason": label.reason, "source": label.source}
-            for study, label in zip(studies, labels, strict=True)
-        ]
-
-    parts = run.folder / "criticality"
-    found = in_parts(parts, run.corpus.train, run.config.explore.part_size, rows, run.ranks, title="criticality")
+    rows = annotation.label_references(
+        run.config, run.corpus.train, lambda: run.reward.expert.labeler, run.ranks, run.stop
+    )
     if run.ranks.first:
-        write_lines(run.folder / "criticality.jsonl", found)
+        print(annotation.summary(rows))
 
 
 def reinforce(run: Run) -> None:

@@ -89,6 +89,9 @@ class JudgeConfig:
             raise ValueError("judge.max_money needs judge.input_price and judge.output_price, both are 0")
 
 
+ANSWERS_DEPEND_ON = ("model", "temperature", "max_tokens")  # the other settings may change within a run
+
+
 def is_loopback(url: str) -> bool:
     """True for localhost and loopback addresses written out; every other name may lead anywhere."""
     host = urlsplit(url).hostname or ""
