@@ -87,19 +87,23 @@ def test_a_model_labels_every_reference_once_and_the_stage_of_a_run_asks_no_more
         assert all(row["critical"] == ("effusion is" in reports[row["id"]]) for row in rows)
 
 
+def start(argv, *, launcher=()):
+    return subprocess.Popen(
+        [sys.executable, *launcher, "train.py", *argv], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
 def test_killed_in_the_middle_it_goes_on_and_repeats_only_what_was_under_way(tmp_path):
     folder = tmp_path / "run"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with JudgeServer(by_effusion, takes_s=0.1) as server:
-        process = subprocess.Popen(
-            [sys.executable, "train.py", *asking(server, folder)], env=environment, stdout=subprocess.DEVNULL
-        )
+        process = start(asking(server, folder))
         until = time.monotonic() + 120
         while len(server.requests) < 9:
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
         assert not (folder / "criticality.jsonl").exists()
         train.main(asking(server, folder))
         assert len(labels(folder)) == STUDIES and not list(folder.rglob("*.tmp"))
@@ -107,16 +111,13 @@ def test_killed_in_the_middle_it_goes_on_and_repeats_only_what_was_under_way(tmp
 
 
 def test_two_ranks_share_the_work_and_ask_nothing_twice(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     with JudgeServer(by_effusion) as server:
-        done = subprocess.run(
-            [sys.executable, *launcher, "train.py", *asking(server, tmp_path / "run")],
-            env=environment, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert len(server.requests) == len(set(server.asked())) and f"asked {len(server.requests)}," in done.stdout
-    assert len(labels(tmp_path / "run")) == STUDIES and done.stdout.count("references are critical") == 1
+        process = start(asking(server, tmp_path / "run"), launcher=launcher)
+        said, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, errors[-2000:]
+        assert len(server.requests) == len(set(server.asked())) and f"asked {len(server.requests)}," in said
+    assert len(labels(tmp_path / "run")) == STUDIES and said.count("references are critical") == 1
 
 
 def test_unanswered_questions_end_it_with_their_number_and_the_next_start_asks_only_these(tmp_path):
