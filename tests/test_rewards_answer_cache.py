@@ -2,7 +2,6 @@
 
 import multiprocessing
 import sqlite3
-import time
 
 import pytest
 
@@ -19,19 +18,21 @@ def connections(tmp_path):
         connection.close()
 
 
-def test_one_owner_claims_others_wait_and_a_released_or_lapsed_claim_is_free(connections):
-    first, second = (AnswerCache(connection, claim_s=0.2) for connection in connections)
+def test_one_owner_claims_others_wait_and_a_released_or_lapsed_claim_is_free(connections, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("rewards.answer_cache.time.time", lambda: now[0])
+    first, second = (AnswerCache(connection, claim_s=20) for connection in connections)
     assert first.claim("k") and not second.claim("k")
     second.release("k")  # not its own: nothing happens
     assert not second.claim("k")
     first.release("k")
     assert second.claim("k") and not first.claim("k")
-    time.sleep(0.15)
+    now[0] = 1015.0
     second.renew()
-    time.sleep(0.1)
-    assert not first.claim("k")  # renewed
-    time.sleep(0.15)
-    assert first.claim("k") and not second.claim("k")  # lapsed
+    now[0] = 1030.0
+    assert not first.claim("k")  # it holds until 1035
+    now[0] = 1036.0
+    assert first.claim("k") and not second.claim("k")
 
 
 def test_an_answered_question_cannot_be_claimed_and_its_first_answer_stays(connections):

@@ -288,8 +288,8 @@ def test_questions_of_a_killed_process_are_asked_by_the_next_and_its_answers_are
 
 def test_a_long_question_keeps_its_claim(tmp_path):
     """Its answer takes several claim times: the claim is renewed, and the other process waits."""
-    with JudgeServer(takes_s=1.0) as server:
-        config = impatient(server.url, tmp_path / "c.sqlite", claim_s=0.4)
+    with JudgeServer(takes_s=2.5) as server:
+        config = impatient(server.url, tmp_path / "c.sqlite", claim_s=1.0)
         first, second = CriticalityLlm.from_config(config), CriticalityLlm.from_config(config)
         tasks = [ThreadPool(1).apply_async(judge, (["A."],)) for judge in (first, second)]
         assert all(task.get(30)[0].critical for task in tasks) and len(server.requests) == 1
