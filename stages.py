@@ -2,17 +2,18 @@
 
 import hashlib
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from capo.checkpoint import Checkpoints
+from capo.checkpoint import CheckpointError, Checkpoints
 from capo.explore import ExploreConfig
 from capo.fsdp import ParallelConfig, shard_policy
 from capo.journal import Journal, read_lines, write_lines
@@ -20,7 +21,7 @@ from capo.ranks import Ranks
 from capo.sampling import SamplingConfig, sample_seed
 from capo.sft import SftConfig
 from capo.stopping import StopRequested, StopSignal
-from capo.trainer import RlConfig, Trainer
+from capo.trainer import DivergedError, RlConfig, Trainer
 from capo.warmup import WarmupConfig
 from data.augment import jitter
 from data.corpus import Corpus, DataConfig
@@ -37,8 +38,10 @@ from models.qwen_vl import QwenVL, freeze_vision, load
 from models.start import ModelConfig, weights_dtype
 from models.trainable import trainable_table
 from parts import in_parts
+from rewards.corrections import CriticalityConfig
 from rewards.hierarchy import HierarchicalReward, RewardConfig
-from run_folder import plain
+from rewards.judge_config import ANSWERS_DEPEND_ON, JudgeConfig
+from run_folder import open_run, plain
 
 STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate", "export")
 
@@ -59,6 +62,8 @@ class Config:
     sft: SftConfig = field(default_factory=SftConfig)
     explore: ExploreConfig = field(default_factory=ExploreConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    criticality: CriticalityConfig = field(default_factory=CriticalityConfig)
     rl: RlConfig = field(default_factory=RlConfig)
     rollout: SamplingConfig = field(default_factory=SamplingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -67,6 +72,8 @@ class Config:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.stages.split(",") if name not in STAGES]:
             raise ValueError(f"expected stages among {','.join(STAGES)}, got {unknown[0]!r}")
+        if self.criticality.source == "llm" and self.judge.model is None:
+            raise ValueError("criticality.source llm needs judge.model, the name of the model that is asked")
         if self.rl.group_size > self.evaluate.slots:
             raise ValueError(
                 f"expected evaluate.slots of at least rl.group_size, got {self.evaluate.slots} and {self.rl.group_size}"
@@ -151,14 +158,32 @@ def reported(run: Run, model: str, studies: Sequence[Study], folder: Path, *, ti
     return in_parts(folder, studies, run.config.explore.part_size, work, run.ranks, title=title)
 
 
-MAY_CHANGE = ("run_dir", "stages", "reward.workers", "parallel")
+MAY_CHANGE = (
+    *("run_dir", "stages", "reward.workers", "parallel", "criticality.corrected"),
+    *(f"judge.{one.name}" for one in fields(JudgeConfig) if one.name not in ANSWERS_DEPEND_ON),
+)
 
 
 def config_hash(config: Config) -> str:
     """Of all that a run's results depend on."""
     kept = {key: value for key, value in plain(config).items() if key not in MAY_CHANGE}
-    kept["reward"] = {key: value for key, value in kept["reward"].items() if f"reward.{key}" not in MAY_CHANGE}
+    for section, key in (name.split(".") for name in MAY_CHANGE if "." in name):
+        del kept[section][key]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def in_run(config: Config, work: Callable[[Ranks, StopSignal], None]) -> None:
+    """Do `work` as one of the ranks, holding the run folder; a stop or a user's mistake ends it with one line."""
+    ranks, stop = Ranks.join(timeout_s=config.parallel.timeout_s), StopSignal()
+    stop.listen()
+    try:
+        with open_run(config.run_dir, config, may_change=MAY_CHANGE) if ranks.first else nullcontext():
+            ranks.meet()  # the first rank has looked whether the folder may be used
+            work(ranks, stop)
+    except StopRequested as request:
+        print(f"rank {ranks.rank}: {request}; start the same command again to go on", flush=True)
+    except (ValueError, DivergedError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
 
 
 def pick_device() -> torch.device:

@@ -6,6 +6,7 @@
     ... --stages sft,explore                                                       a part; what is complete is skipped
     ... --plan                                                                     only say what memory it needs
     python train.py export runs/demo                                               adapter and merged model for others
+    python train.py annotate --config configs/my.yaml                              only label the references
 
 A run that was killed goes on where it stopped when the same command is started again, on any number of processes.
 SIGTERM and SIGUSR1 make it save its state and end with exit code 0.
@@ -16,12 +17,11 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from capo.checkpoint import CheckpointError
+import annotate as annotation
 from capo.explore import composite_score, select_hard
 from capo.fsdp import gathered
 from capo.journal import read_lines, write_json, write_lines, write_whole
@@ -30,7 +30,7 @@ from capo.rollout import Request, rollout
 from capo.sampling import sample_seed
 from capo.sft import imitate
 from capo.stopping import StopRequested, StopSignal
-from capo.trainer import DivergedError, Trainer
+from capo.trainer import Trainer
 from capo.warmup import LabelReader, read_labels
 from data.batches import shuffled_batches
 from data.corpus import load_corpus
@@ -51,16 +51,13 @@ from models.processing import ReportProcessor
 from models.processor_files import load_image_processor, tokens_of_largest_image
 from models.qwen_vl import QwenVL
 from models.start import start_path
-from parts import in_parts
 from plan import Load, sizes_at, table
-from rewards.criticality import CriticalityRules
 from rewards.hierarchy import HierarchicalReward
 from rewards.workers import RewardWorkers
 from rollouts import Batch, exchange, sample_and_score, watched, write_batch
 from run_export import export_command, export_run, kinds_of
-from run_folder import open_run, read_config
+from run_folder import read_config
 from stages import (
-    MAY_CHANGE,
     PRODUCTS,
     STAGES,
     Config,
@@ -70,6 +67,7 @@ from stages import (
     balanced_weights,
     corpus_texts,
     hard_studies,
+    in_run,
     keep_policy,
     load_policy,
     need_earlier,
@@ -79,7 +77,10 @@ from stages import (
     timed,
 )
 
-COMMANDS = {"export": export_command}
+COMMANDS = {  # beside the stages; each is given the words after its name
+    "annotate": annotation.command,
+    "export": export_command,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -94,16 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if only_plan:
         print(planned(config))
         return
-    ranks, stop = Ranks.join(timeout_s=config.parallel.timeout_s), StopSignal()
-    stop.listen()
-    try:
-        with open_run(config.run_dir, config, may_change=MAY_CHANGE) if ranks.first else nullcontext():
-            ranks.meet()  # the first rank has looked whether the folder may be used
-            run_stages(config, ranks, stop)
-    except StopRequested as request:
-        print(f"rank {ranks.rank}: {request}; start the same command again to go on", flush=True)
-    except (ValueError, DivergedError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
+    in_run(config, lambda ranks, stop: run_stages(config, ranks, stop))
 
 
 def planned(config: Config) -> str:
@@ -151,7 +143,9 @@ def run_stages(config: Config, ranks: Ranks, stop: StopSignal) -> None:
         "export": lambda: export(stages),
     }
     for name in STAGES:
-        if name in config.stages.split(",") and not (folder / PRODUCTS[name]).exists():
+        # Labels of a person are taken over into criticality.jsonl even if it is there; the judge is not asked again.
+        done = (folder / PRODUCTS[name]).exists() and not (name == "criticality" and config.criticality.corrected)
+        if name in config.stages.split(",") and not done:
             need_earlier(folder, name)
             with timed(stages, name):
                 work[name]()
@@ -247,19 +241,11 @@ def explore(run: Run) -> None:
 
 def annotate(run: Run) -> None:
     """Label every training reference as critical or normal, once -> criticality.jsonl."""
-    judge = CriticalityRules(run.reward.expert.labeler)
-
-    def rows(studies: Sequence[Study], _: str) -> list[dict[str, object]]:
-        labels = judge([study.report for study in studies])
-        return [
-            {"id": study.id, "critical": label.critical, "reason": label.reason, "source": label.source}
-            for study, label in zip(studies, labels, strict=True)
-        ]
-
-    parts = run.folder / "criticality"
-    found = in_parts(parts, run.corpus.train, run.config.explore.part_size, rows, run.ranks, title="criticality")
+    rows = annotation.label_references(
+        run.config, run.corpus.train, lambda: run.reward.expert.labeler, run.ranks, run.stop
+    )
     if run.ranks.first:
-        write_lines(run.folder / "criticality.jsonl", found)
+        print(annotation.summary(rows))
 
 
 def reinforce(run: Run) -> None:

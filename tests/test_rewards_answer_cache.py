@@ -1,0 +1,111 @@
+"""The judge's file: claims, answers, the ledger; many processes, kills, and files that are something else."""
+
+import multiprocessing
+import sqlite3
+
+import pytest
+
+from rewards.answer_cache import AnswerCache, open_cache
+from rewards.judge_prompts import CRITICALITY, Answer, question_key
+from rewards.spending import Spending, Spent
+
+
+@pytest.fixture
+def connections(tmp_path):
+    opened = [open_cache(tmp_path / "c.sqlite") for _ in range(2)]
+    yield opened
+    for connection in opened:
+        connection.close()
+
+
+def test_one_owner_claims_others_wait_and_a_released_or_lapsed_claim_is_free(connections, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("rewards.answer_cache.time.time", lambda: now[0])
+    first, second = (AnswerCache(connection, claim_s=20) for connection in connections)
+    assert first.claim("k") and not second.claim("k")
+    second.release("k")  # not its own: nothing happens
+    assert not second.claim("k")
+    first.release("k")
+    assert second.claim("k") and not first.claim("k")
+    now[0] = 1015.0
+    second.renew()
+    now[0] = 1030.0
+    assert not first.claim("k")  # it holds until 1035
+    now[0] = 1036.0
+    assert first.claim("k") and not second.claim("k")
+
+
+def test_an_answered_question_cannot_be_claimed_and_its_first_answer_stays(connections):
+    first, second = (AnswerCache(connection, claim_s=9) for connection in connections)
+    assert first.find("k") is None and first.claim("k")
+    first.store("k", Answer(False, "clear\x00 \n\u202e"), prompt="p", model="m")
+    second.store("k", Answer(True, "late"), prompt="p", model="m")
+    first.release("k")
+    assert second.find("k") == Answer(False, "clear\x00 \n\u202e")
+    assert not second.claim("k")
+
+
+def test_the_key_is_of_prompt_model_and_texts_and_hides_them():
+    keys = {
+        question_key(CRITICALITY, "m", ["a", "b"]),
+        question_key(CRITICALITY, "m", ["ab"]),
+        question_key(CRITICALITY, "m", ["a", "", "b"]),
+        question_key(CRITICALITY, "n", ["a", "b"]),
+    }
+    assert len(keys) == 4 and all(len(key) == 64 for key in keys)
+
+
+def test_the_file_holds_no_report(tmp_path, connections):
+    cache = AnswerCache(connections[0], claim_s=9)
+    key = question_key(CRITICALITY, "m", ["Mrs Example has a nodule"])
+    cache.claim(key)
+    cache.store(key, Answer(True, "nodule"), prompt="p", model="m")
+    assert not any(b"Mrs Example" in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_a_call_is_paid_with_the_most_it_can_cost_and_settled(connections):
+    first, second = (Spending(connection, max_calls=3, max_money=1.0) for connection in connections)
+    assert first.pay(0.6) and not second.pay(0.5)
+    assert second.total() == Spent(1, pytest.approx(0.6))
+    first.settle(0.6, 0.1)
+    assert second.pay(0.5) and second.pay(0.0) and not second.pay(0.0)  # three calls
+    assert first.total() == Spent(3, pytest.approx(0.6))
+    assert Spending(connections[0], max_calls=None, max_money=None).pay(99.0)
+
+
+@pytest.mark.parametrize("kind", ["text", "other tables", "newer"])
+def test_a_file_that_is_something_else_is_refused_and_left_as_it_is(tmp_path, kind):
+    path = tmp_path / "c.sqlite"
+    if kind == "text":
+        path.write_text("not a database, but long enough to have a header of one" * 20)
+    else:
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE mine (x)")
+            connection.execute(f"PRAGMA user_version = {0 if kind == 'other tables' else 2}")
+        connection.close()
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"c\.sqlite: expected a cache of the judge.*choose another judge\.cache"):
+        open_cache(path)
+    assert path.read_bytes() == before
+
+
+def claim_all(path, ready, out):
+    ready.wait()
+    connection = open_cache(path)  # all at once, on a file that is not there yet
+    cache, spending = AnswerCache(connection, claim_s=60), Spending(connection, max_calls=50, max_money=None)
+    mine = [key for key in map(str, range(100)) if cache.claim(key)]
+    paid = sum(spending.pay(0.0) for _ in range(30))
+    out.put((mine, paid))
+
+
+def test_processes_that_open_a_new_file_at_once_divide_claims_and_budget(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, out = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=claim_all, args=(tmp_path / "n" / "c", ready, out)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    results = [out.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(key for mine, _ in results for key in mine) == sorted(map(str, range(100)))
+    assert sum(paid for _, paid in results) == 50
