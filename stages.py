@@ -35,7 +35,8 @@ from models.processing import ReportProcessor
 from models.qwen_vl import QwenVL, freeze_vision, load
 from models.start import ModelConfig, weights_dtype
 from parts import in_parts
-from rewards.hierarchy import HierarchicalReward, RewardConfig
+from rewards.config import RewardConfig
+from rewards.hierarchy import HierarchicalReward
 from run_folder import plain
 
 STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate")
