@@ -1,4 +1,4 @@
-"""BERTScore: the recorded matching, the traps of transformers 5, rescaling. Beside the package: test_peers_bertscore."""
+"""BERTScore: the recorded matching, the traps of transformers 5, rescaling. With the package: test_peers_bertscore."""
 
 import json
 import math
