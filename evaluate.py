@@ -11,6 +11,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,21 +34,16 @@ from data.windowing import WindowConfig
 from models.loading import locate
 from models.processing import ReportProcessor
 from models.qwen_vl import QwenVL, load
-from rewards.hierarchy import HierarchicalReward, RewardConfig
+from rewards.catalogue import CATALOGUE, label_of
+from rewards.config import RewardConfig
+from rewards.hierarchy import HierarchicalReward
 from rewards.statistics import bootstrap_mean, distinct_share, paired_bootstrap
 from rollouts import watched
 
 Columns = dict[str, list[float | None]]  # metric -> one value a study; None: the reference does not define it
 
-METRICS = {
-    "total": "total reward",
-    "bleu2": "BLEU-2",
-    "rouge_l": "ROUGE-L",
-    "entity_f1_rules": "entity F1 of the Findings (rules)",
-    "consistency_rules": "consistency (rules)",
-    "label_f1_rules": "label F1 of the Impression (rules)",
-}
 TRUTH = "label_f1_true_state"  # phantoms only: the Impression against the true state, which no reward sees
+LABELS = {"total": "total reward", TRUTH: "label F1 of the Impression (true state)"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,9 @@ class EvaluateConfig:
     """Reports decoded side by side."""
     baseline_sample: int = 100
     """Training reports tried as constant report, and training references they are judged on."""
+    metrics: tuple[str, ...] = ()
+    """Columns beside the parts of the reward and the metrics of exploration, by their names in docs/rewards.md: what
+    training does not aim at tells best whether it helps."""
 
 
 def prompt_of(processor: ReportProcessor, study: Study, change: Callable | None = None):
@@ -113,24 +112,40 @@ def write_reports(
 
 
 def score_reports(reward: HierarchicalReward, reports: Sequence[str], studies: Sequence[Study]) -> Columns:
-    """Every metric of every study.
-
-    A part that the reward skips because the *report* lacks a section scores 0 here: a report without an Impression
-    agrees with the reference's on nothing. Where the *reference* lacks it, the study has no value for any system.
-    """
-    scores = reward(reports, [study.report for study in studies])
-    columns: Columns = {"total": [score.total for score in scores]}
-    for name in list(METRICS)[1:]:
-        columns[name] = [score.parts[name] for score in scores]
-    columns["label_f1_rules"] = [
-        (value or 0.0) if study.impression else None
-        for value, study in zip(columns["label_f1_rules"], studies, strict=True)
-    ]
+    """The total reward and every metric of the reward, for every study; on phantoms the true state's label F1 too."""
+    columns = _scored(reward, reports, studies)
     if all(study.state is not None for study in studies):
         impressions = reward.expert.labeler([parse_sections(report).impression for report in reports])
         truths = [{label for label, present in state_labels(study.state).items() if present} for study in studies]
         columns[TRUTH] = [reward.expert.agreement(a, b) for a, b in zip(impressions, truths, strict=True)]
     return columns
+
+
+def _scored(reward: HierarchicalReward, reports: Sequence[str], studies: Sequence[Study]) -> Columns:
+    """Total and metrics, these on the texts as written (the reward itself reads them without line breaks).
+
+    A metric that skips a study because the *report* lacks the Impression is 0 here: such a report agrees with the
+    reference's on nothing. Where the *reference* lacks it, the study has no value for any system; nor has it where the
+    metric could not be computed.
+    """
+    references = [study.report for study in studies]
+    columns: Columns = {"total": [score.total for score in reward(reports, references)]}
+    measured = reward.metrics(reports, references)
+    for name, values in measured.values.items():
+        columns[name] = values
+        if name in CATALOGUE and CATALOGUE[name].reads == "impression":
+            cells = zip(values, studies, strict=True)
+            columns[name] = [(value or 0.0) if study.impression else None for value, study in cells]
+    return columns
+
+
+def label_of_column(name: str) -> str:
+    """How tables name a column."""
+    return LABELS[name] if name in LABELS else label_of(name)
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def constant_report(reward: HierarchicalReward, train: Sequence[Study], sample: int) -> dict[str, str]:
@@ -141,13 +156,10 @@ def constant_report(reward: HierarchicalReward, train: Sequence[Study], sample: 
     stride = max(1, len(train) // sample)
     studies = [study for study in train[::stride] if study.impression][:sample]
     candidates = list(dict.fromkeys(study.report for study in studies))
-    references = [study.report for study in studies]
     best: dict[str, tuple[float, str]] = {}
     for candidate in tqdm(candidates, "constant baseline", unit="report", disable=None, leave=False):
-        scores = reward([candidate] * len(references), references)
-        for name in METRICS:
-            values = [s.total if name == "total" else s.parts[name] for s in scores]
-            mean = statistics.fmean(v for v in values if v is not None)
+        for name, values in _scored(reward, [candidate] * len(studies), studies).items():
+            mean = statistics.fmean(_known(values)) if _known(values) else -math.inf
             if name not in best or mean > best[name][0]:
                 best[name] = (mean, candidate)
     return {name: report for name, (_, report) in best.items()}
@@ -185,12 +197,10 @@ def baseline_columns(
 ) -> dict[str, Columns]:
     """What two systems that see nothing, or only copy, score on the test studies."""
     constants = constant_report(reward, train, config.baseline_sample)
-    constant: Columns = {}
-    for name, report in constants.items():
-        constant[name] = score_reports(reward, [report] * len(test), test)[name]
-    if any(study.state is not None for study in test):
-        chosen = constants["label_f1_rules"]
-        constant[TRUTH] = score_reports(reward, [chosen] * len(test), test)[TRUTH]
+    scored = {report: score_reports(reward, [report] * len(test), test) for report in dict.fromkeys(constants.values())}
+    constant = {name: scored[report][name] for name, report in constants.items()}
+    chosen = scored[constants["label_f1_rules" if "label_f1_rules" in constants else "total"]]
+    constant |= {TRUTH: chosen[TRUTH]} if TRUTH in chosen else {}
     nearest = score_reports(reward, nearest_reports(train, test), test)
     return {"best constant": constant, "nearest neighbour": nearest}
 
@@ -198,20 +208,21 @@ def baseline_columns(
 def comparison_rows(
     first: Columns, second: Columns, baselines: Mapping[str, Columns] | None = None
 ) -> list[dict[str, object]]:
-    """One row a metric: both means with their intervals, the paired difference with its own, and the baselines."""
+    """One row a metric: both means with their intervals, the paired difference with its own, and the baselines; None
+    for all of them where no study has a value."""
     rows = []
-    for name in [*METRICS, TRUTH]:
-        if name not in first:
-            continue
+    for name in first:
         pairs = [(a, b) for a, b in zip(first[name], second[name], strict=True) if a is not None and b is not None]
         a, b = [p[0] for p in pairs], [p[1] for p in pairs]
         row: dict[str, object] = {"metric": name, "studies": len(pairs)}
-        for key, interval in (
-            ("first", bootstrap_mean(a)), ("second", bootstrap_mean(b)), ("difference", paired_bootstrap(a, b)),
-        ):  # fmt: skip
-            row[key] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+        if pairs:
+            intervals = {
+                "first": bootstrap_mean(a), "second": bootstrap_mean(b), "difference": paired_bootstrap(a, b)
+            }  # fmt: skip
+            row |= {key: dataclasses.asdict(interval) for key, interval in intervals.items()}
         for baseline, columns in (baselines or {}).items():
-            row[baseline] = statistics.fmean(v for v in columns[name] if v is not None)
+            known = _known(columns[name])
+            row[baseline] = statistics.fmean(known) if known else None
         rows.append(row)
     return rows
 
@@ -222,11 +233,12 @@ def render_table(rows: Sequence[Mapping], names: tuple[str, str], notes: Sequenc
     head = ["metric", names[0], names[1], "difference (95 % paired)", *baselines]
     body = []
     for row in rows:
-        d = row["difference"]
-        label = METRICS.get(row["metric"], "label F1 of the Impression (true state)")
-        cells = [label, f"{row['first']['mean']:.3f}", f"{row['second']['mean']:.3f}"]
-        cells.append(f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]")
-        body.append([*cells, *(f"{row[b]:.3f}" for b in baselines)])
+        cells = [label_of_column(row["metric"]), *["unavailable"] * 3]
+        if row["studies"]:
+            d = row["difference"]
+            cells[1:3] = f"{row['first']['mean']:.3f}", f"{row['second']['mean']:.3f}"
+            cells[3] = f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
+        body.append([*cells, *("unavailable" if row[b] is None else f"{row[b]:.3f}" for b in baselines)])
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     lines = [" | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in [head, *body]]
     lines.insert(1, "-|-".join("-" * w for w in widths))
@@ -287,9 +299,11 @@ def score_command(args: argparse.Namespace) -> None:
     reward = HierarchicalReward.from_config(RewardConfig(expert=args.expert), parse_sections)
     columns = score_reports(reward, [predictions[study.id] for study in studies], studies)
     for name, values in columns.items():
-        known = [value for value in values if value is not None]
+        known = _known(values)
         interval = bootstrap_mean(known)
-        print(f"{METRICS[name]:40s} {interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}]  n={len(known)}")
+        print(
+            f"{label_of_column(name):40s} {interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}]  n={len(known)}"
+        )
     print(describe("predictions", [predictions[study.id] for study in studies]))
     if args.out:
         write_json(args.out, {"ids": [study.id for study in studies], "metrics": columns})

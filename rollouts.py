@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -34,6 +35,7 @@ class Batch:
     scores: tuple[tuple[Score, ...], ...]
     seconds_rollout: float
     seconds_reward: float  # spent waiting for rewards after the last report was there
+    seconds_parts: Mapping[str, float]  # part of the reward -> seconds that all workers together spent on it
 
     def cases(self, critical: Mapping[str, bool], config: RlConfig) -> tuple[list[Case], dict[str, float]]:
         """Advantages within each study, and the cases of one optimiser batch."""
@@ -53,7 +55,8 @@ class Batch:
         return cases, spread
 
     def metrics(self) -> dict[str, float | None]:
-        """Means over the step's reports: total, each part where it is known, length, truncation; where time went."""
+        """Means over the step's reports: total, each part where it is known, length, truncation; how many reports lack
+        a part that could not be computed (keys only for parts that some lack); where time went."""
         flat = [s for group in self.scores for s in group]
         totals = [s.total for s in flat if s.total is not None]
         reports = [report for group in self.groups for report in group]
@@ -64,9 +67,12 @@ class Batch:
         for name in flat[0].parts:
             known = [s.parts[name] for s in flat if s.parts[name] is not None]
             row[f"reward_{name}"] = statistics.fmean(known) if known else None
+        lacking = Counter(name for s in flat for name in s.missing)
+        row |= {f"reward_missing_{name}": count for name, count in sorted(lacking.items())}
         row["length"] = statistics.fmean(len(report.response_ids) for report in reports)
         row["truncated"] = statistics.fmean(report.truncated for report in reports)
-        return {**row, "seconds_rollout": self.seconds_rollout, "seconds_reward": self.seconds_reward}
+        row |= {"seconds_rollout": self.seconds_rollout, "seconds_reward": self.seconds_reward}
+        return row | {f"seconds_{name}": seconds for name, seconds in self.seconds_parts.items()}
 
 
 def sample_and_score(
@@ -96,16 +102,25 @@ def sample_and_score(
                 texts[report.study_id], [references[report.study_id]] * len(group)
             )
     sampled = time.perf_counter()
-    scores = {study.id: tuple(scores_of(pending[study.id], study_id=study.id)) for study in studies}
+    scored = {study.id: scores_of(pending[study.id], study_id=study.id) for study in studies}
     return Batch(
         studies=tuple(studies),
         prompts=tuple(request.prompt for request in requests),
         groups=tuple(tuple(groups[study.id][i] for i in range(len(groups[study.id]))) for study in studies),
         texts=tuple(texts[study.id] for study in studies),
-        scores=tuple(scores[study.id] for study in studies),
+        scores=tuple(scored[study.id].scores for study in studies),
         seconds_rollout=sampled - began,
         seconds_reward=time.perf_counter() - sampled,
+        seconds_parts=_summed(item.seconds for item in scored.values()),
     )
+
+
+def _summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for seconds in parts:
+        for name, value in seconds.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
 
 
 class LazyPrompt:
@@ -150,9 +165,10 @@ def exchange(mine: Batch | None, studies: Sequence[Study], ranks: Ranks, build: 
             tuple(_rollout(study.id, i, r) for i, r in enumerate(rows[study.id]["reports"])) for study in studies
         ),
         texts=tuple(tuple(r["text"] for r in rows[study.id]["reports"]) for study in studies),
-        scores=tuple(tuple(Score(r["total"], r["parts"]) for r in rows[study.id]["reports"]) for study in studies),
+        scores=tuple(tuple(_score(r) for r in rows[study.id]["reports"]) for study in studies),
         seconds_rollout=max(part["seconds"][0] for part in parts),
         seconds_reward=max(part["seconds"][1] for part in parts),
+        seconds_parts=_summed(part["seconds_parts"] for part in parts),
     )
 
 
@@ -167,13 +183,27 @@ def _rows(batch: Batch) -> dict[str, object]:
                 "logps": report.behaviour_logps.tolist(),
                 "truncated": report.truncated,
                 "text": text,
-                "total": score.total,
-                "parts": dict(score.parts),
+                **_score_row(score),
             }
             for report, text, score in zip(group, texts, scores, strict=True)
         ]
         rows.append({"id": study.id, "length": prompt.num_tokens, "reports": reports})
-    return {"rows": rows, "seconds": [batch.seconds_rollout, batch.seconds_reward]}
+    seconds = [batch.seconds_rollout, batch.seconds_reward]
+    return {"rows": rows, "seconds": seconds, "seconds_parts": dict(batch.seconds_parts)}
+
+
+def _score_row(score: Score) -> dict[str, object]:
+    """A score as JSON, whole; `_score` reads it back."""
+    return {
+        "total": score.total,
+        "parts": dict(score.parts),
+        "missing": list(score.missing),
+        "left_out": list(score.left_out),
+    }
+
+
+def _score(row: Mapping) -> Score:
+    return Score(row["total"], row["parts"], tuple(row["missing"]), tuple(row["left_out"]))
 
 
 def _rollout(study_id: str, sample: int, row: Mapping) -> Rollout:
@@ -207,8 +237,7 @@ def write_batch(path: Path, batch: Batch, cases: Sequence[Case], config: RlConfi
                 "report": text,
                 "tokens": len(report.response_ids),
                 "truncated": report.truncated,
-                "total": item.total,
-                "parts": dict(item.parts),
+                **_score_row(item),
                 "advantage": advantage,
             }
             for text, report, item, advantage in zip(

@@ -38,8 +38,9 @@ from models.qwen_vl import QwenVL, freeze_vision, load
 from models.start import ModelConfig, weights_dtype
 from models.trainable import trainable_table
 from parts import in_parts
+from rewards.config import RewardConfig
 from rewards.corrections import CriticalityConfig
-from rewards.hierarchy import HierarchicalReward, RewardConfig
+from rewards.hierarchy import HierarchicalReward
 from rewards.judge_config import ANSWERS_DEPEND_ON, JudgeConfig
 from run_folder import open_run, plain
 

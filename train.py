@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 import annotate as annotation
-from capo.explore import composite_score, select_hard
+from capo.explore import composite_score, explored, select_hard
 from capo.fsdp import gathered
 from capo.journal import read_lines, write_json, write_lines, write_whole
 from capo.ranks import Ranks
@@ -128,7 +128,9 @@ def run_stages(config: Config, ranks: Ranks, stop: StopSignal) -> None:
         config=config,
         corpus=corpus,
         processor=ReportProcessor.load(start, config.model.processor),
-        reward=HierarchicalReward.from_config(config.reward, parse_sections),
+        reward=HierarchicalReward.from_config(
+            config.reward, parse_sections, also=[*explored(config.explore), *config.evaluate.metrics]
+        ),
         device=pick_device(),
         ranks=ranks,
         stop=stop,
@@ -223,7 +225,7 @@ def explore(run: Run) -> None:
     rows = reported(run, "sft", corpus.train, folder / "predictions", title="exploration")
     # A study whose reference lacks the section a metric reads cannot be called hard for it: it counts as perfect there.
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("id", "report")}
-    metrics = {name: [1.0 if v is None else v for v in columns[name]] for name in config.explore.weights}
+    metrics = {name: [1.0 if v is None else v for v in columns[name]] for name in explored(config.explore)}
     scores = composite_score(metrics, config.explore)
     hard = select_hard(scores, config.explore)
     if not run.ranks.first:

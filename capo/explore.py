@@ -20,9 +20,16 @@ class ExploreConfig:
             "entity_f1_rules": 1.0,
             "label_f1_rules": 1.0,
             "consistency_rules": 0.0,
+            "bertscore": 0.0,
+            "sembscore": 0.0,
+            "radgraph_f1": 0.0,
+            "radgraph_f1_report": 0.0,
+            "label_f1_chexbert": 0.0,
+            "consistency_llm": 0.0,
         }
     )
-    """Weight of each metric in s_i; 0 leaves it out."""
+    """Weight of each metric in s_i; 0 leaves it out. The paper's are bleu2, bertscore and radgraph_f1, whose models
+    must be at hand; they need not be parts of the reward."""
     normalise: Literal["minmax", "zscore", "rank"] = "minmax"
     """How a metric is made comparable over the set before weighting."""
     fraction: float = 0.1
@@ -41,12 +48,17 @@ class ExploreConfig:
             raise ValueError(f"expected explore.weights not negative and not all zero, got {dict(self.weights)}")
 
 
+def explored(config: ExploreConfig) -> list[str]:
+    """Names of the metrics that count in s_i."""
+    return [name for name, weight in config.weights.items() if weight]
+
+
 def composite_score(metrics: Mapping[str, Sequence[float]], config: ExploreConfig) -> Tensor:
     """s_i: the weighted mean of the normalised metrics, [N] float64; higher is better reported.
 
     A metric that is the same for every study tells none apart and counts 0 (0.5 under rank).
     """
-    weights = {name: weight for name, weight in config.weights.items() if weight}
+    weights = {name: config.weights[name] for name in explored(config)}
     if missing := sorted(set(weights) - set(metrics)):
         raise ValueError(f"expected scores of {sorted(weights)}, {missing} missing; got {sorted(metrics)}")
     total = sum(weights.values())

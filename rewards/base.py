@@ -7,18 +7,40 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Score:
-    """Reward of one report, with the named parts it is made of."""
+    """Reward of one report, with the named parts it is made of.
+
+    A part is None where a rule skips it (the report lacks the section it reads; it adds nothing to the total), and
+    where it could not be computed; the latter are named in `missing`.
+    """
 
     total: float | None  # None: it could not be computed; the report leaves its group
-    parts: Mapping[str, float | None]  # None: the part is skipped for this report
+    parts: Mapping[str, float | None]
+    missing: tuple[str, ...] = ()  # parts that could not be computed for this report
+    left_out: tuple[str, ...] = ()  # parts that count in no total of its group, since a member lacks them
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of a batch of reports, in their order, and where the time went."""
+
+    scores: tuple[Score, ...]
+    seconds: Mapping[str, float]  # part -> seconds it took for the whole batch
+
+
+class Sections(Protocol):
+    """What a section parser returns."""
+
+    findings: str
+    impression: str
+    status: str  # "ok", or what is wrong
 
 
 class Metric(Protocol):
-    """A score of candidate reports against references, one a report."""
+    """A score of candidate reports against references, one a report; None where it could not be computed."""
 
     name: str
 
-    def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> list[float]: ...
+    def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> list[float | None]: ...
 
 
 class ConsistencyJudge(Protocol):

@@ -1,9 +1,9 @@
 """Impression expert: agreement of the labels of two Impressions (paper eq. 6 and 7)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 
-from rewards.base import Labeler
+Labels = Callable[[Sequence[str]], list[set[str]]]
 
 
 class LabelF1:
@@ -12,12 +12,17 @@ class LabelF1:
     The paper asks for the macro F1 of binarised labels. For a single report most labels are absent on both sides, where
     a per-label F1 is undefined; this is the example-based form, 2 |A and B| / (|A| + |B|). Two reports without any
     positive label agree completely and score 1.
+
+    Which labels are positive is the labeler's rule: an uncertain one is, for the rule labelers always, for CheXbert
+    unless `chexbert.uncertain` says otherwise.
+
+    Args:
+        labeler: texts -> the positive labels of each.
+        name: of the metric; it says whose labels they are.
     """
 
-    name = "label_f1_rules"
-
-    def __init__(self, labeler: Labeler) -> None:
-        self.labeler = labeler
+    def __init__(self, labeler: Labels, name: str = "label_f1_rules") -> None:
+        self.labeler, self.name = labeler, name
 
     def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> list[float]:
         pairs = zip(self.labeler(candidates), self.labeler(references), strict=True)

@@ -3,16 +3,16 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
 import loky
 
-from rewards.base import Score
-from rewards.hierarchy import HierarchicalReward, RewardConfig, Sections
-
-Parser = Callable[[str], Sections]
+from rewards.base import Scored
+from rewards.config import RewardConfig
+from rewards.hierarchy import HierarchicalReward
+from rewards.measure import Parser
 
 
 class RewardWorkers:
@@ -27,17 +27,20 @@ class RewardWorkers:
         self._executor, self._reward = None, None
         if config.workers:
             # loky's processes import what they need and not the program that started them, which loads a model library.
-            self._executor = loky.ProcessPoolExecutor(config.workers, initializer=_prepare, initargs=(config, parse))
+            # One thread each: they are many, and the cores are wanted for decoding too.
+            self._executor = loky.ProcessPoolExecutor(
+                config.workers, initializer=_prepare, initargs=(config, parse), env={"OMP_NUM_THREADS": "1"}
+            )
         else:
             self._reward = HierarchicalReward.from_config(config, parse)
 
-    def submit(self, candidates: Sequence[str], references: Sequence[str]) -> "Future[list[Score]]":
-        """Begin to score; `scores_of` waits for the result."""
+    def submit(self, candidates: Sequence[str], references: Sequence[str]) -> "Future[Scored]":
+        """Begin to score the reports of one group, which are compared with one another; `scores_of` waits for them."""
         if self._executor is not None:
             return self._executor.submit(_score, list(candidates), list(references))
-        done: Future[list[Score]] = Future()
+        done: Future[Scored] = Future()
         try:
-            done.set_result(self._reward(candidates, references))
+            done.set_result(self._reward.scored(candidates, references, groups=[0] * len(candidates)))
         except Exception as error:  # waits in the future, as a worker's would
             done.set_exception(error)
         return done
@@ -50,8 +53,8 @@ class RewardWorkers:
             self._executor.shutdown(kill_workers=True)
 
 
-def scores_of(future: "Future[list[Score]]", *, study_id: str) -> list[Score]:
-    """Scores of one group.
+def scores_of(future: "Future[Scored]", *, study_id: str) -> Scored:
+    """Scores of one group, and the seconds of each part.
 
     Raises:
         RuntimeError: a worker process died, or the reward failed on this group.
@@ -83,5 +86,5 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _score(candidates: list[str], references: list[str]) -> list[Score]:
-    return _reward(candidates, references)
+def _score(candidates: list[str], references: list[str]) -> Scored:
+    return _reward.scored(candidates, references, groups=[0] * len(candidates))

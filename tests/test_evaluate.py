@@ -7,7 +7,8 @@ import pytest
 import evaluate
 from data.sections import parse_sections
 from data.studies import Study
-from rewards.hierarchy import HierarchicalReward, RewardConfig
+from rewards.config import RewardConfig
+from rewards.hierarchy import HierarchicalReward
 
 NORMAL = "Findings: The heart is normal. No effusion. Impression: No acute abnormality."
 EFFUSION = "Findings: The heart is normal. Small left effusion. Impression: Small left effusion."
@@ -71,6 +72,39 @@ def test_a_report_without_impression_scores_zero_on_it_and_a_reference_without_i
     assert columns["label_f1_rules"] == [0.0, None]
     rows = evaluate.comparison_rows(columns, columns)
     assert {row["metric"]: row["studies"] for row in rows}["label_f1_rules"] == 1
+
+
+def test_columns_are_the_parts_of_the_reward_and_what_is_asked_for_beside_them():
+    mine = HierarchicalReward.from_config(RewardConfig(preset="bleu"), parse_sections, also=["label_f1_rules", "bleu2"])
+    columns = evaluate.score_reports(mine, [EFFUSION], [study(0, EFFUSION)])
+    assert columns == {"total": [1.0], "bleu2": [1.0], "label_f1_rules": [1.0]}
+    table = evaluate.render_table(evaluate.comparison_rows(columns, columns), ("a", "b"), [])
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:5]] == [
+        "total reward", "BLEU-2", "label F1 of the Impression (rules)"
+    ]  # fmt: skip
+
+
+def test_tables_show_the_metric_of_the_text_as_written():
+    # ".\nsmall" is one word for the published BLEU; the reward is not to be earned by line breaks
+    broken = EFFUSION.replace(". S", ".\nS")
+    columns = evaluate.score_reports(reward(), [broken], [study(0, EFFUSION)])
+    assert columns["bleu2"][0] < 1 and columns["total"] == [pytest.approx(4.0)]
+
+
+def no_answer(candidates, references):
+    """A plug-in whose grader is down."""
+    return [None] * len(candidates)
+
+
+def test_a_metric_that_nobody_could_compute_is_unavailable_and_not_zero():
+    config = RewardConfig(plugin=f"{__name__}:no_answer")
+    mine = HierarchicalReward.from_config(config, parse_sections)
+    columns = evaluate.score_reports(mine, [EFFUSION], [study(0, EFFUSION)])
+    assert columns["no_answer"] == [None] and columns["total"] == [pytest.approx(4.0)]
+    baselines = evaluate.baseline_columns(mine, [study(1, NORMAL)], [study(0, EFFUSION)], evaluate.EvaluateConfig())
+    rows = evaluate.comparison_rows(columns, columns, baselines)
+    (line,) = [text for text in evaluate.render_table(rows, ("a", "b"), []).splitlines() if "no_answer" in text]
+    assert line.count("unavailable") == 5
 
 
 def test_best_constant_report_is_chosen_for_each_metric():

@@ -1,9 +1,17 @@
+"""The reward: its parts and weights, presets, plug-in, what is skipped and what is missing."""
+
+import dataclasses
 import pickle
+import sys
+import types
 
 import pytest
 
+from capo.explore import ExploreConfig
 from data.sections import parse_sections
-from rewards.hierarchy import HierarchicalReward, RewardConfig
+from rewards.catalogue import CATALOGUE
+from rewards.config import RewardConfig
+from rewards.hierarchy import HierarchicalReward, weights_of
 
 REFERENCE = (
     "Findings: The heart is enlarged. There is a small left pleural effusion. No pneumothorax. "
@@ -47,26 +55,6 @@ def test_reference_without_impression_skips_that_part_for_everybody():
     assert score.parts["label_f1_rules"] is None and score.parts["consistency_rules"] == 1
 
 
-@pytest.mark.parametrize(
-    "hack",
-    [
-        "",
-        "Findings: Impression:",
-        "Findings: . Impression: .",
-        "Impression: Cardiomegaly and small left pleural effusion.",
-        "effusion " * 60,
-        "Findings: " + "effusion cardiomegaly pneumothorax " * 20 + "Impression: effusion.",
-        REFERENCE + " Impression: Normal.",
-        "Findings:\n\n\nImpression:\n\n\n",
-        "Report this chest radiograph: Findings and Impression.",
-    ],
-)
-def test_shortcuts_earn_less_than_an_honest_report_that_misses_a_finding(hack):
-    honest = "Findings: The heart is normal in size. There is a left pleural effusion. No pneumothorax. " \
-        "Impression: Left pleural effusion."  # fmt: skip
-    assert total(hack) < total(honest)
-
-
 def test_scores_do_not_depend_on_the_batch():
     candidates = [REFERENCE, "", "Findings: Clear. Impression: Normal."]
     together = reward()(candidates, [REFERENCE] * 3)
@@ -79,6 +67,242 @@ def test_the_reward_travels_to_worker_processes():
     assert pickle.loads(pickle.dumps(mine))([REFERENCE], [REFERENCE])[0].total == pytest.approx(4.0)
 
 
-def test_weights_that_reward_nothing_are_refused():
-    with pytest.raises(ValueError, match="not all zero"):
-        RewardConfig(syntax=0, domain=0, consistent=0, gamma=0)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"syntax": 0, "domain": 0, "consistent": 0, "gamma": 0}, "not all zero"),
+        ({"preset": "plugin"}, "expected reward.plugin"),
+        ({"plugin": "a:b", "plugin_weight": 0}, "plugin_weight above 0"),
+        ({"grounding": 1.0}, "grounding"),
+        ({"workers": -1}, "workers"),
+    ],
+)
+def test_contradictory_configs_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        RewardConfig(**options)
+
+
+def test_a_part_of_weight_zero_is_not_computed():
+    (score,) = reward(consistent=0, gamma=0)([REFERENCE], [REFERENCE])
+    assert set(score.parts) == {"bleu2", "rouge_l", "syntax", "entity_f1_rules", "guard"}
+    assert score.total == pytest.approx(2.0)
+
+
+def test_reference_without_findings_skips_the_domain_part_for_everybody():
+    scores = reward()([REFERENCE, "Normal."], ["Findings: Impression: Cardiomegaly."] * 2)
+    assert [s.parts["entity_f1_rules"] for s in scores] == [None, None]
+    assert not scores[0].missing and not scores[0].left_out
+
+
+def test_line_breaks_are_no_words_of_the_reward_but_stay_in_its_metrics():
+    broken = REFERENCE.replace(". ", ".\n")
+    mine = reward()
+    assert mine([broken], [REFERENCE])[0].parts["bleu2"] == 1.0
+    assert mine.metrics([broken], [REFERENCE]).values["bleu2"][0] < 0.9  # as published
+
+
+# presets
+
+
+def fake(name, value):
+    """A metric that gives every report one value, and remembers what it was asked."""
+
+    class Fake:
+        def __init__(self):
+            self.name, self.asked = name, []
+
+        def __call__(self, first, second):
+            self.asked.append((list(first), list(second)))
+            return [value for _ in first]
+
+    return Fake()
+
+
+@pytest.fixture
+def backends(monkeypatch):
+    """Stand-ins for the modules whose models are not at hand, and a config with their sections."""
+    radgraph, judge = fake("radgraph_f1", 0.5), fake("consistency_llm", 1.0)
+    modules = {
+        "rewards.radgraph": types.SimpleNamespace(RadGraphF1=types.SimpleNamespace(load=lambda _: radgraph)),
+        "rewards.judge": types.SimpleNamespace(ConsistencyLlm=types.SimpleNamespace(from_config=lambda _: judge)),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("rewards.catalogue.BertScore.load", lambda _: fake("bertscore", 0.25))
+    kind = dataclasses.make_dataclass(
+        "Config", [("radgraph", object, None), ("judge", object, None)], bases=(RewardConfig,), frozen=True
+    )
+    return types.SimpleNamespace(config=kind, radgraph=radgraph, judge=judge)
+
+
+def test_presets_of_one_metric_read_the_whole_report(backends):
+    text = "The heart is enlarged. There is a small left pleural effusion."
+    for preset, name, value in (("bertscore", "bertscore", 0.25), ("radgraph", "radgraph_f1_report", 0.5)):
+        mine = HierarchicalReward.from_config(backends.config(preset=preset), parse_sections)
+        (score,) = mine([text], [REFERENCE])
+        assert score.total == value and dict(score.parts) == {name: value, "guard": 1.0}
+    assert backends.radgraph.asked == [([text], [REFERENCE])]
+    (score,) = reward(preset="bleu")([text], [REFERENCE])
+    assert score.total == score.parts["bleu2"] and set(score.parts) == {"bleu2", "guard"}
+
+
+def test_bertscore_of_an_empty_report_does_not_decide_the_spread_of_its_group(monkeypatch):
+    monkeypatch.setattr("rewards.catalogue.BertScore.load", lambda _: fake("bertscore", -5.55))
+    (score,) = reward(preset="bertscore")([""], [REFERENCE])
+    assert score.total == -1.0 and score.parts["bertscore"] == -5.55
+
+
+def test_parts_can_be_exchanged(backends):
+    config = backends.config(domain_metric="radgraph_f1", consistency="llm", expert="carotid_rules")
+    assert list(weights_of(config)) == ["syntax", "radgraph_f1", "consistency_llm", "label_f1_rules"]
+    (score,) = HierarchicalReward.from_config(config, parse_sections)([REFERENCE], [REFERENCE])
+    assert score.total == pytest.approx(1 + 0.5 + 1 + 1)
+    findings = parse_sections(REFERENCE).findings
+    assert backends.radgraph.asked == [([findings], [findings])]
+    assert list(weights_of(RewardConfig(expert="chexbert")))[-1] == "label_f1_chexbert"
+
+
+def test_metrics_beside_the_reward_are_measured_and_not_paid(backends):
+    config = backends.config(preset="bleu")
+    mine = HierarchicalReward.from_config(config, parse_sections, also=["radgraph_f1", "label_f1_rules", "bleu2"])
+    values = mine.metrics([REFERENCE], [REFERENCE]).values
+    assert list(values) == ["bleu2", "radgraph_f1", "label_f1_rules"]
+    assert mine([REFERENCE], [REFERENCE])[0].total == 1.0
+    with pytest.raises(ValueError, match="expected metrics among"):
+        HierarchicalReward.from_config(RewardConfig(), parse_sections, also=["bleu4"])
+
+
+def test_reward_and_table_ask_a_model_once_for_the_same_reports(backends):
+    mine = HierarchicalReward.from_config(backends.config(consistency="llm"), parse_sections)
+    mine([REFERENCE], [REFERENCE])
+    mine.metrics([REFERENCE], [REFERENCE])
+    assert len(backends.judge.asked) == 1
+
+
+def test_a_model_that_is_not_there_fails_when_the_reward_is_built():
+    with pytest.raises(ValueError, match=r"expected chexbert\.path"):
+        reward(expert="chexbert")
+
+
+def test_every_metric_can_be_explored():
+    assert set(ExploreConfig().weights) == set(CATALOGUE)
+
+
+# plug-in
+
+
+def words(candidates, references):
+    """A plug-in: number of words, and None for the empty report."""
+    return [float(len(c.split())) if c else None for c in candidates]
+
+
+def bleu2(candidates, references):
+    return [0.0] * len(candidates)
+
+
+def broken(candidates, references):
+    return [float("nan")] * len(candidates)
+
+
+def short(candidates, references):
+    return []
+
+
+def plugin(name, **options):
+    return reward(plugin=f"{__name__}:{name}", **options)
+
+
+def test_a_plugin_is_added_under_its_own_name():
+    text = REFERENCE.replace(". ", ".\n")
+    (score,) = plugin("words", plugin_weight=0.5)([text], [REFERENCE])
+    assert score.parts["words"] == 21 and score.total == pytest.approx(4 + 0.5 * 21)
+    (score,) = plugin("words", preset="plugin", guard=False)([text], [REFERENCE])
+    assert score.total == 21 and set(score.parts) == {"words", "guard"}
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("no_such_module:f", "put its folder on PYTHONPATH"),
+        (f"{__name__}:absent", "expected a function absent"),
+        ("words", "module:function"),
+        (f"{__name__}:bleu2", "bleu2 is taken"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_refused_when_the_reward_is_built(path, said):
+    with pytest.raises(ValueError, match=said):
+        reward(plugin=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("broken", "finite numbers or None"), ("short", "expected 1 values, got 0")]
+)
+def test_what_a_plugin_returns_is_checked(name, said):
+    with pytest.raises(ValueError, match=said):
+        plugin(name)([REFERENCE], [REFERENCE])
+
+
+# missing and skipped
+
+
+class SilentOn:
+    """A judge that has no answer for Impressions with a certain word."""
+
+    name = "consistency_llm"
+
+    def __init__(self, word):
+        self.word = word
+
+    def __call__(self, findings, impressions):
+        return [None if self.word in i else 1.0 for i in impressions]
+
+
+@pytest.fixture
+def judged(backends):
+    def build(word, **options):
+        sys.modules["rewards.judge"].ConsistencyLlm.from_config = lambda _: SilentOn(word)
+        return HierarchicalReward.from_config(backends.config(consistency="llm", **options), parse_sections)
+
+    return build
+
+
+MILD = "Findings: The heart is enlarged. No pneumothorax. Impression: Mild cardiomegaly."
+
+
+def test_a_missing_answer_leaves_the_part_out_for_the_whole_group(judged):
+    candidates = [REFERENCE, MILD, "No headers at all."]
+    whole, mild, bare = judged("Mild")(candidates, [REFERENCE] * 3, groups=[7, 7, 7])
+    name = "consistency_llm"
+    assert whole.parts[name] == 1 and mild.parts[name] is None and bare.parts[name] == -1
+    assert [s.missing for s in (whole, mild, bare)] == [(), (name,), ()]
+    assert {s.left_out for s in (whole, mild, bare)} == {(name,)}
+    # no +1 for the one that was answered, no -1 for the one without headers
+    assert whole.total == pytest.approx(3.0)
+    assert bare.total == pytest.approx(bare.parts["guard"] * (bare.parts["syntax"] + bare.parts["entity_f1_rules"]))
+
+
+def test_other_groups_and_reports_on_their_own_keep_the_part(judged):
+    first, second = judged("Mild")([REFERENCE, MILD], [REFERENCE] * 2, groups=[0, 1])
+    assert first.total == pytest.approx(4.0) and first.left_out == () and second.left_out == ("consistency_llm",)
+    assert judged("Mild")([REFERENCE, MILD], [REFERENCE] * 2) == [first, second]
+
+
+def test_skipped_by_the_parser_rule_is_not_missing(judged):
+    skipped, _ = judged("nobody")(["No headers at all.", MILD], [REFERENCE] * 2, groups=[0, 0])
+    assert skipped.parts["label_f1_rules"] is None
+    assert skipped.missing == skipped.left_out == ()
+
+
+def test_where_the_missing_part_is_the_whole_reward_only_its_report_leaves():
+    empty, full = plugin("words", preset="plugin", guard=False)(["", "a b"], [REFERENCE] * 2, groups=[0, 0])
+    assert empty.total is None and empty.missing == ("words",) and full.total == 2
+
+
+def test_seconds_are_told_for_every_metric():
+    scored = reward().scored([REFERENCE] * 4, [REFERENCE] * 4, groups=[0] * 4)
+    metrics = {"bleu2", "rouge_l", "entity_f1_rules", "consistency_rules", "label_f1_rules"}
+    assert set(scored.seconds) == metrics and min(scored.seconds.values()) > 0
+
+
+def test_nothing_to_score():
+    assert reward()([], []) == []

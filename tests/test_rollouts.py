@@ -1,6 +1,7 @@
 """A batch of rollouts: when its groups are scored, and what it makes of the scores."""
 
 import dataclasses
+import json
 from concurrent.futures import Future
 
 import pytest
@@ -9,13 +10,18 @@ import torch
 from capo.rollout import Request
 from capo.trainer import RlConfig
 from capo.types import Rollout
-from rewards.base import Score
-from rollouts import sample_and_score, watched
+from rewards.base import Score, Scored
+from rollouts import exchange, sample_and_score, watched, write_batch
 
 
 @dataclasses.dataclass
 class ToyPrompt:
     study_id: str
+
+
+@dataclasses.dataclass
+class CountedPrompt(ToyPrompt):
+    num_tokens: int = 3
 
 
 @dataclasses.dataclass
@@ -33,7 +39,8 @@ class ToyWorkers:
     def submit(self, candidates, references):
         self.submitted.append((candidates, references))
         future = Future()
-        future.set_result([Score(float(len(c)) if c else None, {"part": None}) for c in candidates])
+        scores = tuple(Score(float(len(c)) if c else None, {"part": None}) for c in candidates)
+        future.set_result(Scored(scores, {"part": 0.25}))
         return future
 
 
@@ -80,6 +87,51 @@ def test_a_step_without_any_reward_teaches_nothing_and_says_so():
     cases, spread = batch.cases({"a": True, "b": False}, RlConfig())
     assert batch.metrics()["reward"] is None and spread["missing_rewards"] == 4
     assert all(case.advantages.tolist() == [0.0, 0.0] for case in cases)
+
+
+class LackingWorkers(ToyWorkers):
+    """The second part of a group's first report cannot be computed, so that it counts for none of the group."""
+
+    def submit(self, candidates, references):
+        future = Future()
+        lacking = Score(1.0, {"part": 0.5, "judge": None}, missing=("judge",), left_out=("judge",))
+        whole = Score(2.0, {"part": 1.5, "judge": 1.0}, left_out=("judge",))
+        future.set_result(Scored((lacking, *[whole] * (len(candidates) - 1)), {"part": 0.25, "judge": 2.0}))
+        return future
+
+
+def test_missing_parts_are_counted_and_their_seconds_summed():
+    batch = collect([report(study, i, 1) for study in "ab" for i in (0, 1)], LackingWorkers())
+    row = batch.metrics()
+    assert row["reward_missing_judge"] == 2 and "reward_missing_part" not in row
+    assert row["reward_judge"] == 1.0 and row["reward_part"] == 1.0  # means over the reports that have one
+    assert row["seconds_judge"] == 4.0 and row["seconds_part"] == 0.5
+
+
+class TwoRanks:
+    """What the second of two ranks would see: JSON makes lists of tuples, as the real exchange does."""
+
+    size, stage = 2, "rl"
+
+    def gather(self, mine):
+        half = {**mine, "rows": mine["rows"][:1]}, {**mine, "rows": mine["rows"][1:]}
+        return json.loads(json.dumps(half))
+
+
+def test_scores_survive_the_exchange_between_ranks_whole():
+    batch = collect([report(study, i, 1) for study in "ab" for i in (0, 1)], LackingWorkers())
+    batch = dataclasses.replace(batch, prompts=tuple(CountedPrompt(p.study_id) for p in batch.prompts))
+    there = exchange(batch, batch.studies, TwoRanks(), build=None)
+    assert there.scores == batch.scores and there.texts == batch.texts
+    assert there.seconds_parts == {"part": 1.0, "judge": 8.0}  # both ranks sent the sums of this one
+
+
+def test_the_rollout_file_tells_missing_from_skipped(tmp_path):
+    batch = collect([report(study, i, 1) for study in "ab" for i in (0, 1)], LackingWorkers())
+    cases, _ = batch.cases({"a": True, "b": False}, RlConfig())
+    write_batch(tmp_path / "step.jsonl", batch, cases, RlConfig())
+    first = json.loads((tmp_path / "step.jsonl").read_text().splitlines()[0])["reports"][0]
+    assert first["parts"]["judge"] is None and first["missing"] == first["left_out"] == ["judge"]
 
 
 def test_the_bar_passes_every_report_on():

@@ -74,8 +74,10 @@ def test_every_stage_leaves_its_product(finished):
     assert len(first["reports"]) == 4 and first["eps"] == pytest.approx(0.05 if first["critical"] else 0.2)
     for report in first["reports"]:
         parts = report["parts"]
-        expected = parts["syntax"] + parts["entity_f1_rules"] + parts["consistency_rules"]
-        assert report["total"] == pytest.approx(expected + (parts["label_f1_rules"] or 0))
+        earned = parts["syntax"] + parts["entity_f1_rules"] + (parts["label_f1_rules"] or 0)
+        consistent = parts["consistency_rules"]
+        expected = parts["guard"] * (earned + max(consistent, 0)) + min(consistent, 0)
+        assert report["total"] == pytest.approx(expected)
     table = (finished / "eval/table.md").read_text()
     for shown in ("total reward", "BLEU-2", "best constant", "nearest neighbour", "distinct reports"):
         assert shown in table
@@ -108,6 +110,25 @@ def test_a_finished_run_is_only_read(finished, capsys, monkeypatch):
     train.main(["--run-dir", str(finished), *SMALL])
     assert "total reward" in capsys.readouterr().out
     assert (finished / "eval/table.json").stat().st_mtime_ns == before
+
+
+def test_exploration_may_read_metrics_that_are_no_parts_of_the_reward(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    options = [
+        "--stages",
+        "sft,explore",
+        "--sft.steps",
+        "2",
+        "--reward.preset",
+        "bleu",
+        "--evaluate.metrics",
+        "rouge_l",
+    ]
+    weights = ["--explore.weights.bleu2", "0", "--explore.weights.entity-f1-rules", "1"]
+    train.main(["--run-dir", str(tmp_path / "run"), *SMALL, *options, *weights])
+    row = json.loads((tmp_path / "run/explore/scores.jsonl").read_text().splitlines()[0])
+    names = ["total", "bleu2", "entity_f1_rules", "label_f1_rules", "rouge_l", "label_f1_true_state"]
+    assert list(row) == ["id", "s", *names] and row["total"] <= row["bleu2"]
 
 
 def test_lora_on_a_checkpoint_keeps_the_sft_policy_as_reference(finished, tmp_path, monkeypatch):

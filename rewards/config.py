@@ -1,0 +1,65 @@
+"""Which reward is computed, of what parts, and with which weights (docs/rewards.md)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rewards.bertscore import BertScoreConfig
+from rewards.chexbert import ChexbertConfig
+
+Preset = Literal["hierarchical", "bleu", "bertscore", "radgraph", "plugin"]
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The reward: by default R = syntax R_syntax + domain R_domain + consistent R_consistent + gamma R_imp."""
+
+    preset: Preset = "hierarchical"
+    """`hierarchical` is the paper's reward; `bleu`, `bertscore` and `radgraph` are one metric over the whole report, to
+    compare with (paper, table 5); `plugin` is the function that `plugin` names and nothing else."""
+    expert: Literal["chexpert_rules", "carotid_rules", "chexbert"] = "chexpert_rules"
+    """Labeler behind the Impression part. The rules also stand behind the consistency rules, criticality, warm-up and
+    the balance of batches; with `chexbert` these keep the chest rules."""
+    domain_metric: Literal["entity_f1_rules", "radgraph_f1"] = "entity_f1_rules"
+    """What compares the Findings: local rules, or the RadGraph model."""
+    consistency: Literal["rules", "llm"] = "rules"
+    """Who judges whether the Impression follows from the Findings: local rules, or a large language model."""
+    syntax: float = 1.0
+    """Weight of the mean of BLEU-2 and ROUGE-L over the whole report, in [0, 1]. Weights are read by `hierarchical`;
+    a part of weight 0 is not computed."""
+    domain: float = 1.0
+    """Weight of the agreement of the Findings with those of the reference, in [0, 1]."""
+    consistent: float = 1.0
+    """Weight of the consistency of Findings and Impression, -1 or 1."""
+    gamma: float = 1.0
+    """Weight of the label F1 of the Impression, in [0, 1]."""
+    plugin: str | None = None
+    """`module:function` of a reward of your own, f(candidates, references) -> list of float or None; it is added to
+    the preset's."""
+    plugin_weight: float = 1.0
+    """Weight of the plug-in's values."""
+    guard: bool = True
+    """Scale what a report earns down when it repeats itself, is far too long or too short, is stuffed with line breaks,
+    or has Findings that agree with the reference on next to nothing; no published metric is changed by it."""
+    grounding: float = 0.2
+    """Agreement of the Findings below which the guard scales a hierarchical reward down; with RadGraph, whose values
+    are lower than those of the rules, 0.1 is the like. 0 switches this rule off."""
+    bertscore: BertScoreConfig = field(default_factory=BertScoreConfig)
+    chexbert: ChexbertConfig = field(default_factory=ChexbertConfig)
+    # Here go the sections of the other backends: `radgraph: RadGraphConfig` and `judge: JudgeConfig`.
+    workers: int = 1
+    """Processes that score groups while others are decoded; 0 scores in the main process. It changes no number."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"expected reward.workers of at least 0, got {self.workers}")
+        weights = (self.syntax, self.domain, self.consistent, self.gamma)
+        if min(weights) < 0 or max(weights) == 0:
+            raise ValueError(f"expected reward weights not negative and not all zero, got {weights}")
+        if self.preset == "plugin" and self.plugin is None:
+            raise ValueError("reward.preset plugin: expected reward.plugin, the module:function to call")
+        if self.plugin is not None and self.plugin_weight <= 0:
+            raise ValueError(
+                f"expected reward.plugin_weight above 0, got {self.plugin_weight}; scale inside the plug-in"
+            )
+        if not 0 <= self.grounding < 1:
+            raise ValueError(f"expected reward.grounding of at least 0 and below 1, got {self.grounding}")
