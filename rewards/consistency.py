@@ -1,16 +1,37 @@
 """Does the Impression follow from the Findings? A local judge built on a rule labeler."""
 
+import re
 from collections.abc import Sequence
 
 from rewards.base import Labeler
+from rewards.negation import sentences
+
+# What no Impression leaves out once the Findings are certain of it.
+ALWAYS_SAID = frozenset({"Edema", "Consolidation", "Pneumonia", "Pneumothorax", "Pleural Effusion"})
+# What an Impression need not repeat, even where it calls the study normal: radiologists mostly do not.
+MINOR = frozenset({"Fracture", "Pleural Other"})
+# A sentence of the Findings with one of these words describes something old or harmless.
+_HARMLESS = re.compile(
+    r"\b(?<!not )(?<!non-)(?:calcifi\w+(?! plaque)|granulom\w+|scar\w*|fibro\w+|old|healed|chronic|remote|benign|nipple"
+    r"|crowding|artifact\w*|summation|overlap\w*|superimpos\w+|fat|hernia|subsegmental|discoid|plate-?like|band-?like"
+    r"|minimal (?:\w+ ){0,3}atelectasis)\b",
+    re.IGNORECASE,
+)
 
 
 class ConsistencyRules:
     """+1 where Impression and Findings agree, -1 otherwise (paper 4.2; there the judge is an LLM).
 
-    Inconsistent is an Impression that asserts a label which the Findings do not support, that calls the study normal
-    although the Findings hold something significant, or that leaves out what the Findings are certain of. A broader
-    label may stand for a narrower one. Without one of the sections there is nothing to agree with: -1.
+    Inconsistent is an Impression that
+
+    - asserts something abnormal which the Findings do not support;
+    - says that nothing is wrong although the Findings are certain of a finding that is neither minor nor old;
+    - names findings and leaves out one of those that are always said (`ALWAYS_SAID`; with a labeler of other labels,
+      any of its labels);
+    - says neither that something is wrong nor that nothing is.
+
+    A label may stand for what the labeler's `covers` names. Minor and old findings may be left out, as radiologists
+    leave them out. Without one of the sections there is nothing to agree with: -1.
     """
 
     name = "consistency_rules"
@@ -24,19 +45,28 @@ class ConsistencyRules:
     def _one(self, findings: str, impression: str) -> float:
         if not findings.strip() or not impression.strip():
             return -1.0
-        observed, concluded = (labels - self.labeler.ignorable for labels in self.labeler([findings, impression]))
-        if not concluded and not observed:
-            # Neither names an abnormality; the Impression must still say that it is normal.
-            return 1.0 if self.labeler.normal in self.labeler([impression])[0] or self._device(impression) else -1.0
-        certain = self.labeler.certain(findings) - self.labeler.ignorable
-        unsupported = {label for label in concluded if not self._supported(label, observed)}
-        left_out = {label for label in certain if not self._supported(label, concluded)}
-        return -1.0 if unsupported or left_out else 1.0
+        current = _without_harmless(findings)
+        observed, recent = self._abnormal(findings), self._abnormal(current)
+        concluded = self._abnormal(impression)
+        if not all(name in observed or self._stands_for(name, recent) for name in concluded):
+            return -1.0
+        serious = self.labeler.certain(current) - self.labeler.ignorable - MINOR
+        if not concluded:
+            # Nothing abnormal is named: the Impression must say that this is so, and the Findings must bear it out.
+            said = self.labeler([impression])[0]
+            return 1.0 if said and not serious else -1.0
+        required = serious & ALWAYS_SAID if ALWAYS_SAID <= set(self.labeler.labels) else serious
+        return 1.0 if all(label in concluded or self._stands_for(label, concluded) for label in required) else -1.0
 
-    def _supported(self, label: str, others: set[str]) -> bool:
-        """The label itself is among the others, or a broader or narrower one."""
+    def _abnormal(self, text: str) -> set[str]:
+        return self.labeler.abnormalities(text) - self.labeler.ignorable
+
+    def _stands_for(self, label: str, others: set[str]) -> bool:
+        """The label may stand for one of the others, or one of them for it."""
         covers = self.labeler.covers
-        return label in others or any(label in covers.get(o, ()) or o in covers.get(label, ()) for o in others)
+        return any(label in covers.get(o, ()) or o in covers.get(label, ()) for o in others)
 
-    def _device(self, impression: str) -> bool:
-        return bool(self.labeler([impression])[0])
+
+def _without_harmless(findings: str) -> str:
+    """The sentences that speak of nothing old or harmless."""
+    return "\n\n".join(sentence for sentence in sentences(findings) if not _HARMLESS.search(sentence))
