@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from rewards.base import Labeler
+from rewards.entity_rules import sides
 from rewards.negation import sentences
 
 # What no Impression leaves out once the Findings are certain of it.
@@ -24,7 +25,7 @@ class ConsistencyRules:
 
     Inconsistent is an Impression that
 
-    - asserts something abnormal which the Findings do not support;
+    - asserts something abnormal which the Findings do not support, or has on the other side;
     - says that nothing is wrong although the Findings are certain of a finding that is neither minor nor old;
     - names findings and leaves out one of those that are always said (`ALWAYS_SAID`; with a labeler of other labels,
       any of its labels);
@@ -50,6 +51,8 @@ class ConsistencyRules:
         concluded = self._abnormal(impression)
         if not all(name in observed or self._stands_for(name, recent) for name in concluded):
             return -1.0
+        if concluded & _on_the_other_side(findings, impression):
+            return -1.0
         serious = self.labeler.certain(current) - self.labeler.ignorable - MINOR
         if not concluded:
             # Nothing abnormal is named: the Impression must say that this is so, and the Findings must bear it out.
@@ -65,6 +68,12 @@ class ConsistencyRules:
         """The label may stand for one of the others, or one of them for it."""
         covers = self.labeler.covers
         return any(label in covers.get(o, ()) or o in covers.get(label, ()) for o in others)
+
+
+def _on_the_other_side(findings: str, impression: str) -> set[str]:
+    """What both sections give a side, and never the same."""
+    observed, concluded = sides(findings), sides(impression)
+    return {name for name in observed.keys() & concluded.keys() if not observed[name] & concluded[name]}
 
 
 def _without_harmless(findings: str) -> str:

@@ -29,18 +29,18 @@ class Term:
     def exception(self) -> re.Pattern[str]:
         return re.compile("|".join(self.unless), re.IGNORECASE)
 
-    def values(self, sentence: str) -> list[int]:
-        """One value for each mention that is a statement about this examination."""
+    def mentions(self, sentence: str) -> list[tuple[re.Match[str], int]]:
+        """Every statement about this examination with its value: 1 present, 0 denied, -1 uncertain."""
         found = []
         for match, polarity in mentions(self.pattern, sentence):
             nearby = sentence[max(0, match.start() - 30) : match.end() + 25]
             # a denied statement that all is normal ("heart size is not normal") says nothing definite
             silent = polarity is None or (self.value == 0 and polarity == 0)
             if not silent and not (self.unless and self.exception.search(nearby)):
-                found.append(self.value if polarity == 1 or self.value == 0 else polarity)
+                found.append((match, self.value if polarity == 1 or self.value == 0 else polarity))
         return found
 
 
 def read(terms: Sequence[Term], sentence: str) -> list[tuple[str, int]]:
-    """(name, value) of every mention in a sentence: 1 present, 0 denied, -1 uncertain."""
-    return [(term.name, value) for term in terms for value in term.values(sentence)]
+    """(name, value) of every mention in a sentence."""
+    return [(term.name, value) for term in terms for _, value in term.mentions(sentence)]
