@@ -19,18 +19,23 @@ COVERS = {
     "Enlarged Cardiomediastinum": {"Cardiomegaly", "Aorta", "Hilum or lymph nodes", "Mediastinum"},
     "Cardiomegaly": {"Enlarged Cardiomediastinum", "Mediastinum"},
     "Lung Opacity": {
-        "Edema", "Consolidation", "Pneumonia", "Atelectasis", "Lung Lesion", "Airways and interstitium", "Pleural Other",
+        "Edema", "Consolidation", "Pneumonia", "Atelectasis", "Lung Lesion", "Airways and interstitium",
+        "Pleural Other",
+        "Scar",
     },
-    "Lung Lesion": {"Lung Opacity", "Calcification", "Hilum or lymph nodes"},
+    "Lung Lesion": {"Lung Opacity", "Calcification", "Hilum or lymph nodes", "Scar"},
     "Edema": {"Lung Opacity", "Airways and interstitium", "Hilum or lymph nodes", "Pleural Effusion"},
     "Consolidation": {"Lung Opacity", "Pneumonia", "Atelectasis"},
     "Pneumonia": {"Lung Opacity", "Consolidation", "Atelectasis", "Airways and interstitium"},
-    "Atelectasis": {"Lung Opacity", "Consolidation", "Low volumes", "Diaphragm"},
+    "Atelectasis": {"Lung Opacity", "Consolidation", "Low volumes", "Diaphragm", "Airways and interstitium"},
     "Pleural Effusion": {"Diaphragm", "Pleural Other"},
-    "Pleural Other": {"Diaphragm", "Lung Opacity", "Pleural Effusion"},
+    "Pleural Other": {"Diaphragm", "Lung Opacity", "Pleural Effusion", "Scar"},
+    "Scar": {"Lung Opacity", "Airways and interstitium", "Pleural Other", "Atelectasis", "Calcification"},
     "Airways and interstitium": {"Lung Opacity", "Emphysema", "Edema", "Lung Lesion"},
     "Low volumes": {"Atelectasis", "Airways and interstitium"},
-    "Hilum or lymph nodes": {"Mediastinum", "Lung Opacity", "Edema", "Enlarged Cardiomediastinum", "Lung Lesion", "Calcification"},
+    "Hilum or lymph nodes": {
+        "Mediastinum", "Lung Opacity", "Edema", "Enlarged Cardiomediastinum", "Lung Lesion", "Calcification",
+    },
     "Mediastinum": {"Hilum or lymph nodes", "Enlarged Cardiomediastinum", "Cardiomegaly", "Aorta"},
     "Emphysema": {"Diaphragm", "Airways and interstitium"},
     "Diaphragm": {"Pleural Effusion", "Emphysema", "Hernia"},
@@ -43,7 +48,8 @@ COVERS = {
 }  # fmt: skip
 
 _NORMALITY = re.compile(
-    r"\b(?:normal|unremarkable|clear|negative|intact|no (?:\w+ ){0,3}(?:acute|active|evidence|significant|abnormal\w*|disease|findings?|process)"
+    r"\b(?:normal|unremarkable|clear|negative|intact|no (?:\w+ ){0,3}(?:acute|active|evidence|significant"
+    r"|abnormal\w*|disease|findings?|process)"
     r"|stable (?:\w+ )?(?:chest|exam\w*|appearance)|(?:no|without) (?:\w+ )?change|unchanged)\b",
     re.IGNORECASE,
 )
@@ -100,12 +106,7 @@ def _positive(text: str) -> frozenset[str]:
 
 
 def _others(text: str) -> set[str]:
-    return {
-        name
-        for sentence in sentences(text)
-        for name, value in _sentence_others(sentence)
-        if value in (1, -1)
-    }
+    return {name for sentence in sentences(text) for name, value in _sentence_others(sentence) if value in (1, -1)}
 
 
 # Sentences recur in reports far more than reports do.

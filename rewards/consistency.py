@@ -7,6 +7,10 @@ from rewards.base import Labeler
 from rewards.entity_rules import sides
 from rewards.negation import sentences
 
+OBJECTIONS = (
+    "a section is empty", "not in the Findings", "on the other side", "says nothing", "calls abnormal Findings normal",
+    "leaves a serious finding out",
+)  # fmt: skip
 # What no Impression leaves out once the Findings are certain of it.
 ALWAYS_SAID = frozenset({"Edema", "Consolidation", "Pneumonia", "Pneumothorax", "Pleural Effusion"})
 # What an Impression need not repeat, even where it calls the study normal: radiologists mostly do not.
@@ -41,25 +45,29 @@ class ConsistencyRules:
         self.labeler = labeler
 
     def __call__(self, findings: Sequence[str], impressions: Sequence[str]) -> list[float]:
-        return [self._one(f, i) for f, i in zip(findings, impressions, strict=True)]
+        pairs = zip(findings, impressions, strict=True)
+        return [1.0 if self.objection(f, i) is None else -1.0 for f, i in pairs]
 
-    def _one(self, findings: str, impression: str) -> float:
+    def objection(self, findings: str, impression: str) -> str | None:
+        """What is wrong: one of `OBJECTIONS`, or None where both agree."""
         if not findings.strip() or not impression.strip():
-            return -1.0
+            return "a section is empty"
         current = _without_harmless(findings)
         observed, recent = self._abnormal(findings), self._abnormal(current)
         concluded = self._abnormal(impression)
         if not all(name in observed or self._stands_for(name, recent) for name in concluded):
-            return -1.0
+            return "not in the Findings"
         if concluded & _on_the_other_side(findings, impression):
-            return -1.0
+            return "on the other side"
         serious = self.labeler.certain(current) - self.labeler.ignorable - MINOR
         if not concluded:
             # Nothing abnormal is named: the Impression must say that this is so, and the Findings must bear it out.
-            said = self.labeler([impression])[0]
-            return 1.0 if said and not serious else -1.0
-        required = serious & ALWAYS_SAID if ALWAYS_SAID <= set(self.labeler.labels) else serious
-        return 1.0 if all(label in concluded or self._stands_for(label, concluded) for label in required) else -1.0
+            if not self.labeler([impression])[0]:
+                return "says nothing"
+            return "calls abnormal Findings normal" if serious else None
+        required = serious & ALWAYS_SAID if set(self.labeler.labels) >= ALWAYS_SAID else serious
+        left_out = {label for label in required if label not in concluded and not self._stands_for(label, concluded)}
+        return "leaves a serious finding out" if left_out else None
 
     def _abnormal(self, text: str) -> set[str]:
         return self.labeler.abnormalities(text) - self.labeler.ignorable

@@ -29,7 +29,8 @@ STRUCTURES = (
 OBSERVATIONS = (*chexpert_terms.TERMS, *other_terms.TERMS, *STRUCTURES)
 
 PLACES = {
-    "left": "left", "right": "right", "both": r"bilateral\w*|both|bi(?:basilar|apical)", "upper": "upper|(?:bi)?apical|apex|apices",
+    "left": "left", "right": "right", "both": r"bilateral\w*|both|bi(?:basilar|apical)",
+    "upper": "upper|(?:bi)?apical|apex|apices",
     "middle": r"mid\w*|lingula\w*", "lower": "lower|(?:bi)?basilar|bases?|basal",
     "perihilar": "perihilar|central", "retrocardiac": "retrocardiac", "peripheral": r"peripheral\w*|lateral",
 }  # fmt: skip
@@ -37,7 +38,8 @@ QUALITIES = {
     "small": r"small|mild\w*|minimal\w*|trace|tiny|slight\w*", "moderate": r"moderate\w*",
     "large": r"large|severe\w*|marked\w*|massive", "normal": r"normal\w*|clear|unremarkable|within normal limits",
     "increased": r"increas\w+|enlarge\w+|worsen\w+", "decreased": r"decreas\w+|improv\w+",
-    "unchanged": "unchanged|stable|again", "new": "new|interval development", "acute": "acute", "chronic": "chronic|old|healed",
+    "unchanged": "unchanged|stable|again", "new": "new|interval development", "acute": "acute",
+    "chronic": "chronic|old|healed",
     "focal": r"focal\w*", "diffuse": r"diffuse\w*", "patchy": "patchy|streaky|linear", "calcified": r"calcifi\w+",
     "multiple": r"multiple|multifocal|scattered|numerous", "soft": "soft", "hard": "hard", "mixed": "mixed",
 }  # fmt: skip

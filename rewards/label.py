@@ -64,7 +64,7 @@ def read_report(line: str, where: str) -> Report:
             f"{where}: expected the report under report or text, or findings and impression, got the keys "
             f"{sorted(content)}"
         )
-    sections = {key: given[key] if key in given else "" for key in SECTIONS}
+    sections = {key: given.get(key, "") for key in SECTIONS}
     whole = next((given[key] for key in WHOLE if key in given), None)
     if whole is None:
         whole = "\n\n".join(f"{key.capitalize()}: {text}" for key, text in sections.items() if text.strip())
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: {error}") from error
     label = RuleLabels()
     bar = tqdm(reports, desc="label", unit="report", disable=None)
-    _write("".join(json.dumps(label(report), ensure_ascii=False) + "\n" for report in bar), options.out)
+    _write("".join(json.dumps(label(report)) + "\n" for report in bar), options.out)
 
 
 @contextmanager

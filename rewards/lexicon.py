@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """A lexicon file of keywords: what counts as a mention, what denies it, which side it is on. English and Chinese."""
 
 import json
@@ -128,12 +129,12 @@ def _piece(sentence: str, match: re.Match[str], cut: re.Pattern[str]) -> tuple[i
 
 
 def _pattern(term: str) -> str:
-    """Regular expression of a term: whole words in Latin script, characters in Chinese."""
+    """Regular expression of a term: whole words in Latin script, plurals too; characters in Chinese."""
     parts = [r"[\s-]+".join(map(re.escape, re.split(r"[\s-]+", part.strip()))) for part in term.split("...")]
     bounded = [
         (r"\b" if re.match(r"[a-z0-9]", part, re.IGNORECASE) else "")
         + part
-        + (r"\b" if re.search(r"[a-z0-9]$", part, re.IGNORECASE) else "")
+        + (r"s?\b" if re.search(r"[a-z0-9]$", part, re.IGNORECASE) else "")
         for part in parts
     ]
     return _SKIP.join(bounded)
@@ -141,7 +142,7 @@ def _pattern(term: str) -> str:
 
 def _keyword(name: str, entry: object, where: str) -> Keyword:
     _expect_keys(entry, {"terms"}, f"{where}: {name}", optional={"sided"})
-    sided = entry["sided"] if "sided" in entry else False
+    sided = entry.get("sided", False)
     if not isinstance(sided, bool):
         raise ValueError(f"{where}: {name}.sided: expected true or false, got {sided!r}")
     return Keyword(name, _strings(entry["terms"], f"{where}: {name}.terms"), sided)

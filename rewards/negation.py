@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Is what a sentence mentions present, absent, uncertain, or not a statement about this examination at all?
 
 Words that deny or hedge ("cues") stand before or after a mention. A cue reaches a mention when no stop stands between
@@ -7,10 +8,15 @@ Idea: NegEx (Chapman et al., J Biomed Inform 34, 2001). The word lists and the s
 """
 
 import re
+from bisect import bisect_left, bisect_right
+
+from rewards.report_text import tidy
+
+REACH = 300  # characters
 
 # A line that goes on in lower case was wrapped; a line that starts with a capital or a bullet is a new statement.
 _ENDS = (
-    r"(?<=[.!?;])\s+", r"(?<=[a-z)]\.)(?=[A-Z])", r"\n\s*\n", r"\n\s*(?=[A-Z0-9*•-])",
+    r"(?<=[.!?;])\s", r"(?<=[a-z)]\.)(?=[A-Z])", r"\n\n", r"\n(?=[A-Z0-9*•-])",
     r"(?:(?<=\s)|(?<=^))\d{1,2}[.)]\s+(?=[A-Z])", r"[。；！？]",
 )  # fmt: skip
 SENTENCE = re.compile("|".join(_ENDS))
@@ -50,11 +56,12 @@ _BEFORE = {
         r"\b(?:cannot|can not|could not|can't|not|difficult to|hard to|unable to|impossible to|insufficient to|without)"
         rf" (?:be )?{_SURE}(?:exclude[ds]?|excluding|rule[ds]?(?: \w+){{0,3}} out)",
         r"\b(?:possibl[ey]|possibility|probabl[ey]|may|might|could|suspicio\w+|suspect\w*|suggest\w*|question\w*"
-        r"|likely|versus|vs|concern\w*|worrisome|equivocal|potential\w*|perhaps|presum\w+|borderline|differential"
+        r"|likely|versus|vs|concern\w*|worrisome|equivocal|potential\w*|perhaps|presum\w+|differential"
         r"|consider|consideration\w*|favou?r\w*|would be|can be|if any|if present|\?)",
     ),
     "denied": (
-        r"\b(?:no longer|not likely|unlikely|no|not|without|w/o|free of|free from|negative for|absence of|absent|never"
+        r"\b(?:no longer (?:seen|visuali[sz]ed|identified|evident|present) (?:is|are)|no longer|not likely"
+        r"|unlikely|no|not|without|w/o|free of|free from|negative for|absence of|absent|never"
         r"|nor|neither|none|clear of|cleared|rather than|instead of|ruled out|rules out|excludes?|lack of|lacks|denies"
         r"|resolved|(?:resolution|clearing|removal) of|fails? to \w+|nothing)\b",
         # the verb belongs to the denial and does not end it
@@ -82,13 +89,15 @@ _CAUSE = re.compile(r"\b(?:due to|secondary to|related to|because of|caused by|a
 
 # Cues that stand after a mention, behind what is left of its list: "effusion, pneumothorax or edema is not seen".
 _REST = (
-    r"(?:\s*,)?(?:[\s,/]+(?!(?:is|are|was|were|has|have|had|with|but|there|no|not|may|which|cannot|could|can|without)\b)"
+    r"(?:\s*,)?(?:[\s,/]+(?!(?:is|are|was|were|has|have|had|with|but|there|no|not|may|which|cannot|could|can"
+    r"|without)\b)"
     r"[\w'-]+){0,12}?[\s,]+"
 )
 _VERB = r"(?:(?:is|are|was|were|has been|have been|had been|appears?|has|have|being|remains?)\s+)?"
 _SEEN = (
     r"(?:seen|identified|present|visuali[sz]ed|evident|demonstrated|noted|appreciated|observed|detected|found|apparent"
-    r"|visible|suspected|confirmed|discernible|recognized|shown|there)(?! (?:on|in) (?:the )?(?:prior|previous|comparison)"
+    r"|visible|suspected|confirmed|discernible|recognized|shown|there)(?! (?:on|in) (?:the )?(?:prior|previous"
+    r"|comparison)"
     r"| previously| before)"
 )
 _OTHER_AFTER = re.compile(
@@ -106,7 +115,8 @@ _DENIED_AFTER = re.compile(
     re.IGNORECASE,
 )
 _UNCERTAIN_AFTER = re.compile(
-    rf"{_REST}(?:(?:cannot|can not|could not|can't|not) (?:be )?{_SURE}(?:excluded|ruled out|exclude)"
+    rf"{_REST}(?:(?:has |have )?(?:cannot|can not|could not|can't|not) (?:be |been )?{_SURE}(?:excluded"
+    rf"|ruled out|exclude)"
     r"|(?:is|are|was|were|remains?|would be|also|may be|might be|could be)\s+"
     r"(?:also |still |a |the |an |in |less |more |felt )*(?:possible|possibility|suspected|likely|probable|questioned"
     r"|questionable|differential|consideration|considered|concern|equivocal)"
@@ -149,11 +159,13 @@ def mentions(pattern: re.Pattern[str], sentence: str) -> list[tuple[re.Match[str
     found = [*pattern.finditer(sentence)]
     if not found:
         return []
-    starts = [0, *(match.start() for match in CLAUSE.finditer(sentence))]
+    cuts = [0, *(match.start() for match in CLAUSE.finditer(sentence)), len(sentence)]
     judged = []
     for match in found:
-        start = max(s for s in starts if s <= match.start())
-        end = min((s for s in starts if s >= match.end()), default=len(sentence))
+        clause = bisect_right(cuts, match.start()) - 1
+        # no cue reaches further than REACH; without a bound a text that never ends a sentence takes quadratic time
+        start = max(cuts[clause], match.start() - REACH)
+        end = min(cuts[bisect_left(cuts, match.end())], match.end() + REACH)
         value = polarity(sentence[start : match.start()], match.group(), sentence[match.end() : end])
         judged.append((match, value))
     return judged
@@ -161,4 +173,4 @@ def mentions(pattern: re.Pattern[str], sentence: str) -> list[tuple[re.Match[str
 
 def sentences(text: str) -> list[str]:
     """Sentences of a text, their white space made single; a list's numbers belong to none."""
-    return [" ".join(piece.split()) for piece in SENTENCE.split(text) if piece and piece.strip()]
+    return [" ".join(piece.split()) for piece in SENTENCE.split(tidy(text)) if piece and piece.strip()]

@@ -16,7 +16,8 @@ TERMS = (
     Term(
         "Deformity",
         (
-            r"\w*scoli\w+", r"kypho\w*", "lordosis", r"(?:levo|dextro)\w*curv\w+", "curvature", r"wedg\w+", r"deform\w+",
+            r"\w*scoli\w+", r"kypho\w*", "lordosis", r"(?:levo|dextro)\w*curv\w+", "curvature", r"wedg\w+",
+            r"deform\w+",
             r"compression (?:deformit\w+|fracture)", "pectus", r"height loss|loss of (?:\w+ )?height", "cervical ribs?",
             "bifid", "congenital", r"anomal\w+", "block vert", r"vertebral (?:body )?(?:collapse|compression)",
         ),
@@ -57,7 +58,8 @@ TERMS = (
     Term(
         "Low volumes",
         (
-            rf"{_DIM} (?:\w+ )?(?:volumes?|inspirat\w+)", rf"volumes (?:are |remain |is |were )?(?:\w+ )?{_DIM}(?! normal)",
+            rf"{_DIM} (?:\w+ )?(?:volumes?|inspirat\w+)",
+            rf"volumes (?:are |remain |is |were )?(?:\w+ )?{_DIM}(?! normal)",
             r"(?:hypo-?|under-?)(?:inflat|aerat|ventil|expan)\w+", r"poor(?:ly)? (?:inspired|inflat\w+)", "crowding",
         ),
     ),
@@ -72,9 +74,12 @@ TERMS = (
     Term(
         "Hilum or lymph nodes",
         (
-            r"\w*adenopath\w+", r"(?:enlarg\w+|prominen\w+) (?:\w+ ){0,3}(?:lymph|nodes|hil(?:a|ar|um)\b|azygos|pulmonary arter)",
-            r"(?:bi)?hil(?:a|ar|um)\b (?:[\w-]+ ){0,5}(?:prominen\w+|enlarg\w+|full\w*|mass|elevat\w+|retract\w+|distort\w+)",
-            r"(?:fullness|prominence|asymmetry|retraction|distortion) (?:of|in) (?:the )?(?:\w+ ){0,2}(?:hil\w+|pulmonary arter\w+)",
+            r"\w*adenopath\w+",
+            r"(?:enlarg\w+|prominen\w+) (?:\w+ ){0,3}(?:lymph|nodes|hil(?:a|ar|um)\b|azygos|pulmonary arter)",
+            r"(?:bi)?hil(?:a|ar|um)\b (?:[\w-]+ ){0,5}(?:prominen\w+|enlarg\w+|full\w*|mass|elevat\w+|retract\w+"
+            r"|distort\w+)",
+            r"(?:fullness|prominence|asymmetry|retraction|distortion) (?:of|in) (?:the )?(?:\w+ ){0,2}(?:hil\w+"
+            r"|pulmonary arter\w+)",
             "pulmonary (?:arterial |venous )?hypertension", "lymphoid enlarg",
             r"pulmonary arter\w+ (?:\w+ ){0,3}(?:prominen\w+|enlarg\w+|dilat\w+)",
         ),
@@ -84,13 +89,15 @@ TERMS = (
         (
             r"osteop(?:eni|or)\w*", r"deminerali[sz]\w+", r"sclero(?:tic|sis)\b", r"(?:osteo)?(?:lytic|blastic)\b",
             r"dislocat\w+", r"sublux\w+", "callus", "old trauma", "erosi(?:on|ve)", "avascular", "osteonecrosis",
-            "bone island", "bony lesion", "destructive", "schmorl", r"renal osteo\w+", "ac(?:romioclavicular)? separation",
+            "bone island", "bony lesion", "destructive", "schmorl", r"renal osteo\w+",
+            "ac(?:romioclavicular)? separation",
         ),
     ),
     Term(
         "Mediastinum",
         (
-            r"(?:mediastin\w+|trache\w+|heart) (?:[\w-]+ ){0,5}(?:shift|deviat|displac)\w*", r"(?:shift|deviation|displacement) of",
+            r"(?:mediastin\w+|trache\w+|heart) (?:[\w-]+ ){0,5}(?:shift|deviat|displac)\w*",
+            r"(?:shift|deviation|displacement) of",
             "pericardial (?:effusion|cyst|fat|calc)", "(?:fat|epicardial) pads?|epicardial fat", r"pneumomediast\w+",
             "goiter", "thyroid", "azygos (?:lobe|fissure)", "mediastinal (?:mass|lymph)", "dextrocardia|situs inversus",
             r"tracheal (?:\w+ )?(?:narrowing|stenosis)",
@@ -98,22 +105,40 @@ TERMS = (
         unless=("midline",),
     ),
     Term(
+        "Scar",
+        (r"scar(?:s|red|ring)?\b", r"cicatri\w+", r"fibro(?:sis|tic)\b", "fibronodular", r"honeycomb\w*"),
+        unless=("surgical scar", "pleural scar", "cystic fibrosis"),
+    ),
+    Term(
         "Airways and interstitium",
         (
-            r"bronchiect\w+", r"bronchi(?:ol)?itis|bronchitic", r"thicken\w+", r"airways? (?:\w+ )?(?:disease|inflamm)", "cuffing",
-            r"coarse\w*", "cystic fibrosis", r"sarcoid\w*", r"tubercul\w+", r"histoplasm\w+", "pneumoconiosis|silicosis",
-            r"asbestos\w*", "miliary", r"chronic (?:\w+ )?(?:lung|interstitial)", r"markings (?:are )?(?:\w+ )?(?:increased|prominent)",
+            r"interstitial (?:\w+ )?(?:markings|prominence|thickening|changes?|disease|pattern|process"
+            r"|coarsening|lung)",
+            r"(?:prominen\w+|increased|coarse\w*|thickened|chronic|accentuat\w+|exaggerat\w+) (?:\w+ ){0,4}"
+            r"(?:interstiti\w+|markings)", r"(?:interstitial|bronchovascular|lung|reticular) (?:\w+ ){0,2}markings "
+            r"(?:\w+ ){0,2}(?:prominent|increased|coarse\w*|thickened|accentuated|exaggerated)",
+            r"reticul(?:ar|ation|onodular)\w*",
+            r"bronchiect\w+", r"bronchi(?:ol)?itis|bronchitic", r"thicken\w+",
+            r"airways? (?:\w+ )?(?:disease|inflamm)", "cuffing",
+            r"coarse\w*", "cystic fibrosis", r"sarcoid\w*", r"tubercul\w+", r"histoplasm\w+",
+            "pneumoconiosis|silicosis",
+            r"asbestos\w*", "miliary", r"chronic (?:\w+ )?(?:lung|interstitial)",
+            r"markings (?:are )?(?:\w+ )?(?:increased|prominent)",
             "chronic (?:appearing )?changes?", "parenchymal (?:disease|change)",
-            r"(?:prominen\w+|increased|engorged) (?:\w+ ){0,3}(?:bronchovascular|interstiti)", "interstiti\\w+ (?:\\w+ )?prominen",
+            r"(?:prominen\w+|increased|engorged) (?:\w+ ){0,3}(?:bronchovascular|interstiti)",
+            "interstiti\\w+ (?:\\w+ )?prominen",
         ),
     ),
     Term(
         "Soft tissue or abdomen",
         (
-            "subcutaneous (?:air|gas|emphysema)", "soft tissue (?:air|gas|swelling|mass|prominence|calc)", "ileus", "ascites",
-            "free (?:intraperitoneal|air|subdiaphragm|abdominal|peritoneal|intra-)", r"pneumoperiton\w+", "hepatomegaly", r"\w*splenomegaly",
+            "subcutaneous (?:air|gas|emphysema)", "soft tissue (?:air|gas|swelling|mass|prominence|calc)", "ileus",
+            "ascites",
+            "free (?:intraperitoneal|air|subdiaphragm|abdominal|peritoneal|intra-)", r"pneumoperiton\w+",
+            "hepatomegaly", r"\w*splenomegaly",
             r"(?:dilated|distended) (?:\w+ )?(?:bowel|loops|stomach|colon)", "bowel (?:distention|dilat)", "foreign",
-            r"bullet\w*|shrapnel|buckshot|pellets?\b|metallic", "radio-?paque", "gynecomastia", "nipple", "piercing|jewelry",
+            r"bullet\w*|shrapnel|buckshot|pellets?\b|metallic", "radio-?paque", "gynecomastia", "nipple",
+            "piercing|jewelry",
             "breast (?:shadow|densit|implant|prosth|attenuat)", "bowel obstruction",
         ),
     ),
