@@ -12,7 +12,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,7 +153,7 @@ class Count:
 
 
 def label_scores(reports: Sequence[Report], *, uncertain: bool) -> dict[str, dict[str, float]]:
-    """Per label, and "micro" over all; `uncertain` says whether -1 counts as positive."""
+    """Per label, micro over all and over all but No Finding; `uncertain` says whether -1 counts as positive."""
     positive = (1, -1) if uncertain else (1,)
     counts = {label: Count() for label in LABELS}
     for report in reports:
@@ -164,8 +164,15 @@ def label_scores(reports: Sequence[Report], *, uncertain: bool) -> dict[str, dic
             counts[label].both += value in positive and label in said
             counts[label].rules_only += value in positive and label not in said
             counts[label].coding_only += value not in positive and label in said
-    total = Count(*(sum(getattr(c, name) for c in counts.values()) for name in ("both", "rules_only", "coding_only")))
-    return {**{label: count.row() for label, count in counts.items()}, "micro": total.row()}
+    micro = _sum(counts.values())
+    findings = _sum(count for label, count in counts.items() if label != "No Finding")
+    scores = {label: count.row() for label, count in counts.items()}
+    return {**scores, "micro": micro.row(), "micro of the findings": findings.row()}
+
+
+def _sum(counts: Iterable[Count]) -> Count:
+    parts = [(count.both, count.rules_only, count.coding_only) for count in counts]
+    return Count(*map(sum, zip(*parts, strict=True)))
 
 
 def criticality_scores(reports: Sequence[Report]) -> dict[str, float]:
@@ -295,7 +302,7 @@ def milliseconds(reports: Sequence[Report]) -> float:
 def rows(halves: dict[str, dict]) -> list[list[str]]:
     """The table of both halves that the documentation quotes."""
     lines = []
-    for label in (*LABELS, "micro"):
+    for label in (*LABELS, "micro", "micro of the findings"):
         cells = [label]
         for half in halves.values():
             scores = half["labels"][label]
