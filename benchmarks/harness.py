@@ -137,6 +137,10 @@ def table(content: Mapping) -> str:
     """A result file as the Markdown that is printed and that the documentation quotes."""
     if "parts" in content:
         return _shares(content["parts"])
+    if "rows" in content:
+        columns = content["columns"]
+        lines = [columns, ["---"] * len(columns), *content["rows"]]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     unit = content["unit"]
     columns = ["variant", "seconds", "time ratio", "peak above inputs (MB)", "peak resident (MB)"]
     columns += [f"{unit}/s"] if unit else []

@@ -1,16 +1,42 @@
 """Does the Impression follow from the Findings? A local judge built on a rule labeler."""
 
+import re
 from collections.abc import Sequence
 
 from rewards.base import Labeler
+from rewards.entity_rules import sides
+from rewards.negation import sentences
+
+OBJECTIONS = (
+    "a section is empty", "not in the Findings", "on the other side", "says nothing", "calls abnormal Findings normal",
+    "leaves a serious finding out",
+)  # fmt: skip
+# What no Impression leaves out once the Findings are certain of it.
+ALWAYS_SAID = frozenset({"Edema", "Consolidation", "Pneumonia", "Pneumothorax", "Pleural Effusion"})
+# What an Impression need not repeat, even where it calls the study normal: radiologists mostly do not.
+MINOR = frozenset({"Fracture", "Pleural Other"})
+# A sentence of the Findings with one of these words describes something old or harmless.
+_HARMLESS = re.compile(
+    r"\b(?<!not )(?<!non-)(?:calcifi\w+(?! plaque)|granulom\w+|scar\w*|fibro\w+|old|healed|chronic|remote|benign|nipple"
+    r"|crowding|artifact\w*|summation|overlap\w*|superimpos\w+|fat|hernia|subsegmental|discoid|plate-?like|band-?like"
+    r"|minimal (?:\w+ ){0,3}atelectasis)\b",
+    re.IGNORECASE,
+)
 
 
 class ConsistencyRules:
     """+1 where Impression and Findings agree, -1 otherwise (paper 4.2; there the judge is an LLM).
 
-    Inconsistent is an Impression that asserts a label which the Findings do not support, that calls the study normal
-    although the Findings hold something significant, or that leaves out what the Findings are certain of. A broader
-    label may stand for a narrower one. Without one of the sections there is nothing to agree with: -1.
+    Inconsistent is an Impression that
+
+    - asserts something abnormal which the Findings do not support, or has on the other side;
+    - says that nothing is wrong although the Findings are certain of a finding that is neither minor nor old;
+    - names findings and leaves out one of those that are always said (`ALWAYS_SAID`; with a labeler of other labels,
+      any of its labels);
+    - says neither that something is wrong nor that nothing is.
+
+    A label may stand for what the labeler's `covers` names. Minor and old findings may be left out, as radiologists
+    leave them out. Without one of the sections there is nothing to agree with: -1.
     """
 
     name = "consistency_rules"
@@ -19,24 +45,45 @@ class ConsistencyRules:
         self.labeler = labeler
 
     def __call__(self, findings: Sequence[str], impressions: Sequence[str]) -> list[float]:
-        return [self._one(f, i) for f, i in zip(findings, impressions, strict=True)]
+        pairs = zip(findings, impressions, strict=True)
+        return [1.0 if self.objection(f, i) is None else -1.0 for f, i in pairs]
 
-    def _one(self, findings: str, impression: str) -> float:
+    def objection(self, findings: str, impression: str) -> str | None:
+        """What is wrong: one of `OBJECTIONS`, or None where both agree."""
         if not findings.strip() or not impression.strip():
-            return -1.0
-        observed, concluded = (labels - self.labeler.ignorable for labels in self.labeler([findings, impression]))
-        if not concluded and not observed:
-            # Neither names an abnormality; the Impression must still say that it is normal.
-            return 1.0 if self.labeler.normal in self.labeler([impression])[0] or self._device(impression) else -1.0
-        certain = self.labeler.certain(findings) - self.labeler.ignorable
-        unsupported = {label for label in concluded if not self._supported(label, observed)}
-        left_out = {label for label in certain if not self._supported(label, concluded)}
-        return -1.0 if unsupported or left_out else 1.0
+            return "a section is empty"
+        current = _without_harmless(findings)
+        observed, recent = self._abnormal(findings), self._abnormal(current)
+        concluded = self._abnormal(impression)
+        if not all(name in observed or self._stands_for(name, recent) for name in concluded):
+            return "not in the Findings"
+        if concluded & _on_the_other_side(findings, impression):
+            return "on the other side"
+        serious = self.labeler.certain(current) - self.labeler.ignorable - MINOR
+        if not concluded:
+            # Nothing abnormal is named: the Impression must say that this is so, and the Findings must bear it out.
+            if not self.labeler([impression])[0]:
+                return "says nothing"
+            return "calls abnormal Findings normal" if serious else None
+        required = serious & ALWAYS_SAID if set(self.labeler.labels) >= ALWAYS_SAID else serious
+        left_out = {label for label in required if label not in concluded and not self._stands_for(label, concluded)}
+        return "leaves a serious finding out" if left_out else None
 
-    def _supported(self, label: str, others: set[str]) -> bool:
-        """The label itself is among the others, or a broader or narrower one."""
+    def _abnormal(self, text: str) -> set[str]:
+        return self.labeler.abnormalities(text) - self.labeler.ignorable
+
+    def _stands_for(self, label: str, others: set[str]) -> bool:
+        """The label may stand for one of the others, or one of them for it."""
         covers = self.labeler.covers
-        return label in others or any(label in covers.get(o, ()) or o in covers.get(label, ()) for o in others)
+        return any(label in covers.get(o, ()) or o in covers.get(label, ()) for o in others)
 
-    def _device(self, impression: str) -> bool:
-        return bool(self.labeler([impression])[0])
+
+def _on_the_other_side(findings: str, impression: str) -> set[str]:
+    """What both sections give a side, and never the same."""
+    observed, concluded = sides(findings), sides(impression)
+    return {name for name in observed.keys() & concluded.keys() if not observed[name] & concluded[name]}
+
+
+def _without_harmless(findings: str) -> str:
+    """The sentences that speak of nothing old or harmless."""
+    return "\n\n".join(sentence for sentence in sentences(findings) if not _HARMLESS.search(sentence))

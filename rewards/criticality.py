@@ -16,7 +16,10 @@ class Criticality:
 
 
 class CriticalityRules:
-    """Critical is every report that asserts something abnormal, hedged or not (the paper: all but normal ones)."""
+    """Critical is every report that asserts something abnormal, hedged or not (the paper: all but normal ones).
+
+    A device is abnormal too: its bearer is no healthy person, and its position must be reported right.
+    """
 
     def __init__(self, labeler: Labeler) -> None:
         self.labeler = labeler

@@ -1,68 +1,81 @@
-"""Entities of a report by rules, and the F1 of two sets of them: a local proxy for RadGraph, under its own name."""
+"""Entities and relations of a report by rules, and the F1 of two sets of them: a local proxy for RadGraph.
+
+It reports under its own name and is not the RadGraph score.
+"""
 
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from rewards.chexpert_rules import CLAUSE, MENTIONS, SENTENCE, polarity
+from rewards import chexpert_terms, other_terms
+from rewards.negation import sentences
+from rewards.report_text import examination
+from rewards.terms import Term
 
-# Observations beyond the 14 labels, and those of carotid ultrasound.
-OBSERVATIONS = {
-    **MENTIONS,
-    "Heart": r"heart|cardiac silhouette|cardiac size",
-    "Mediastinum": r"mediastin\w+|hil(?:um|a|ar)\b",
-    "Lungs": r"lungs?\b|airspaces?",
-    "Pulmonary vessels": r"(?:pulmonary )?vascula\w+|vessels",
-    "Aorta": r"aort\w+",
-    "Bones": r"osseous|bon(?:e|es|y)\b|spine|thoracic|ribs?\b|degenerative|osteophyt\w+|scoliosis",
-    "Diaphragm": r"diaphragm\w*|costophrenic",
-    "Calcification": r"calcifi\w+",
-    "Emphysema": r"emphysem\w+|copd\b|hyperinflat\w+|hyperexpan\w+",
-    "Hernia": r"hernia\w*",
-    "Plaque": r"plaques?\b",
-    "Stenosis": r"stenosis|narrowing",
-    "Intima-media thickness": r"intima-media",
-    "Flow": r"flow\b|velocit\w+",
-}
-MODIFIERS = {
-    "left": r"left", "right": r"right", "both": r"bilateral\w*|both",
-    "small": r"small|mild\w*|minimal\w*|trace|tiny|slight\w*", "moderate": r"moderate\w*",
-    "large": r"large|severe\w*|marked\w*|massive", "upper": r"upper|apical|apex", "middle": r"mid\w*",
-    "lower": r"lower|basilar|bibasilar|bases?", "normal": r"normal\w*|clear|unremarkable|within normal limits",
-    "increased": r"increas\w+|enlarge\w+|worsen\w+", "decreased": r"decreas\w+|improv\w+",
-    "unchanged": r"unchanged|stable",
-    "soft": r"soft", "hard": r"hard|calcified", "mixed": r"mixed",
+# Structures, and the findings of carotid ultrasound.
+STRUCTURES = (
+    Term("Heart", ("heart", "cardiac silhouette", "cardiac size", "cardiac contours?")),
+    Term("Mediastinum", (r"(?:cardio)?mediastin\w+", r"hil(?:um|a|ar)\b")),
+    Term("Lungs", (r"lungs?\b", "airspaces?")),
+    Term("Pulmonary vessels", (r"(?:pulmonary )?vascula\w+", "vessels")),
+    Term("Aorta", (r"aort\w+",)),
+    Term("Bones", ("osseous", r"bon(?:e|es|y)\b", "spine", "thoracic", r"ribs?\b", "skelet")),
+    Term("Diaphragm", (r"(?:hemi)?diaphragm\w*", "costophrenic")),
+    Term("Plaque", (r"plaques?\b",), unless=("pleural plaque",)),
+    Term("Stenosis", ("stenosis", "narrowing")),
+    Term("Intima-media thickness", ("intima-media",)),
+    Term("Flow", (r"flow\b", r"velocit\w+")),
+)
+OBSERVATIONS = (*chexpert_terms.TERMS, *other_terms.TERMS, *STRUCTURES)
+
+PLACES = {
+    "left": "left", "right": "right", "both": r"bilateral\w*|both|bi(?:basilar|apical)",
+    "upper": "upper|(?:bi)?apical|apex|apices",
+    "middle": r"mid\w*|lingula\w*", "lower": "lower|(?:bi)?basilar|bases?|basal",
+    "perihilar": "perihilar|central", "retrocardiac": "retrocardiac", "peripheral": r"peripheral\w*|lateral",
 }  # fmt: skip
-_OBSERVATIONS = {name: re.compile(rf"\b(?:{p})", re.IGNORECASE) for name, p in OBSERVATIONS.items()}
-_MODIFIERS = {name: re.compile(rf"\b(?:{p})\b", re.IGNORECASE) for name, p in MODIFIERS.items()}
+QUALITIES = {
+    "small": r"small|mild\w*|minimal\w*|trace|tiny|slight\w*", "moderate": r"moderate\w*",
+    "large": r"large|severe\w*|marked\w*|massive", "normal": r"normal\w*|clear|unremarkable|within normal limits",
+    "increased": r"increas\w+|enlarge\w+|worsen\w+", "decreased": r"decreas\w+|improv\w+",
+    "unchanged": "unchanged|stable|again", "new": "new|interval development", "acute": "acute",
+    "chronic": "chronic|old|healed",
+    "focal": r"focal\w*", "diffuse": r"diffuse\w*", "patchy": "patchy|streaky|linear", "calcified": r"calcifi\w+",
+    "multiple": r"multiple|multifocal|scattered|numerous", "soft": "soft", "hard": "hard", "mixed": "mixed",
+}  # fmt: skip
+_RELATIONS = tuple(
+    (relation, name, re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE))
+    for relation, table in (("located_at", PLACES), ("modify", QUALITIES))
+    for name, pattern in table.items()
+)
+_POLARITY = {1: "present", 0: "absent", -1: "uncertain"}
+_CUT = re.compile(r",|\band\b|\bor\b|\bwith\b", re.IGNORECASE)
 
 Entity = tuple[str, ...]
 
 
 @lru_cache(maxsize=65536)
 def entities(text: str) -> frozenset[Entity]:
-    """(observation, polarity) of every mention, and (observation, polarity, modifier) for each modifier of its clause.
+    """Entities and their relations.
 
-    Polarity is present, absent or uncertain. A modifier counts in the piece of a sentence between commas, "and" and
-    "or" that holds the mention.
+    An entity is (observation, polarity), the polarity present, absent or uncertain. A relation is (observation,
+    polarity, "located_at", place) or (observation, polarity, "modify", quality) for each place and quality in the piece
+    of a sentence, between commas, "and", "or" and "with", that holds the mention.
     """
-    found: set[Entity] = set()
-    for sentence in SENTENCE.split(text):
-        starts = [0, *(match.start() for match in CLAUSE.finditer(sentence))]
-        for name, pattern in _OBSERVATIONS.items():
-            for match in pattern.finditer(sentence):
-                start = max(s for s in starts if s <= match.start())
-                end = min((s for s in starts if s > match.start()), default=len(sentence))
-                value = polarity(sentence[start : match.start()], match.group(), sentence[match.end() : end])
-                entity = (name, {1: "present", 0: "absent", -1: "uncertain"}[value])
-                found.add(entity)
-                piece = _piece(sentence, match.start(), match.end())
-                found |= {(*entity, modifier) for modifier, p in _MODIFIERS.items() if p.search(piece)}
-    return frozenset(found)
+    return frozenset(entity for sentence in sentences(examination(text)) for entity in _sentence_entities(sentence))
+
+
+def sides(text: str) -> dict[str, set[str]]:
+    """Observation -> left, right or both of them, of every one that is not absent and has its side stated."""
+    found: dict[str, set[str]] = {}
+    for name, value, *relation in entities(text):
+        if value != "absent" and relation and relation[0] == "located_at" and relation[1] in ("left", "right", "both"):
+            found.setdefault(name, set()).update(("left", "right") if relation[1] == "both" else relation[1:])
+    return found
 
 
 class EntityF1Rules:
-    """F1 of the entity sets of candidate and reference, per report, in [0, 1].
+    """F1 of the entities and relations of candidate and reference, per report, in [0, 1].
 
     Two reports without any entity score 1 when they are the same text and 0 otherwise: silence is no agreement.
     """
@@ -80,7 +93,16 @@ class EntityF1Rules:
         return 2 * len(first & second) / (len(first) + len(second))
 
 
-_CUT = re.compile(r",|\band\b|\bor\b")
+# Sentences recur in reports far more than reports do.
+@lru_cache(maxsize=65536)
+def _sentence_entities(sentence: str) -> frozenset[Entity]:
+    found: set[Entity] = set()
+    for term in OBSERVATIONS:
+        for match, value in term.mentions(sentence):
+            entity = (term.name, _POLARITY[value])
+            piece = _piece(sentence, match.start(), match.end())
+            found |= {entity, *((*entity, relation, name) for relation, name, p in _RELATIONS if p.search(piece))}
+    return frozenset(found)
 
 
 def _piece(sentence: str, start: int, end: int) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from rewards.entity_rules import EntityF1Rules, entities
+from rewards.entity_rules import EntityF1Rules, entities, sides
 
 
 def f1(candidate, reference):
@@ -10,8 +10,8 @@ def f1(candidate, reference):
 def test_entities_by_hand():
     assert entities("There is a small left pleural effusion.") == {
         ("Pleural Effusion", "present"),
-        ("Pleural Effusion", "present", "small"),
-        ("Pleural Effusion", "present", "left"),
+        ("Pleural Effusion", "present", "modify", "small"),
+        ("Pleural Effusion", "present", "located_at", "left"),
     }
     assert entities("No pneumothorax.") == {("Pneumothorax", "absent")}
 
@@ -27,8 +27,18 @@ def test_negation_is_no_agreement():
 
 def test_modifiers_stay_with_their_finding():
     found = entities("Small left effusion and large right pneumothorax.")
-    assert ("Pleural Effusion", "present", "left") in found and ("Pleural Effusion", "present", "right") not in found
-    assert ("Pneumothorax", "present", "large") in found and ("Pneumothorax", "present", "small") not in found
+    assert ("Pleural Effusion", "present", "located_at", "left") in found and (
+        "Pleural Effusion",
+        "present",
+        "located_at",
+        "right",
+    ) not in found
+    assert ("Pneumothorax", "present", "modify", "large") in found and (
+        "Pneumothorax",
+        "present",
+        "modify",
+        "small",
+    ) not in found
 
 
 def test_wording_and_repetition_do_not_count():
@@ -41,4 +51,17 @@ def test_silence_is_no_agreement():
 
 def test_carotid_reports_have_entities_too():
     found = entities("Soft plaque in the left carotid bulb with severe stenosis.")
-    assert {("Plaque", "present", "soft"), ("Plaque", "present", "left"), ("Stenosis", "present")} <= found
+    assert {
+        ("Plaque", "present", "modify", "soft"),
+        ("Plaque", "present", "located_at", "left"),
+        ("Stenosis", "present"),
+    } <= found
+
+
+def test_sides_of_what_is_there():
+    text = "Bilateral effusions. Left consolidation. No right pneumothorax. Edema."
+    assert sides(text) == {"Pleural Effusion": {"left", "right"}, "Consolidation": {"left"}}
+
+
+def test_sections_about_something_else_have_no_entities():
+    assert entities("INDICATION: effusion. FINDINGS: No pneumothorax.") == {("Pneumothorax", "absent")}

@@ -1,16 +1,18 @@
-import csv
-
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rewards.chexpert_rules import LABELS, ChexpertRules, label_report
 from rewards.consistency import ConsistencyRules
 from rewards.criticality import CriticalityRules
-from rewards.keywords import CarotidRules
+from rewards.report_text import examination
 
 RULES = ChexpertRules()
+JUDGE = ConsistencyRules(RULES)
 
 
 def known(text):
+    """What a text says of the 13 findings, and whether it is normal."""
     return {label: value for label, value in label_report(text).items() if value is not None}
 
 
@@ -18,22 +20,67 @@ def known(text):
     ("text", "expected"),
     [
         ("There is a small left pleural effusion.", {"Pleural Effusion": 1}),
+        ("The heart is mildly enlarged.", {"Cardiomegaly": 1}),
+        ("Small left PTX. ETT and NGT in situ.", {"Pneumothorax": 1, "Support Devices": 1}),
+        ("Mild pulmonary vascular congestion, bibasilar opacities.", {"Edema": 1, "Lung Opacity": 1}),
+        # before
+        ("There is no evidence of pneumonia.", {"Pneumonia": 0, "No Finding": 1}),
         ("No pleural effusion, pneumothorax or focal consolidation.",
          {"Pleural Effusion": 0, "Pneumothorax": 0, "Consolidation": 0, "No Finding": 1}),
-        ("There is no evidence of pneumonia.", {"Pneumonia": 0, "No Finding": 1}),
+        ("The lungs do not demonstrate infiltrate or effusion.",
+         {"Lung Opacity": 0, "Pleural Effusion": 0, "No Finding": 1}),
+        ("Neither effusion nor pneumothorax.", {"Pleural Effusion": 0, "Pneumothorax": 0, "No Finding": 1}),
+        ("The heart is not enlarged.", {"Cardiomegaly": 0, "No Finding": 1}),
+        # after
         ("Pneumothorax is not seen.", {"Pneumothorax": 0, "No Finding": 1}),
+        ("Effusion, pneumothorax and consolidation are not seen.",
+         {"Pleural Effusion": 0, "Pneumothorax": 0, "Consolidation": 0, "No Finding": 1}),
         ("The effusion has resolved.", {"Pleural Effusion": 0, "No Finding": 1}),
+        ("Pleural effusion: none.", {"Pleural Effusion": 0, "No Finding": 1}),
+        ("The chest tube has been removed.", {"Support Devices": 0, "No Finding": 1}),
+        # what looks like a denial
+        ("No change in the left effusion.", {"Pleural Effusion": 1}),
+        ("The consolidation has largely resolved.", {"Consolidation": 1}),
+        ("9 mm nodule, not seen on prior exams.", {"Lung Lesion": 1}),
+        ("The effusion is not significantly changed.", {"Pleural Effusion": 1}),
+        ("The effusion is not without loculation.", {"Pleural Effusion": 1}),
+        ("Not without effusion.", {"Pleural Effusion": 1}),
+        # where a denial ends
+        ("No effusion but there is edema.", {"Pleural Effusion": 0, "Edema": 1}),
+        ("No pneumothorax with small effusion.", {"Pneumothorax": 0, "Pleural Effusion": 1}),
+        ("No pneumothorax, small effusion.", {"Pneumothorax": 0, "Pleural Effusion": 1}),
+        ("No pneumothorax is seen and there is edema.", {"Pneumothorax": 0, "Edema": 1}),
+        ("No effusion, with the exception of atelectasis.", {"Pleural Effusion": 0, "Atelectasis": 1}),
+        ("Apart from cardiomegaly, no abnormality.", {"Cardiomegaly": 1}),
+        ("Mild cardiomegaly, otherwise normal.", {"Cardiomegaly": 1}),
+        # doubt
         ("Possible pneumonia.", {"Pneumonia": -1}),
         ("Pneumonia cannot be excluded.", {"Pneumonia": -1}),
+        ("Cannot exclude pneumonia.", {"Pneumonia": -1}),
+        ("Pneumonia has not been ruled out.", {"Pneumonia": -1}),
         ("Atelectasis versus pneumonia.", {"Atelectasis": -1, "Pneumonia": -1}),
-        ("Mild cardiomegaly, otherwise normal.", {"Cardiomegaly": 1}),
-        ("The heart is mildly enlarged.", {"Cardiomegaly": 1}),
+        ("Small effusions, if any.", {"Pleural Effusion": -1}),
+        # the opacity is certain, its cause is not
+        ("Left opacity, which may represent pneumonia.", {"Lung Opacity": 1, "Pneumonia": -1}),
+        ("No opacity suspicious for pneumonia.", {"Lung Opacity": 0, "Pneumonia": 0, "No Finding": 1}),
+        ("Opacity compatible with atelectasis.", {"Lung Opacity": 1, "Atelectasis": 1}),
+        # another time, a question, a plan
+        ("History of pneumonia. Lungs are clear.", {"No Finding": 1}),
+        ("Rule out pneumonia.", {}),
+        ("Follow up to document resolution of pneumonia.", {}),
+        ("If pneumonia is suspected, CT is more sensitive.", {}),
+        # normal statements deny
         ("Heart size is normal.", {"Cardiomegaly": 0, "No Finding": 1}),
+        ("Cardiomediastinal silhouette is within normal limits.",
+         {"Cardiomegaly": 0, "Enlarged Cardiomediastinum": 0, "No Finding": 1}),
+        ("Heart size is upper limits of normal.", {"Cardiomegaly": 0, "No Finding": 1}),
         ("No acute cardiopulmonary abnormality.", {"No Finding": 1}),
         ("Pacemaker in place. Lungs are clear.", {"Support Devices": 1, "No Finding": 1}),
-        ("No effusion but there is edema.", {"Pleural Effusion": 0, "Edema": 1}),
+        ("Lungs are clear. Degenerative changes of the spine.", {}),
+        # lines and sentences
         ("No effusion. Later: a right effusion.", {"Pleural Effusion": 1}),
-        ("No change in the left effusion.", {"Pleural Effusion": 1}),
+        ("There is no pleural\neffusion.", {"Pleural Effusion": 0, "No Finding": 1}),
+        ("- No pneumothorax\n- Small effusion", {"Pneumothorax": 0, "Pleural Effusion": 1}),
         ("", {}),
         ("Lorem ipsum dolor.", {}),
     ],
@@ -42,67 +89,111 @@ def test_statements_by_hand(text, expected):
     assert known(text) == expected
 
 
+FINDINGS = {"effusion": "Pleural Effusion", "pneumothorax": "Pneumothorax", "consolidation": "Consolidation",
+            "atelectasis": "Atelectasis", "pneumonia": "Pneumonia"}  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(sorted(FINDINGS)), min_size=1, max_size=5, unique=True), st.booleans())
+def test_a_denial_holds_for_every_item_of_a_list_in_any_order(names, before):
+    listed = ", ".join(names[:-1]) + (" or " if len(names) > 1 else "") + names[-1]
+    text = f"There is no {listed}." if before else f"{listed.capitalize()} is not seen."
+    assert {k: v for k, v in known(text).items() if k != "No Finding"} == {FINDINGS[name]: 0 for name in names}
+
+
+@given(st.permutations(["Left effusion.", "No pneumothorax.", "Possible pneumonia.", "Heart size is normal."]))
+def test_the_order_of_sentences_does_not_matter(pieces):
+    assert known(" ".join(pieces)) == {"Pleural Effusion": 1, "Pneumothorax": 0, "Pneumonia": -1, "Cardiomegaly": 0}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=300))
+def test_any_text_has_fourteen_labels(text):
+    labels = label_report(text)
+    assert tuple(labels) == LABELS and set(labels.values()) <= {1, 0, -1, None}
+
+
+@pytest.mark.parametrize(
+    "piece", ["no ", "no effusion, ", "a-", "effusion ", ", ", "not ", "heart ", "normal ", "\n", "x, "]
+)
+def test_long_repetitions_take_no_time(piece):
+    # a pattern that backtracks would take minutes on 5,000 characters of a policy that repeats itself
+    label_report(piece * (5_000 // len(piece)))
+
+
+def test_only_sections_about_the_examination_are_read():
+    report = "INDICATION: Rule out pneumonia.\nCOMPARISON: Effusion in May.\nFINDINGS: No edema.\nIMPRESSION: Clear."
+    assert examination(report) == "No edema.\n\nClear."
+    assert known(report) == {"Edema": 0, "No Finding": 1}
+
+
+@pytest.mark.parametrize(
+    ("report", "told"),
+    [
+        ("FINDINGS\nNo edema.\nIMPRESSION\nClear.", "No edema.\n\nClear."),
+        ("HISTORY: fever.\n\nThe lungs are clear.\n\nIMPRESSION: Normal.", "The lungs are clear.\n\nNormal."),
+        ("Comparison: None. The lungs are clear. No edema.", "The lungs are clear. No edema."),
+        ("Comparison to prior: unchanged.", "Comparison to prior: unchanged."),
+    ],
+)
+def test_sections_that_are_marked_badly_lose_no_finding(report, told):
+    assert examination(report) == told
+
+
 def test_uncertain_counts_as_positive_in_the_set_and_not_as_certain():
     assert RULES(["Possible pneumonia."]) == [{"Pneumonia"}]
     assert RULES.certain("Possible pneumonia.") == set()
 
 
 @pytest.mark.parametrize(
-    ("findings", "impression", "agreed"),
+    ("findings", "impression", "objection"),
     [
-        ("There is a left effusion.", "Left effusion.", 1),
-        ("There is a left effusion.", "No acute abnormality.", -1),
-        ("No effusion.", "Left effusion.", -1),
-        ("The lungs are clear.", "Pneumonia.", -1),
-        ("Moderate cardiomegaly. Left effusion.", "Moderate cardiomegaly.", -1),  # leaves out the effusion
-        ("Moderate cardiomegaly. Possible left effusion.", "Moderate cardiomegaly.", 1),  # hedged, may be left out
-        ("Right lower airspace opacity.", "Pneumonia.", 1),  # explains the opacity
-        ("The lungs are clear. Heart size is normal.", "No acute cardiopulmonary process.", 1),
-        ("Pacemaker. The lungs are clear.", "Normal.", 1),
-        ("The lungs are clear.", "Lorem ipsum.", -1),
-        ("", "Normal.", -1),
-        ("The lungs are clear.", "", -1),
+        ("There is a left effusion.", "Left effusion.", None),
+        ("There is a left effusion.", "No acute abnormality.", "calls abnormal Findings normal"),
+        ("Large right pneumothorax. Moderate edema.", "Normal chest.", "calls abnormal Findings normal"),
+        ("There is a left effusion.", "Stable exam.", "calls abnormal Findings normal"),
+        ("No effusion.", "Left effusion.", "not in the Findings"),
+        ("The lungs are clear.", "Pneumonia.", "not in the Findings"),
+        ("There is a left effusion.", "Right effusion.", "on the other side"),
+        ("Bilateral effusions.", "Left effusion.", None),
+        ("Moderate cardiomegaly. Left effusion.", "Moderate cardiomegaly.", "leaves a serious finding out"),
+        ("Moderate cardiomegaly. Possible left effusion.", "Moderate cardiomegaly.", None),  # hedged
+        ("Left effusion. Calcified granuloma. Old rib fractures.", "Left effusion.", None),  # old and minor
+        ("Calcified granuloma. Degenerative changes.", "No acute cardiopulmonary abnormality.", None),
+        ("Right lower airspace opacity.", "Pneumonia.", None),  # explains the opacity
+        ("The lungs are clear. Heart size is normal.", "No acute cardiopulmonary process.", None),
+        ("Pacemaker. The lungs are clear.", "Normal.", None),
+        ("The lungs are clear.", "Lorem ipsum.", "says nothing"),
+        ("There is a left effusion.", "Clinical correlation is recommended.", "says nothing"),
+        ("", "Normal.", "a section is empty"),
+        ("The lungs are clear.", " ", "a section is empty"),
     ],
 )
-def test_consistency_by_hand(findings, impression, agreed):
-    assert ConsistencyRules(RULES)([findings], [impression]) == [agreed]
+def test_consistency_by_hand(findings, impression, objection):
+    assert JUDGE.objection(findings, impression) == objection
+    assert JUDGE([findings], [impression]) == [1.0 if objection is None else -1.0]
+
+
+ABNORMAL = ["Moderate left effusion.", "Severe cardiomegaly.", "Right lower lobe consolidation.", "Small pneumothorax.",
+            "Pulmonary edema.", "A 2 cm noncalcified nodule.", "Patchy opacity in the left base."]  # fmt: skip
+VAGUE = ["No acute disease.", "Normal.", "Stable.", "Stable chest.", "As above.", "Unremarkable exam.", "Clear lungs.",
+         "No change.", "Findings as described.", "Correlate clinically.", ".", "Impression"]  # fmt: skip
+
+
+@pytest.mark.parametrize("findings", ABNORMAL)
+def test_no_vague_impression_agrees_with_abnormal_findings(findings):
+    # otherwise a policy would learn to write one Impression for everything
+    assert JUDGE([findings] * len(VAGUE), VAGUE) == [-1.0] * len(VAGUE)
 
 
 def test_criticality_names_its_reason():
-    normal, abnormal = CriticalityRules(RULES)(["No effusion. Pacemaker.", "Left effusion, possible pneumonia."])
+    normal, device, abnormal, old = CriticalityRules(RULES)(
+        ["No effusion. Heart size is normal.", "No effusion. Pacemaker.", "Left effusion, possible pneumonia.",
+         "Clear lungs. Calcified aorta."]
+    )  # fmt: skip
     assert (normal.critical, normal.source) == (False, "rules")
+    assert (device.critical, device.reason) == (True, "Support Devices")
     assert (abnormal.critical, abnormal.reason) == (True, "Pleural Effusion, Pneumonia")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            "Soft plaque in the left carotid bulb with severe stenosis.",
-            {"plaque_left", "soft_plaque", "stenosis_severe"},
-        ),
-        ("No plaque in the right carotid artery.", {"normal"}),
-        ("Left intima-media thickness is increased at 1.3 mm.", {"increased_imt"}),
-        ("Right peak systolic velocity is increased at 180 cm/s.", {"increased_velocity"}),
-        ("Normal carotid ultrasound.", {"normal"}),
-        ("", set()),
-    ],
-)
-def test_carotid_keywords_by_hand(text, expected):
-    assert CarotidRules()([text]) == [expected]
-
-
-def test_normal_and_abnormal_real_reports_are_told_apart(shared):
-    """Against the manual coding of 3,112 reports. The floor is far below what was measured when the rules were written
-    (docs/labeler.md), and far above a labeler that lost its negation: that one finds nearly every report abnormal."""
-    with (shared / "data/iu_xray/indiana_reports.csv").open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["findings"] and row["impression"]]
-    labels = CriticalityRules(RULES)([f"{row['findings']} {row['impression']}" for row in rows])
-    coded = [row["MeSH"] != "normal" for row in rows]
-    found = [label.critical for label in labels]
-    sensitivity = sum(f and c for f, c in zip(found, coded, strict=True)) / sum(coded)
-    specificity = sum(not f and not c for f, c in zip(found, coded, strict=True)) / (len(coded) - sum(coded))
-    assert sensitivity > 0.7 and specificity > 0.8
+    assert (old.critical, old.reason) == (True, "Calcification")
 
 
 def test_labels_are_the_fourteen_in_chexbert_order():
