@@ -56,11 +56,8 @@ class RadGraphAnnotator:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         fill_encoder(network, archive).to(device, torch.bfloat16 if bf16 else torch.float32)
         tokenizer = load_tokenizer(architecture, local)
-        settings = network.config.to_dict()
-        described = {
-            key: value for key, value in settings.items() if key not in ("_name_or_path", "transformers_version")
-        }
-        parts = [archive.digest, model, bf16, described, tokenizer.backend_tokenizer.to_str()]
+        settings = {key: value for key, value in network.config.to_dict().items() if key not in PLACES}
+        parts = [archive.digest, model, bf16, settings, tokenizer.backend_tokenizer.to_str()]
         return cls(
             WordEncoder(network, tokenizer, max_length=architecture.max_length, max_tokens=max_tokens),
             SpanDecoder(archive, device=device),

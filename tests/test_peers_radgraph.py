@@ -3,7 +3,6 @@
 import csv
 import json
 import random
-import re
 
 import pytest
 from radgraph.radgraph import F1RadGraph
@@ -13,7 +12,6 @@ from radgraph_archives import Sizes, write_archive
 from radgraph_package import load_package, restored_methods
 
 from rewards.radgraph import LEVELS, RadGraphConfig, RadGraphF1
-from rewards.radgraph_annotate import RadGraphAnnotator
 from rewards.radgraph_text import tokenise
 
 MODELS = ("radgraph", "radgraph-xl", "modern-radgraph-xl")
@@ -34,7 +32,13 @@ def reports(corpus):
     for length in lengths:
         start = draw.randrange(len(words) - length)
         texts.append(" ".join(words[start : start + length]))
-    odd = ["5.2% (2.1 cm) c/w a/p/o ?", "no \u200b\u200b effusion", "[SEP] normal \ufe0f", "a /. b /? c", "Ödem 3-4 % µm"]
+    odd = [
+        "5.2% (2.1 cm) c/w a/p/o ?",
+        "no \u200b\u200b effusion",
+        "[SEP] normal \ufe0f",
+        "a /. b /? c",
+        "Ödem 3-4 % µm",
+    ]
     blank = ["", " ", "\n\n", "\t \n", "", "  "]
     return [*texts, *odd, *blank, "None"]
 
@@ -55,17 +59,16 @@ def test_graphs_of_60_reports_are_identical(pair, reports):
     written = [text for text in reports if text.strip()]
     theirs = list(package(written).values())
     expected = dict(zip(written, theirs, strict=True))
-    entities = relations = wide = inexact = 0
+    entities = relations = wide = 0
     for text, graph in zip(reports, ours, strict=True):
         if not text.strip():
             assert graph == {}
             continue
-        inexact += graph != expected[text]["entities"]
+        assert graph == expected[text]["entities"]
         assert " ".join(tokenise(text, model)) == expected[text]["text"]
         entities += len(graph)
         relations += sum(len(entity["relations"]) for entity in graph.values())
         wide += sum(entity["end_ix"] > entity["start_ix"] for entity in graph.values())
-    assert inexact == 0
     # Nothing would be proved by graphs that are empty or full.
     words = sum(len(tokenise(text, model)) for text in reports)
     assert 0.2 * words < entities < 2 * words and relations > 0.05 * words and wide > 0.1 * words
@@ -80,7 +83,8 @@ def test_texts_without_words_stop_the_package_and_not_us(pair):
 
 def test_rewards_are_those_of_the_package(pair, reports):
     model, folder, _ = pair
-    references = [text for text in reports if text.strip() or not text]
+    short = [text for text in reports if 0 < len(text.split()) < 60]
+    references = [*short[:20], ""]  # of length 0 only: one of spaces stops it
     candidates = references[1:] + references[:1]
     theirs = F1RadGraph(reward_level="all", model_type=model, model_cache_dir=str(folder), cuda=-1)(
         refs=references, hyps=candidates
@@ -92,7 +96,14 @@ def test_rewards_are_those_of_the_package(pair, reports):
 
 
 def test_words_are_those_of_the_package(corpus, reports):
-    texts = [*corpus[:400], *reports[:54], "a-b,c;d:e%.", "x\\ny\\fz \\u2122 \\\"q\\\"", "(5%).' 3%, (4%) e.g.'s", "a/ b /c"]
+    texts = [
+        *corpus[:400],
+        *reports[:54],
+        "a-b,c;d:e%.",
+        'x\\ny\\fz \\u2122 \\"q\\"',
+        "(5%).' 3%, (4%) e.g.'s",
+        "a/ b /c",
+    ]
     for model in (*MODELS, "echograph"):
         for text, expected in zip(texts, preprocess_reports(texts, model), strict=True):
             assert tokenise(text, model) == expected["sentences"][0]
