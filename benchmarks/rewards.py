@@ -108,7 +108,7 @@ def radgraph(folder: Path) -> tuple[Variants, dict[str, str], dict[str, float]]:
 
 
 def outside_the_encoder(folder: Path) -> dict[str, float]:
-    """Milliseconds a report of everything but the encoder's forward, one thread; and how dense the graphs are."""
+    """CPU milliseconds a report of everything but the encoder's forward, one thread; and how dense the graphs are."""
     from radgraph_package import load_package, restored_methods
 
     from rewards.radgraph import RadGraphConfig, RadGraphF1
@@ -124,31 +124,31 @@ def outside_the_encoder(folder: Path) -> dict[str, float]:
     graphs = annotate(reports)
     words = sum(len(text.split()) for text in reports)
     return {
-        "package_ms_outside_encoder": theirs / len(reports),
-        "batched_ms_outside_encoder": ours / len(reports),
+        "package_cpu_ms_outside_encoder": theirs / len(reports),
+        "batched_cpu_ms_outside_encoder": ours / len(reports),
         "entities_per_word": sum(map(len, graphs)) / words,
         "relations_per_word": sum(len(e["relations"]) for graph in graphs for e in graph.values()) / words,
     }
 
 
 def _outside(work: Callable[[], object], model: torch.nn.Module) -> float:
-    """Milliseconds of the second run of work, without those inside the model's forward."""
+    """CPU milliseconds of the second run of work, without those inside the model's forward."""
     inside, began = 0.0, 0.0
 
     def start(*_: object) -> None:
         nonlocal began
-        began = time.perf_counter()
+        began = time.process_time()
 
     def stop(*_: object) -> None:
         nonlocal inside
-        inside += time.perf_counter() - began
+        inside += time.process_time() - began
 
     work()
     model.register_forward_pre_hook(start)
     model.register_forward_hook(stop)
-    whole = time.perf_counter()
+    whole = time.process_time()
     work()
-    return 1000 * (time.perf_counter() - whole - inside)
+    return 1000 * (time.process_time() - whole - inside)
 
 
 PARTS = (radgraph,)

@@ -7,10 +7,11 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rewards.radgraph_archive import check_weights, head_shapes, read_archive
+from rewards.radgraph_archive import read_archive
 from rewards.radgraph_decoder import SpanDecoder
 from rewards.radgraph_encoder import WordEncoder, build_encoder, encoder_shapes, fill_encoder, load_tokenizer
 from rewards.radgraph_text import Graph, RadGraphModel, graph_of, tokenise
+from rewards.radgraph_weights import check_weights, head_shapes
 
 # Words whose vectors and candidate spans are held at a time.
 WORDS_AT_ONCE = 4096

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rewards.radgraph_archive import ENCODER, Architecture, RadGraphArchive
+from rewards.radgraph_archive import Architecture, RadGraphArchive
+from rewards.radgraph_weights import ENCODER
 
 if TYPE_CHECKING:
     from torch import Tensor

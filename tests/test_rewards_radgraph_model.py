@@ -230,6 +230,21 @@ def test_position_ids_of_old_checkpoints_are_dropped(folder, tmp_path):
     assert load(copy)(REPORTS) == load(folder)(REPORTS)
 
 
+def test_heads_of_a_second_label_set_are_left_alone(folder, tmp_path):
+    def add(weights):
+        for key in [key for key in weights if key.startswith(("_ner.", "_relation."))]:
+            weights[key.replace("radgraph__", "thorax__")] = weights[key] + 1
+
+    copy = altered(folder, tmp_path, add)
+    vocabulary = (copy / "vocabulary").resolve()
+    (copy / "vocabulary").unlink()
+    (copy / "vocabulary").mkdir()
+    for path in vocabulary.iterdir():
+        for name in {path.name, path.name.replace("radgraph__", "thorax__")}:
+            (copy / "vocabulary" / name).write_bytes(path.read_bytes())
+    assert load(copy)(REPORTS) == load(folder)(REPORTS)
+
+
 def test_weights_that_would_run_code_are_not_loaded(folder, tmp_path):
     with pytest.raises(Exception, match=r"(?i)weights.only|unsupported"):
         load(altered(folder, tmp_path, lambda w: w.update({"code": print})))
