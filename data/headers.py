@@ -27,7 +27,7 @@ TABLE = (
     Header("findings", "anywhere", (
         "findings", "finding", "finding(s)", "findngs", "finidngs", "findigns", "findins", "imaging findings",
         "radiographic findings", "radiological findings", "radiology findings", "ultrasound findings",
-        "sonographic findings", "chest findings", "description of findings",
+        "sonographic findings", "chest findings", "description of findings", "imaging notes",
         "超声所见", "检查所见", "影像所见", "影像学所见", "影像表现", "影像学表现", "放射学表现", "超声描述", "超声表现",
         "检查描述", "检查表现", "诊断所见",
     )),
@@ -75,6 +75,7 @@ TABLE = (
     Header("wet read", "anywhere", ("wet read", "wetread", "wet reading", "wet read version")),
     Header("wet read", "line", ("preliminary read", "preliminary report", "provisional findings impression")),
     Header("final report", "line", ("final report",)),
+    Header("comment", "anywhere", ("discussion",)),
     Header("comment", "line", ("comment", "comments", "note", "notes", "limitation", "limitations", "备注", "附注")),
     Header("summary", "line", ("summary", "end of impression", "accession number")),
     Header("signature", "line", (

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from data.images import open_image
 
 ImageSource = Path | np.ndarray  # a file, or uint8 [H, W] or [H, W, 3], or uint16 [H, W]
 
@@ -26,6 +28,7 @@ class Study:
     comparison: str = ""
     prior_images: tuple[ImageSource, ...] = ()  # of the preceding study of the patient
     views: tuple[str, ...] = ()  # in the order of images
+    labels: Mapping[str, int] = field(default_factory=dict)  # of the owner: 1 present, 0 absent, -1 uncertain
     state: Mapping[str, object] | None = None  # the truth, where it is known (phantoms); JSON-able
 
     @property
@@ -47,7 +50,7 @@ def load_image(source: ImageSource, *, study_id: str) -> Image.Image:
     try:
         if isinstance(source, np.ndarray):
             return _eight_bit(Image.fromarray(source)).convert("RGB")
-        with Image.open(source) as image:
+        with open_image(source) as image:
             image.load()
             return _eight_bit(image).convert("RGB")
     except FileNotFoundError as error:
@@ -77,7 +80,7 @@ def check_studies(studies: Sequence[Study]) -> None:
         ValueError: a duplicate id, a patient in two splits, a report without Findings, a study without images; every
             problem names its study.
     """
-    _refuse([*_duplicates(studies), *_leaks(studies), *_gaps(studies)], len(studies))
+    refuse([*_duplicates(studies), *_leaks(studies), *_gaps(studies)], len(studies))
 
 
 def decode_studies(studies: Sequence[Study], *, keep_size: int = 0) -> list[Study]:
@@ -99,7 +102,7 @@ def decode_studies(studies: Sequence[Study], *, keep_size: int = 0) -> list[Stud
             decoded.append(replace(study, images=images, prior_images=prior))
         except ValueError as error:
             problems.append(str(error))
-    _refuse(problems, len(studies))
+    refuse(problems, len(studies))
     return decoded
 
 
@@ -111,7 +114,8 @@ def _kept(source: ImageSource, study_id: str, size: int) -> ImageSource:
     return np.asarray(image)
 
 
-def _refuse(problems: Sequence[str], count: int, most: int = 20) -> None:
+def refuse(problems: Sequence[str], count: int, most: int = 20) -> None:
+    """Raise ValueError with the problems of `count` studies, the first of them word for word; none, nothing."""
     if problems:
         more = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
         listed = "\n  ".join(problems[:most])
