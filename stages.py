@@ -102,7 +102,7 @@ class TrainingStage:
     ) -> None:
         self.trainer, self.every, self.ranks = trainer, every, run.ranks
         self.folder = run.folder / name
-        known = {"config": config_hash(run.config), **(identity or {})}
+        known = {"config": config_hash(run.config), "studies": run.corpus.fingerprint, **(identity or {})}
         self.checkpoints = Checkpoints(self.folder / "checkpoints", run.ranks, identity=known)
         facts = self.checkpoints.load(trainer.state()[0])
         self.first = int(facts["step"]) if facts else 0
@@ -149,13 +149,14 @@ def reported(run: Run, model: str, studies: Sequence[Study], folder: Path, *, ti
     return in_parts(folder, studies, run.config.explore.part_size, work, run.ranks, title=title)
 
 
-MAY_CHANGE = ("run_dir", "stages", "reward.workers", "parallel")
+MAY_CHANGE = ("run_dir", "stages", "parallel", "reward.workers", "data.workers", "data.cache_dir")
 
 
 def config_hash(config: Config) -> str:
     """Of all that a run's results depend on."""
     kept = {key: value for key, value in plain(config).items() if key not in MAY_CHANGE}
-    kept["reward"] = {key: value for key, value in kept["reward"].items() if f"reward.{key}" not in MAY_CHANGE}
+    for part in ("reward", "data"):
+        kept[part] = {key: value for key, value in kept[part].items() if f"{part}.{key}" not in MAY_CHANGE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -52,12 +52,14 @@ def _record(root: Path, row: Any) -> Record:
         impression=impression,
         indication=text_of(row, "indication") or other.get("indication", ""),
         comparison=text_of(row, "comparison") or other.get("comparison", ""),
-        labels={name: 1 for name in names_of(row, "keywords")},
+        labels=dict.fromkeys(names_of(row, "keywords"), 1),
     )
     return Record(study, status, date=text_of(row, "date"))
 
 
 def _image(item: Mapping[str, Any]) -> tuple[str, str]:
     if not isinstance(item, dict) or not isinstance(item.get("path"), str) or item.get("mode") not in MODES:
-        raise ValueError(f"key 'images': expected objects with a path and a mode among {', '.join(MODES)}, got {item!r}")
+        raise ValueError(
+            f"key 'images': expected objects with a path and a mode among {', '.join(MODES)}, got {item!r}"
+        )
     return item["path"], item["mode"]

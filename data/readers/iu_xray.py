@@ -164,4 +164,6 @@ def _r2gen_splits(root: Path) -> dict[str, str] | None:
     """Number -> split of the R2Gen annotation; None where it was not fetched."""
     if not (root / ANNOTATION).is_file():
         return None
-    return {_number(str(case["id"])): official_split(split) for split, cases in _annotation(root).items() for case in cases}
+    return {
+        _number(str(case["id"])): official_split(split) for split, cases in _annotation(root).items() for case in cases
+    }

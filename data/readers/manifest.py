@@ -129,7 +129,7 @@ def _labels(row: Mapping[str, Any]) -> dict[str, int]:
     """{"Edema": 1, "Fracture": -1}, or a list of what is present."""
     value = row.get("labels") or {}
     if isinstance(value, list):
-        return {name: 1 for name in names_of(row, "labels")}
+        return dict.fromkeys(names_of(row, "labels"), 1)
     if not isinstance(value, dict) or not all(type(mark) is int and -1 <= mark <= 1 for mark in value.values()):
         raise ValueError(f"key 'labels': expected 1, 0 or -1 (uncertain) by name, or a list of names, got {value!r}")
     return value

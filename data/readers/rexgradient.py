@@ -1,6 +1,5 @@
 """ReXGradient-160K: reports in a table a split, image paths and views in a JSON a split, 16-bit PNG (docs/data.md)."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from data.studies import Study
 
 OFFICIAL = ("train", "valid", "test")
 COLUMNS = ("id", "StudyDate", "Indication", "Comparison", "Findings", "Impression")
-ABSENT = ("none", "nan", "n/a")
+ABSENT = ("none", "nan", "null", "n/a")
 
 
 def read_rexgradient(root: Path) -> Iterator[Record | Unread]:
@@ -64,6 +63,6 @@ def _images(root: Path, split: str) -> dict[str, tuple[str, list[str], tuple[str
 
 
 def _present(text: str) -> str:
-    """A field of the table; the words it holds for an absent section are none."""
+    """A field of the files; the words they hold for an absent value are none ("None." is a radiologist's)."""
     text = text.strip()
-    return "" if re.sub(r"\W+$", "", text.lower()) in ABSENT and text.lower() != "none." else text
+    return "" if text.lower() in ABSENT else text

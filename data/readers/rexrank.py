@@ -39,13 +39,16 @@ def _record(root: Path, study_id: str, case: Mapping[str, Any], split: str) -> R
     context = parse_sections(_text(case, "context")).other
     findings, impression = _text(case, "section_findings"), _text(case, "section_impression")
     start = "images" if (root / "images").is_dir() else ""
+    views = tuple(str(view or "") for view in case.get("frontal_lateral") or ())
+    if len(views) != len(case["image_path"]):
+        views = ()  # the published files name three views beside two images here and there: which is which is unknown
     patient = next((str(case[key]) for key in ("patient_id", "subject_id") if case.get(key)), study_id)
     study = Study(
         id=study_id,
         patient_id=patient,
         split=split,
         images=tuple(inside(root, name, start=start) for name in case["image_path"]),
-        views=tuple(str(view or "") for view in case.get("frontal_lateral") or ()),
+        views=views,
         findings=findings,
         impression=impression,
         indication=context.get("indication", ""),
