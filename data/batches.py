@@ -45,9 +45,8 @@ def shuffled_batches(
                 generator = np.random.default_rng([seed, epoch])
                 order = generator.permutation(count)
                 if lengths is not None:
-                    order = _grouped(
-                        order, np.asarray(lengths), batch_size, window, generator, first=-index % batch_size
-                    )
+                    begun = -epoch * count % batch_size
+                    order = _grouped(order, np.asarray(lengths), batch_size, window, generator, first=begun)
             batch.append(int(order[index % count]))
         yield batch
         place += batch_size

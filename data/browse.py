@@ -22,11 +22,12 @@ from data.studies import Study, load_image
 MARK = {1: "", 0: "no ", -1: "uncertain: "}
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; color: #222; background: #fff }
-article { border-top: 1px solid #ccc; padding: 1rem 0; display: grid; grid-template-columns: minmax(16rem, 2fr) 3fr; gap: 1.5rem }
+article { border-top: 1px solid #ccc; padding: 1rem 0 }
+article { display: grid; grid-template-columns: minmax(16rem, 2fr) 3fr; gap: 1.5rem }
 figure { display: inline-block; margin: 0 .5rem .5rem 0 } figcaption { color: #666; font-size: .85em }
 h2 { font-size: 1.1rem; margin: 0 } h3 { font-size: .9rem; margin: .8rem 0 0; color: #555 }
 p { margin: .1rem 0; white-space: pre-wrap; overflow-wrap: anywhere } .bad { color: #b00020 }
-.labels span { background: #eef; border-radius: .3rem; padding: .1rem .4rem; margin-right: .3rem; display: inline-block }
+.labels span { background: #eef; border-radius: .3rem; padding: .1rem .4rem; margin: .1rem; display: inline-block }
 """
 
 
@@ -69,7 +70,8 @@ def _figure(source: Path, view: str, study_id: str, side: int) -> str:
     image.convert("L" if _is_grey(image) else "RGB").save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
     caption = f"{view} {size[0]} x {size[1]}".strip()
-    return f'<figure><img src="data:image/jpeg;base64,{data}" alt="{escape(view)}"><figcaption>{escape(caption)}</figcaption></figure>'
+    shown = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(view)}">'
+    return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _is_grey(image) -> bool:

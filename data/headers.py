@@ -28,8 +28,8 @@ TABLE = (
         "findings", "finding", "finding(s)", "findngs", "finidngs", "findigns", "findins", "imaging findings",
         "radiographic findings", "radiological findings", "radiology findings", "ultrasound findings",
         "sonographic findings", "chest findings", "description of findings", "imaging notes",
-        "超声所见", "检查所见", "影像所见", "影像学所见", "影像表现", "影像学表现", "放射学表现", "超声描述", "超声表现",
-        "检查描述", "检查表现", "诊断所见",
+        "超声所见", "检查所见", "影像所见", "影像学所见", "影像表现", "影像学表现", "放射学表现", "超声描述",
+        "超声表现", "检查描述", "检查表现", "诊断所见",
     )),
     Header("findings", "line", ("observation", "observations", "description", "所见")),
     Header("impression", "anywhere", (

@@ -44,7 +44,7 @@ class ImageCache:
             facts = source.stat()
         except OSError as error:
             raise ValueError(
-                f"study {study_id}: image {source} does not exist ({error.strerror}); correct the path or drop the study"
+                f"study {study_id}: image {source} is not there ({error.strerror}); correct the path or drop the study"
             ) from error
         name = f"{VERSION} {self.size} {facts.st_size} {facts.st_mtime_ns} {os.path.abspath(source)}"
         digest = hashlib.sha256(name.encode()).hexdigest()

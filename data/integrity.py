@@ -102,9 +102,14 @@ def entry_of(record: Record, config: IntegrityConfig, *, digests: Sequence[bytes
     }
     details = {"short_report": f"{words} words", "long_report": f"{words} words", "unreadable_image": unreadable}
     return Entry(
-        study.id, study.patient_id, study.split, len(study.images), b"" if empty else _digest(study.report), tuple(digests),
-        tuple((rule, details.get(rule, "")) for rule, is_broken in broken.items() if is_broken),
-    )  # fmt: skip
+        id=study.id,
+        patient_id=study.patient_id,
+        split=study.split,
+        num_images=len(study.images),
+        report=b"" if empty else _digest(study.report),
+        images=tuple(digests),
+        broken=tuple((rule, details.get(rule, "")) for rule, is_broken in broken.items() if is_broken),
+    )
 
 
 def find_problems(entries: Sequence[Entry], config: IntegrityConfig) -> list[Problem]:

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -63,7 +63,7 @@ class PrepareConfig:
     """Decode every image, and look for the same pixels in two splits."""
     workers: int = 1
     """Threads that check images."""
-    integrity: IntegrityConfig = IntegrityConfig()
+    integrity: IntegrityConfig = field(default_factory=IntegrityConfig)
     """What is done with studies that break a rule."""
 
 

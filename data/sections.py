@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001, RUF003 - full-width punctuation and the long s are meant
 """Deterministic section parser: report text -> Findings, Impression and the rest (paper 4.2, parser rule)."""
 
 import re
@@ -151,9 +152,9 @@ def _headers(text: str) -> tuple[list[_Found], bool]:
 def _behind(text: str, name: re.Match, place: str) -> int | None:
     """Where the text of a header begins; None where the name is no header."""
     for rule in _RULES[header_of(name[0]).reach]:
-        if place in rule.places and _is_written(name[0], rule.written):
-            if behind := rule.behind.match(text, name.end()):
-                return behind.end()
+        fits = place in rule.places and _is_written(name[0], rule.written)
+        if fits and (behind := rule.behind.match(text, name.end())):
+            return behind.end()
     return None
 
 

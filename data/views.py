@@ -8,7 +8,7 @@ from data.studies import Study
 
 ViewChoice = Literal["all", "frontal", "one_frontal"]
 
-# Codes of MIMIC-CXR, ReXGradient-160K, CheXpert Plus and IU X-ray, lower case -> place in the order of a study's images.
+# Codes of MIMIC-CXR, ReXGradient-160K, CheXpert Plus and IU X-ray, lower case -> place among a study's images.
 RANK = {
     "pa": 0, "postero_anterior": 0, "frontal pa": 0,
     "ap": 1, "antero_posterior": 1, "ap axial": 1, "frontal ap": 1,

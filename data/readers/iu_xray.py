@@ -18,6 +18,7 @@ from data.splits import official_split, split_of_patient
 from data.studies import Study
 
 SHARES = (70, 10, 20)  # of the R2Gen split, for those who have only what Open-i or Kaggle distribute
+SECTIONS = ("indication", "comparison", "findings", "impression")
 REPORTS, PROJECTIONS, ANNOTATION = "indiana_reports.csv", "indiana_projections.csv", "annotation.json"
 
 
@@ -39,13 +40,13 @@ def read_openi(root: Path) -> Iterator[Record | Unread]:
         names = [f"{image.get('id')}.png" for image in tree.iter("parentImage")]
         if names and not folder:
             folder = _folder_of(root, names[0], ("NLMCXR_png", "images", "."))
-        texts = {node.get("Label", "").upper(): (node.text or "").strip() for node in tree.iter("AbstractText")}
+        texts = {node.get("Label", "").lower(): (node.text or "").strip() for node in tree.iter("AbstractText")}
         terms = [" ".join((node.text or "").split()) for node in tree.iter("major")]
         yield from _record(
             number, splits,
             images=tuple(inside(root, name, start=folder) for name in names),
             views=tuple(views.get(_instance(name), "") for name in names),
-            texts={name: texts.get(name.upper(), "") for name in ("indication", "comparison", "findings", "impression")},
+            texts={name: texts.get(name, "") for name in SECTIONS},
             terms=terms,
         )  # fmt: skip
 
@@ -67,7 +68,7 @@ def read_kaggle(root: Path) -> Iterator[Record | Unread]:
 
 
 def read_r2gen(root: Path) -> Iterator[Record | Unread]:
-    """R2Gen: annotation.json and images/ID/0.png. It holds Findings only; indiana_reports.csv beside it adds the rest."""
+    """R2Gen: annotation.json and images/ID/0.png. It holds Findings only; indiana_reports.csv beside it has the rest."""
     beside = {n: texts for n, texts, _ in _kaggle_reports(root)} if (root / REPORTS).is_file() else {}
     for split, cases in _annotation(root).items():
         for case in cases:
@@ -145,9 +146,8 @@ def _projections(root: Path, *, needed: bool = False) -> dict[str, list[tuple[st
 
 def _kaggle_reports(root: Path) -> Iterator[tuple[str, dict[str, str], str]]:
     """Number, texts by section, and MeSH headings of each report."""
-    names = ("indication", "comparison", "findings", "impression")
-    for number, mesh, *texts in rows(root / REPORTS, ("uid", "MeSH", *names)):
-        yield number, {name: text.strip() for name, text in zip(names, texts, strict=True)}, mesh
+    for number, mesh, *texts in rows(root / REPORTS, ("uid", "MeSH", *SECTIONS)):
+        yield number, {name: text.strip() for name, text in zip(SECTIONS, texts, strict=True)}, mesh
 
 
 def _annotation(root: Path) -> dict[str, list[dict[str, Any]]]:

@@ -58,7 +58,7 @@ def _record(root: Path, study_id: str, case: Mapping[str, Any], split: str) -> R
 
 
 def _text(case: Mapping[str, Any], key: str) -> str:
-    """A text of the file; null, NaN and the "None" that the benchmark's script writes for a missing section are none."""
+    """A text of the file; null, NaN and the "None" that the benchmark writes for a missing section are none."""
     value = case.get(key)
     if value is None or value == "None" or isinstance(value, float):
         return ""

@@ -28,7 +28,8 @@ def rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) ->
     """The values of these columns, and of the optional ones ("" where the file has none), a tuple a row.
 
     Raises:
-        ValueError: a column is missing, a row has too few or too many fields, or the file is no CSV in UTF-8; names file and line.
+        ValueError: a column is missing, a row has too few or too many fields, or the file is no CSV in UTF-8; names
+            file and line.
     """
     csv.field_size_limit(LONGEST_FIELD)
     with _opened(path) as file:
