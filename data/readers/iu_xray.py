@@ -68,7 +68,7 @@ def read_kaggle(root: Path) -> Iterator[Record | Unread]:
 
 
 def read_r2gen(root: Path) -> Iterator[Record | Unread]:
-    """R2Gen: annotation.json and images/ID/0.png. It holds Findings only; indiana_reports.csv beside it has the rest."""
+    """R2Gen: annotation.json and images/ID/0.png. Findings only; indiana_reports.csv beside it gives the rest."""
     beside = {n: texts for n, texts, _ in _kaggle_reports(root)} if (root / REPORTS).is_file() else {}
     for split, cases in _annotation(root).items():
         for case in cases:
