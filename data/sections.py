@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
-from data.headers import header_of, names_pattern
+from data.headers import Reach, header_of, names_pattern
 
 Status = Literal["ok", "missing_findings", "missing_impression", "ambiguous"]
 
@@ -82,6 +82,9 @@ _RULES["anywhere"] = (
 )
 
 
+_KEPT = ("findings", "view findings", "impression")
+
+
 class _Found(NamedTuple):
     section: str
     start: int  # of the header's ornaments, where the section before it ends
@@ -134,24 +137,25 @@ def _status(bodies: dict[str, list[tuple[int, str]]]) -> Status:
 
 
 def _headers(text: str) -> tuple[list[_Found], bool]:
-    """Every header, in order, and whether a name was seen that is none."""
+    """Every header, in order, and whether a name that is none stands in the Findings or the Impression."""
     found: list[_Found] = []
     position, last_end, names_left = 0, 0, False
     while match := _NAME.search(text, position):
         place, start = _place(text, match.start(), last_end)
-        behind = _behind(text, match, place)
+        header = header_of(match[0])
+        behind = _behind(text, match, place, header.reach)
         if behind is None:
             position = match.start() + 1  # it may hold one: "see findings and Impression:"
-            names_left = True
+            names_left = names_left or (bool(found) and found[-1].section in _KEPT)
         else:
             position = last_end = behind
-            found.append(_Found(header_of(match[0]).section, start, behind))
+            found.append(_Found(header.section, start, behind))
     return found, names_left
 
 
-def _behind(text: str, name: re.Match, place: str) -> int | None:
+def _behind(text: str, name: re.Match, place: str, reach: Reach) -> int | None:
     """Where the text of a header begins; None where the name is no header."""
-    for rule in _RULES[header_of(name[0]).reach]:
+    for rule in _RULES[reach]:
         fits = place in rule.places and _is_written(name[0], rule.written)
         if fits and (behind := rule.behind.match(text, name.end())):
             return behind.end()
