@@ -112,7 +112,7 @@ class TrainingStage:
     ) -> None:
         self.trainer, self.every, self.ranks = trainer, every, run.ranks
         self.folder = run.folder / name
-        known = {"config": config_hash(run.config), **(identity or {})}
+        known = {"config": config_hash(run.config), "studies": run.corpus.fingerprint, **(identity or {})}
         self.checkpoints = Checkpoints(self.folder / "checkpoints", run.ranks, identity=known)
         facts = self.checkpoints.load(trainer.state()[0])
         self.first = int(facts["step"]) if facts else 0
@@ -160,7 +160,7 @@ def reported(run: Run, model: str, studies: Sequence[Study], folder: Path, *, ti
 
 
 MAY_CHANGE = (
-    *("run_dir", "stages", "reward.workers", "parallel", "criticality.corrected"),
+    *("run_dir", "stages", "parallel", "reward.workers", "data.workers", "data.cache_dir", "criticality.corrected"),
     *(f"judge.{one.name}" for one in fields(JudgeConfig) if one.name not in ANSWERS_DEPEND_ON),
 )
 

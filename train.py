@@ -34,6 +34,7 @@ from capo.trainer import Trainer
 from capo.warmup import LabelReader, read_labels
 from data.batches import shuffled_batches
 from data.corpus import load_corpus
+from data.prefetch import decoded, prefetched
 from data.sections import parse_sections
 from data.studies import Study
 from evaluate import (
@@ -201,14 +202,18 @@ def fine_tune(run: Run, start: Path) -> None:
     batches = shuffled_batches(
         len(corpus.train), config.sft.batch_size, seed=config.seed, start_step=stage.first,
         weights=balanced_weights(corpus.train, run.reward, config.sft.balance),
+        lengths=[len(report) for report in reports] if config.data.group_lengths else None,
     )  # fmt: skip
+    owned = ((chosen, run.ranks.share([len(reports[i]) for i in chosen])) for chosen in batches)
+    loaded = prefetched(
+        owned, lambda pair: [decoded(corpus.train[pair[0][place]]) for place in pair[1]], workers=config.data.workers
+    )
 
     def step(number: int) -> dict[str, float]:
-        chosen = next(batches)
-        own = run.ranks.share([len(reports[i]) for i in chosen])
+        (chosen, own), studies = next(loaded)
         prompts = [
-            prompt_of(run.processor, corpus.train[chosen[place]], augmentation(config, "sft", number, place))
-            for place in own
+            prompt_of(run.processor, study, augmentation(config, "sft", number, place))
+            for place, study in zip(own, studies, strict=True)
         ]
         return imitate(
             trainer, prompts, [reports[chosen[place]] for place in own],

@@ -6,7 +6,14 @@ import numpy as np
 
 
 def shuffled_batches(
-    count: int, batch_size: int, *, seed: int, start_step: int = 0, weights: Sequence[float] | None = None
+    count: int,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    weights: Sequence[float] | None = None,
+    lengths: Sequence[int] | None = None,
+    window: int = 50,
 ) -> Iterator[list[int]]:
     """Batches of indices below `count`, without end, from `start_step` on.
 
@@ -15,13 +22,19 @@ def shuffled_batches(
 
     Args:
         weights: `count` numbers of at least 0, not all 0.
+        lengths: `count` lengths, in tokens say; batches then hold indices of similar length, so that little is padded.
+        window: batches among which indices may change places to that end: more are more alike and less random.
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"expected at least one study and a batch size of at least 1, got {count} and {batch_size}")
+    if weights is not None and lengths is not None:
+        raise ValueError("expected weights or lengths, got both: what is drawn anew each step has no order to group")
     if weights is not None:
         if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
             raise ValueError(f"expected {count} weights of at least 0 with a positive sum, got {list(weights)[:8]}")
         yield from _drawn(np.asarray(weights, dtype=np.float64), batch_size, seed, start_step)
+    if lengths is not None and (len(lengths) != count or window < 1):
+        raise ValueError(f"expected {count} lengths and a window of at least 1, got {len(lengths)} and {window}")
     epoch, order = -1, np.empty(0, dtype=np.int64)
     place = start_step * batch_size
     while True:
@@ -29,10 +42,33 @@ def shuffled_batches(
         for index in range(place, place + batch_size):
             if index // count != epoch:
                 epoch = index // count
-                order = np.random.default_rng([seed, epoch]).permutation(count)
+                generator = np.random.default_rng([seed, epoch])
+                order = generator.permutation(count)
+                if lengths is not None:
+                    begun = -epoch * count % batch_size
+                    order = _grouped(order, np.asarray(lengths), batch_size, window, generator, first=begun)
             batch.append(int(order[index % count]))
         yield batch
         place += batch_size
+
+
+def _grouped(
+    order: np.ndarray, lengths: np.ndarray, batch_size: int, window: int, generator: np.random.Generator, *, first: int
+) -> np.ndarray:
+    """An epoch's order, sorted by length within windows, the batches of each window shuffled again.
+
+    Args:
+        order: [count], a permutation.
+        first: places at the start that fill up the last batch of the epoch before.
+    """
+    pieces = [order[:first]]
+    for start in range(first, len(order), window * batch_size):
+        part = order[start : start + window * batch_size]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        whole = len(part) // batch_size * batch_size
+        batches = part[:whole].reshape(-1, batch_size)
+        pieces += [generator.permutation(batches).ravel(), part[whole:]]
+    return np.concatenate(pieces)
 
 
 def _drawn(weights: np.ndarray, batch_size: int, seed: int, step: int) -> Iterator[list[int]]:
@@ -41,3 +77,13 @@ def _drawn(weights: np.ndarray, batch_size: int, seed: int, step: int) -> Iterat
     while True:
         yield np.random.default_rng([seed, step]).choice(len(weights), batch_size, replace, p=chances).tolist()
         step += 1
+
+
+def share_of_rank(batch: Sequence[int], *, rank: int, ranks: int) -> list[int]:
+    """What one rank reads of a batch: every index goes to exactly one rank, and shares differ by at most one.
+
+    Dealt out in turns, so that in a batch of similar lengths no rank gets all the long ones. Where costs are known,
+    `capo.ranks.Ranks.share` balances them instead.
+    """
+    assert 0 <= rank < ranks, (rank, ranks)
+    return list(batch[rank::ranks])

@@ -1,9 +1,11 @@
 """Which studies a run uses: embedded phantoms, or a manifest of real ones."""
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from data.image_cache import ImageCache, cached_studies
 from data.phantoms import make_studies
 from data.readers.manifest import read_manifest
 from data.studies import Study, check_studies, decode_studies
@@ -31,6 +33,12 @@ class DataConfig:
     keep_size: int = 0
     """Scale the images of a manifest down to this longest side and keep them in memory; 0 reads the files each time."""
     window: WindowConfig = field(default_factory=WindowConfig)
+    cache_dir: Path | None = None
+    """Keep the images scaled to `keep_size` in this folder instead of in memory; later runs find them there."""
+    workers: int = 2
+    """Threads that fill the cache, and that load the images of the next steps; 0 loads when a step asks."""
+    group_lengths: bool = False
+    """SFT batches hold reports of similar length, which pads less; not together with `sft.balance`."""
     eval_split: str = "test"
     """Split that is held out and evaluated on."""
 
@@ -38,6 +46,15 @@ class DataConfig:
         if self.source == "manifest" and self.manifest is None:
             raise ValueError(
                 "expected data.manifest with data.source manifest, got none; give the path of a JSONL file"
+            )
+        if self.cache_dir is not None and (self.source != "manifest" or self.keep_size < 1):
+            raise ValueError(
+                "expected data.source manifest and data.keep_size of at least 1 with data.cache_dir, got "
+                f"{self.source} and {self.keep_size}"
+            )
+        if self.workers < 0 or self.keep_size < 0:
+            raise ValueError(
+                f"expected data.workers and data.keep_size of at least 0, got {self.workers} and {self.keep_size}"
             )
         if self.source == "phantoms" and (self.num_train < 2 or self.num_test < 2 or self.image_size < 56):
             raise ValueError(
@@ -52,6 +69,14 @@ class Corpus:
 
     train: tuple[Study, ...]
     test: tuple[Study, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of ids, splits and reports, in order: a position among these studies means nothing among others."""
+        digest = hashlib.sha256()
+        for study in (*self.train, *self.test):
+            digest.update(f"{study.split}\0{study.id}\0{study.report}\0".encode())
+        return digest.hexdigest()
 
 
 def load_corpus(config: DataConfig, *, seed: int) -> Corpus:
@@ -69,7 +94,9 @@ def load_corpus(config: DataConfig, *, seed: int) -> Corpus:
         read = read_manifest(config.manifest, image_root=config.image_root)
         studies = [replace(study, window=config.window) for study in read]
     check_studies(studies)
-    if config.source == "manifest":
+    if config.cache_dir is not None:
+        studies = cached_studies(studies, ImageCache(config.cache_dir, config.keep_size), workers=config.workers)
+    elif config.source == "manifest":
         studies = decode_studies(studies, keep_size=config.keep_size)
     train = tuple(s for s in studies if s.split == "train")
     test = tuple(s for s in studies if s.split == config.eval_split)

@@ -1,42 +1,13 @@
+# ruff: noqa: RUF001, RUF003 - full-width punctuation and the long s are meant
 """Deterministic section parser: report text -> Findings, Impression and the rest (paper 4.2, parser rule)."""
 
 import re
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+from data.headers import Reach, header_of, names_pattern
 
 Status = Literal["ok", "missing_findings", "missing_impression", "ambiguous"]
-
-# Header as written -> section. Longer headers come first, so that none is cut short by its own beginning.
-HEADERS = {
-    "findings and impression": "both",
-    "clinical information": "indication",
-    "clinical indication": "indication",
-    "clinical history": "indication",
-    "reason for exam": "indication",
-    "impressions": "impression",
-    "conclusions": "impression",
-    "conclusion": "impression",
-    "indication": "indication",
-    "impression": "impression",
-    "comparison": "comparison",
-    "technique": "technique",
-    "findings": "findings",
-    "finding": "findings",
-    "opinion": "impression",
-    "history": "indication",
-    "addendum": "addendum",
-    "wet read": "wet read",
-}
-_NAME = "(?i:" + "|".join(sorted(map(re.escape, HEADERS), key=len, reverse=True)) + ")"
-_OPEN = r"(?:\d+[.)]\s*|#+\s*)?(?:\*\*|__)?"
-_COLON = r"\s*(?:(?:\*\*|__)\s*:|:\s*(?:\*\*|__)?)"
-_HEADER = re.compile(
-    # followed by a colon: at the start of a line or after a sentence in any case, elsewhere only with a capital
-    # (one way only to match a run of empty lines: several would take time quadratic in its length)
-    rf"(?:(?:\A\s*|\n[^\S\n]*|(?<=[.!?:;)])\s+){_OPEN}(?P<start>{_NAME})|(?<=\s)(?=[A-Z])(?P<inline>{_NAME})){_COLON}"
-    # or alone on its line
-    rf"|(?:\A|\n)[ \t]*{_OPEN}(?P<alone>{_NAME})(?:\*\*|__)?[ \t]*(?=\n|\Z)"
-)
 
 
 @dataclass(frozen=True)
@@ -49,30 +20,165 @@ class Sections:
     other: dict[str, str] = field(default_factory=dict)
 
 
+# ASCII: else "ſ" would match an "s", and be a name that the table does not hold.
+_NAME = re.compile(rf"(?<![A-Za-z0-9])(?:{names_pattern()})(?![A-Za-z0-9])", re.IGNORECASE | re.ASCII)
+
+_GAP = "[ \t\r\xa0\u3000]"  # white space within a line
+# What may stand before a header: Markdown or a bracket, and at the start of a line a bullet or a number.
+_MARKUP = r"[*_\[(【〔「<]{0,4}"
+_BULLET = rf"(?:\d{{1,2}}[.)、]|[IVX]{{1,4}}[.)]|[A-Za-z][.)]|[一二三四五六七八九十]{{1,2}}、|[-•>*#]{{1,6}}){_GAP}*"
+_START = rf"{_GAP}*(?P<header>(?:{_BULLET}){{0,3}}{_MARKUP})\Z"
+# The strongest place first.
+_PLACES = {
+    "paragraph": re.compile(rf"(?:\n{_GAP}*\n|[.!?:;。；！？：]{_GAP}*\n){_START}"),
+    "line": re.compile(rf"\n{_START}"),
+    "sentence": re.compile(rf"(?:[.!?:;)\]][*_\"']{{0,3}}\s+|[。；！？：]\s*)(?P<header>{_MARKUP})\Z"),
+    "word": re.compile(r"\s(?P<header>[*_\[(]{0,3})\Z"),
+}
+_FIRST = re.compile(rf"\s*{_START}")  # at the start of the text
+_NEXT = re.compile(rf"{_GAP}*(?P<header>{_MARKUP})\Z")  # behind another header, on its line
+_MARKER = re.compile(r"(?<=[.!?:;])(?:\s+\d{1,2}[.)]){1,3}\Z", re.ASCII)  # "2." of "Clear. 2. Impression: Normal."
+REACH = 48  # characters looked at before a name; as many blanks count as the start of a line
+
+_CLOSE = r"(?:\*{1,3}|_{2,3}|[\])】〕」>]{1,2})?"
+_NOTE = rf"(?:{_GAP}*\([^()\n]{{1,40}}\))?"  # IMPRESSION (PRELIMINARY):
+_COLON = re.compile(rf"{_CLOSE}{_NOTE}{_GAP}*[:：](?:\*{{1,3}}|_{{2,3}})?")
+_BRACKET = re.compile(r"[\]】〕」]")
+_END = re.compile(rf"{_CLOSE}{_NOTE}{_GAP}*(?=\n|\Z)")
+_DASH = re.compile(rf"{_CLOSE}{_GAP}*(?:[-–—=]+|\.)(?=\s)")
+_TEXT = re.compile(rf"(?={_GAP}+(?:[A-Z]?[a-z]|[A-Z] [a-z]|#?\d|_))")
+_BLANK = re.compile(_GAP)
+
+
+class _Rule(NamedTuple):
+    """A name at one of these places, with this behind it and written so, is a header."""
+
+    places: tuple[str, ...]
+    behind: re.Pattern
+    written: Literal["any", "capital", "capitals", "no letters"]
+
+
+_LINE = ("paragraph", "line")
+_RULES = {
+    "line": (
+        _Rule(_LINE, _COLON, "any"),
+        _Rule(_LINE, _BRACKET, "any"),
+        _Rule(("paragraph",), _END, "any"),
+        _Rule(("line",), _END, "capital"),
+        _Rule(_LINE, _DASH, "capital"),
+        _Rule(_LINE, _TEXT, "capitals"),
+        _Rule(_LINE, _BLANK, "no letters"),
+    ),
+    "title": (_Rule(_LINE, _COLON, "capitals"),),
+}
+_RULES["anywhere"] = (
+    *_RULES["line"],
+    _Rule(("next", "sentence"), _COLON, "any"),
+    _Rule(("word",), _COLON, "capital"),
+    _Rule(("next", "sentence"), _TEXT, "capitals"),
+    _Rule(("sentence",), _END, "capitals"),
+    _Rule(("next", "sentence"), _BRACKET, "no letters"),
+    _Rule(("next", "sentence"), _BLANK, "no letters"),
+)
+
+
+_KEPT = ("findings", "view findings", "impression")
+
+
+class _Found(NamedTuple):
+    section: str
+    start: int  # of the header's ornaments, where the section before it ends
+    end: int  # where its text begins
+
+
 def parse_sections(text: str) -> Sections:
-    """Split a report at its headers; never raises.
+    """Split a report at its headers; never raises, in time proportional to the text.
 
     A section that occurs twice, one header for both, or an Impression before the Findings is ambiguous: which text was
-    meant is anybody's guess. A header with nothing behind it is a missing section.
+    meant is anybody's guess. So is a report that reads otherwise once its sections are written out again. A header with
+    nothing behind it is a missing section. FINAL REPORT sets aside what stands before it, a preliminary reading. The
+    name of the examination opens the Findings of a report that has no others.
     """
-    found: dict[str, list[tuple[int, str]]] = {}
-    matches = list(_HEADER.finditer(text))
-    for number, match in enumerate(matches):
-        end = matches[number + 1].start() if number + 1 < len(matches) else len(text)
-        body = text[match.end() : end].strip()
-        name = next(filter(None, match.group("start", "inline", "alone")))
-        found.setdefault(HEADERS[name.lower()], []).append((match.start(), body))
-    bodies = {name: [body for _, body in parts if body] for name, parts in found.items()}
-    first = {name: values[0] if values else "" for name, values in bodies.items()}
-    findings, impression = first.pop("findings", ""), first.pop("impression", "")
-    return Sections(findings, impression, _status(found, bodies), first)
+    sections, names_left = _split(text)
+    if sections.status == "ok" and names_left:
+        again, _ = _split(f"Findings: {sections.findings} Impression: {sections.impression}")
+        if (again.findings, again.impression) != (sections.findings, sections.impression):
+            return replace(sections, status="ambiguous")
+    return sections
 
 
-def _status(found: dict[str, list[tuple[int, str]]], bodies: dict[str, list[str]]) -> Status:
-    if "both" in found or any(len(bodies.get(name, [])) > 1 for name in ("findings", "impression")):
+def _split(text: str) -> tuple[Sections, bool]:
+    """The sections, and whether their texts hold names of headers."""
+    headers, names_left = _headers(text)
+    bodies: dict[str, list[tuple[int, str]]] = {}
+    for number, header in enumerate(headers):
+        end = headers[number + 1].start if number + 1 < len(headers) else len(text)
+        if header.section == "final report":
+            bodies = {name: parts for name, parts in bodies.items() if name not in ("both", "findings", "impression")}
+        elif body := _MARKER.sub("", text[header.end : end].strip()):
+            bodies.setdefault(header.section, []).append((header.start, body))
+    viewed = bodies.pop("view findings", [])
+    if viewed and "findings" not in bodies and "both" not in bodies:
+        bodies["findings"] = viewed
+    status = _status(bodies)
+    first = {name: parts[0][1] for name, parts in bodies.items()}
+    return Sections(first.pop("findings", ""), first.pop("impression", ""), status, first), names_left
+
+
+def _status(bodies: dict[str, list[tuple[int, str]]]) -> Status:
+    findings, impression = bodies.get("findings", []), bodies.get("impression", [])
+    if "both" in bodies or len(findings) > 1 or len(impression) > 1:
         return "ambiguous"
-    if not bodies.get("findings"):
+    if not findings:
         return "missing_findings"
-    if not bodies.get("impression"):
+    if not impression:
         return "missing_impression"
-    return "ambiguous" if found["impression"][0][0] < found["findings"][0][0] else "ok"
+    return "ambiguous" if impression[0] < findings[0] else "ok"
+
+
+def _headers(text: str) -> tuple[list[_Found], bool]:
+    """Every header, in order, and whether a name that is none stands in the Findings or the Impression."""
+    found: list[_Found] = []
+    position, last_end, names_left = 0, 0, False
+    while match := _NAME.search(text, position):
+        place, start = _place(text, match.start(), last_end)
+        header = header_of(match[0])
+        behind = _behind(text, match, place, header.reach)
+        if behind is None:
+            position = match.start() + 1  # it may hold one: "see findings and Impression:"
+            names_left = names_left or (bool(found) and found[-1].section in _KEPT)
+        else:
+            position = last_end = behind
+            found.append(_Found(header.section, start, behind))
+    return found, names_left
+
+
+def _behind(text: str, name: re.Match, place: str, reach: Reach) -> int | None:
+    """Where the text of a header begins; None where the name is no header."""
+    for rule in _RULES[reach]:
+        fits = place in rule.places and _is_written(name[0], rule.written)
+        if fits and (behind := rule.behind.match(text, name.end())):
+            return behind.end()
+    return None
+
+
+def _place(text: str, start: int, last_end: int) -> tuple[str, int]:
+    """Where a name stands, and where the ornaments before it begin."""
+    offset = max(last_end, start - REACH)
+    before = text[offset:start]
+    if offset == 0 and (match := _FIRST.match(before)):
+        return "paragraph", match.start("header")
+    if offset == last_end and (match := _NEXT.match(before)):
+        return "next", offset + match.start("header")
+    for place, pattern in _PLACES.items():
+        if match := pattern.search(before):
+            return place, offset + match.start("header")
+    return "", start
+
+
+def _is_written(name: str, how: str) -> bool:
+    if how == "any":
+        return True
+    if how == "no letters":
+        return not name[0].isascii()
+    return name.isupper() if how == "capitals" else name[0].isupper() or not name[0].isascii()

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from data.images import open_image
 from data.windowing import FULL_RANGE, WindowConfig, eight_bit
 
 ImageSource = Path | np.ndarray  # a file, or uint8 [H, W] or [H, W, 3], or uint16 [H, W]
@@ -29,6 +30,7 @@ class Study:
     prior_images: tuple[ImageSource, ...] = ()  # of the preceding study of the patient
     views: tuple[str, ...] = ()  # in the order of images
     window: WindowConfig = FULL_RANGE  # of images with more than 8 bits
+    labels: Mapping[str, int] = field(default_factory=dict)  # of the owner: 1 present, 0 absent, -1 uncertain
     state: Mapping[str, object] | None = None  # the truth, where it is known (phantoms); JSON-able
 
     @property
@@ -53,7 +55,7 @@ def load_image(source: ImageSource, *, study_id: str, window: WindowConfig = FUL
     try:
         if isinstance(source, np.ndarray):
             return eight_bit(Image.fromarray(source), window).convert("RGB")
-        with Image.open(source) as image:
+        with open_image(source) as image:
             image.load()
             return eight_bit(ImageOps.exif_transpose(image), window).convert("RGB")
     except FileNotFoundError as error:
@@ -74,7 +76,7 @@ def check_studies(studies: Sequence[Study]) -> None:
         ValueError: a duplicate id, a patient in two splits, a report without Findings, a study without images; every
             problem names its study.
     """
-    _refuse([*_duplicates(studies), *_leaks(studies), *_gaps(studies)], len(studies))
+    refuse([*_duplicates(studies), *_leaks(studies), *_gaps(studies)], len(studies))
 
 
 def decode_studies(studies: Sequence[Study], *, keep_size: int = 0) -> list[Study]:
@@ -96,7 +98,7 @@ def decode_studies(studies: Sequence[Study], *, keep_size: int = 0) -> list[Stud
             decoded.append(replace(study, images=images, prior_images=prior))
         except ValueError as error:
             problems.append(str(error))
-    _refuse(problems, len(studies))
+    refuse(problems, len(studies))
     return decoded
 
 
@@ -108,7 +110,8 @@ def _kept(source: ImageSource, study: Study, size: int) -> ImageSource:
     return np.asarray(image)
 
 
-def _refuse(problems: Sequence[str], count: int, most: int = 20) -> None:
+def refuse(problems: Sequence[str], count: int, most: int = 20) -> None:
+    """Raise ValueError with the problems of `count` studies, the first of them word for word; none, nothing."""
     if problems:
         more = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
         listed = "\n  ".join(problems[:most])

@@ -1,0 +1,63 @@
+"""DICOM images as a viewer shows them: modality LUT, VOI LUT or window, MONOCHROME1 turned over."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.images import check_size
+
+
+def read_dicom(path: Path) -> Image.Image:
+    """One frame, 8-bit grey or RGB. Without VOI LUT or window, its darkest to its brightest level fill the range.
+
+    Raises:
+        FileNotFoundError: not there.
+        OSError: no DICOM file, or one whose pixels cannot be decoded.
+        ValueError: pydicom is not installed, several frames, or too many pixels.
+    """
+    try:
+        from pydicom import dcmread
+        from pydicom.errors import InvalidDicomError
+        from pydicom.pixels import pixel_array
+    except ImportError as error:
+        raise ValueError("DICOM files need pydicom; install it with: pip install -e '.[dicom]'") from error
+    try:
+        dataset = dcmread(path)
+        check_size(int(dataset.Columns), int(dataset.Rows))
+        if (frames := int(dataset.get("NumberOfFrames", 1) or 1)) != 1:
+            raise ValueError(f"expected one frame, got {frames}; export the frames to keep as images of their own")
+        levels = pixel_array(dataset)  # colour comes as RGB
+    except (InvalidDicomError, AttributeError, EOFError, RuntimeError, NotImplementedError) as error:
+        raise OSError(f"no readable DICOM image: {error}") from error
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        return Image.fromarray(_palette(levels, dataset))
+    if levels.ndim == 3:
+        return Image.fromarray(levels.astype(np.uint8))
+    return Image.fromarray(_grey(levels, dataset))
+
+
+def _grey(levels: np.ndarray, dataset) -> np.ndarray:
+    """[H, W] uint8. Sources: DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.6.3.1.2 (MONOCHROME1)."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    values = apply_modality_lut(levels, dataset)
+    shown = apply_voi_lut(values, dataset).astype(np.float64)
+    if "WindowCenter" in dataset or "VOILUTSequence" in dataset:
+        # The ends of the window, which this image need not reach, are black and white.
+        extremes = np.array([-(2**24), 2**24], dtype=values.dtype if values.dtype.kind == "f" else np.int64)
+        low, high = np.sort(apply_voi_lut(extremes, dataset).astype(np.float64))
+    else:
+        low, high = shown.min(), shown.max()
+    share = ((shown - low) / max(high - low, 1e-9)).clip(0, 1)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        share = 1 - share
+    return (share * 255).round().astype(np.uint8)
+
+
+def _palette(levels: np.ndarray, dataset) -> np.ndarray:
+    """[H, W, 3] uint8; palettes hold 8 or 16 bits a colour."""
+    from pydicom.pixels import apply_color_lut
+
+    colours = apply_color_lut(levels, dataset)
+    return colours.astype(np.uint8) if colours.dtype == np.uint8 else (colours >> 8).astype(np.uint8)
