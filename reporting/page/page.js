@@ -1,0 +1,397 @@
+"use strict";
+// Draws the charts and the rollouts of a page from the JSON inside it. Text goes in as text nodes only, never as HTML.
+const data = JSON.parse(document.getElementById("data").textContent);
+const SVG = "http://www.w3.org/2000/svg";
+const HEIGHT = 190;
+const COLORS = 7;
+const state = { smoothing: 0 };
+const plots = [];
+
+// --- elements
+
+function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+function shape(name, attributes = {}, ...children) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+function short(value) {
+  if (value === null || value === undefined) return "–";
+  const size = Math.abs(value);
+  if (size && (size < 1e-3 || size >= 1e6)) return value.toExponential(2);
+  if (Number.isInteger(value)) return value.toLocaleString("en");
+  return value.toLocaleString("en", { maximumSignificantDigits: 4 });
+}
+
+// --- scales
+
+function ticks(low, high, count) {
+  const raw = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step);
+  return found.map((value) => Number(value.toPrecision(12)));
+}
+
+function extent(values) {
+  let low = Infinity, high = -Infinity;
+  for (const value of values) {
+    if (value === null || value === undefined) continue;
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  if (low > high) return [0, 1];
+  if (low === high) return [low - (Math.abs(low) * 0.1 || 0.5), high + (Math.abs(high) * 0.1 || 0.5)];
+  return [low, high];
+}
+
+function smoothed(values, weight) {
+  if (!weight) return values;
+  let last = null;
+  return values.map((value) => {
+    if (value === null) return null;
+    last = last === null ? value : weight * last + (1 - weight) * value;
+    return last;
+  });
+}
+
+// --- one chart
+
+class Plot {
+  constructor(figure) {
+    this.figure = figure;
+    this.group = figure.dataset.group;
+    this.chart = data.charts[figure.dataset.chart];
+    this.hidden = new Set();
+    this.box = figure.querySelector(".plot");
+    this.tip = element("div", { class: "tip", hidden: "" });
+    figure.append(this.tip);
+    this.at = null;
+    this.makeLegend();
+    new ResizeObserver(() => this.draw()).observe(this.box);
+  }
+
+  get series() { return this.chart.series.filter((_, i) => !this.hidden.has(i)); }
+
+  makeLegend() {
+    const legend = this.figure.querySelector(".legend");
+    if (this.chart.series.length < 2) return;
+    this.chart.series.forEach((series, i) => {
+      const mark = shape("svg", { viewBox: "0 0 18 8", "aria-hidden": "true" },
+        shape("line", { x1: 0, x2: 18, y1: 4, y2: 4, "stroke-width": 3, stroke: "currentColor",
+          class: this.colorOf(series) + (series.dashed ? " dashed" : "") }));
+      const button = element("button", { type: "button", "aria-pressed": "true" }, mark, series.name);
+      button.addEventListener("click", () => {
+        this.hidden.has(i) ? this.hidden.delete(i) : this.hidden.add(i);
+        button.setAttribute("aria-pressed", String(!this.hidden.has(i)));
+        this.draw();
+      });
+      legend.append(button);
+    });
+  }
+
+  colorOf(series) { return "c" + (series.color % COLORS); }
+
+  // Stacked charts: each series lies on the sum of those before it.
+  stacked() {
+    const base = {};
+    return this.series.map((series) => {
+      const low = series.y.map((_, i) => base[i] || 0);
+      const high = series.y.map((value, i) => (base[i] = (base[i] || 0) + (value || 0)));
+      return { low, high };
+    });
+  }
+
+  draw() {
+    const width = this.box.clientWidth;
+    if (!width) return;
+    const { chart } = this;
+    this.layers = chart.kind === "lines" ? null : this.stacked();
+    const values = this.layers
+      ? this.layers.flatMap((layer) => [0, ...layer.high])
+      : this.series.flatMap((series) => [...series.y, ...(series.low || []), ...(series.high || [])]);
+    let [low, high] = extent(values);
+    if (low > 0 && low < 0.4 * high) low = 0;
+    const yTicks = ticks(low, high, 4);
+    const names = yTicks.map(short);
+    const left = 10 + 6.4 * Math.max(...names.map((name) => name.length), 2);
+    const area = { left, right: width - 10, top: 10, bottom: HEIGHT - 34 };
+    const [first, last] = extent(chart.series.flatMap((s) => [...s.x, ...(s.band_x || [])]).concat(chart.rules.map((r) => r[0])));
+    this.x = (value) => area.left + ((value - first) / (last - first)) * (area.right - area.left);
+    this.y = (value) => area.bottom - ((value - low) / (high - low)) * (area.bottom - area.top);
+    this.area = area;
+    const svg = shape("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, tabindex: "0", role: "img", "aria-label": this.summary() });
+    this.axes(svg, yTicks, names, ticks(first, last, Math.max(2, Math.min(6, width / 80))));
+    if (chart.kind === "bars") this.bars(svg);
+    else if (chart.kind === "area") this.areas(svg);
+    else this.lines(svg);
+    this.rules(svg);
+    this.cross = shape("line", { class: "cross", y1: area.top, y2: area.bottom, visibility: "hidden" });
+    svg.append(this.cross);
+    this.listen(svg);
+    this.box.replaceChildren(svg);
+  }
+
+  summary() {
+    const said = this.chart.series.map((series) => {
+      const known = series.y.filter((value) => value !== null);
+      return `${series.name} from ${short(known[0])} to ${short(known.at(-1))}`;
+    });
+    return `${this.chart.title}, ${this.chart.unit} against ${this.chart.x_label}: ${said.join("; ")}`;
+  }
+
+  axes(svg, yTicks, names, xTicks) {
+    const { left, right, bottom } = this.area;
+    yTicks.forEach((value, i) => {
+      const y = this.y(value);
+      svg.append(shape("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }),
+        shape("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, names[i]));
+    });
+    svg.append(shape("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
+    for (const value of xTicks) {
+      if (this.chart.x_label === "step" && !Number.isInteger(value)) continue;
+      svg.append(shape("text", { x: this.x(value), y: bottom + 15, "text-anchor": "middle" }, short(value)));
+    }
+    svg.append(shape("text", { x: (left + right) / 2, y: bottom + 30, "text-anchor": "middle" }, this.chart.x_label));
+  }
+
+  path(xs, ys) {
+    let text = "", pen = false;
+    xs.forEach((x, i) => {
+      if (ys[i] === null || ys[i] === undefined) { pen = false; return; }
+      text += `${pen ? "L" : "M"}${this.x(x).toFixed(1)} ${this.y(ys[i]).toFixed(1)}`;
+      pen = true;
+    });
+    return text;
+  }
+
+  between(xs, lows, highs) {
+    const known = xs.map((x, i) => [x, lows[i], highs[i]]).filter(([, low, high]) => low !== null && high !== null);
+    const point = (x, value) => `${this.x(x).toFixed(1)} ${this.y(value).toFixed(1)}`;
+    if (!known.length) return "";
+    const up = known.map(([x, low]) => point(x, low)), down = known.map(([x, , high]) => point(x, high)).reverse();
+    return `M${[...up, ...down].join("L")}Z`;
+  }
+
+  lines(svg) {
+    for (const series of this.series) {
+      const color = this.colorOf(series), dashed = series.dashed ? " dashed" : "";
+      if (series.low) svg.append(shape("path", { class: "band " + color, d: this.between(series.band_x || series.x, series.low, series.high) }));
+      const line = smoothed(series.y, state.smoothing);
+      if (state.smoothing) svg.append(shape("path", { class: "line raw " + color, d: this.path(series.x, series.y) }));
+      svg.append(shape("path", { class: `line ${color}${dashed}`, d: this.path(series.x, line) }));
+      series.y.forEach((value, i) => {  // a point between two gaps has no line to be seen by
+        if (value === null || (series.y[i - 1] ?? null) !== null || (series.y[i + 1] ?? null) !== null) return;
+        svg.append(shape("circle", { class: "dot " + color, cx: this.x(series.x[i]), cy: this.y(value), r: 2.5 }));
+      });
+    }
+  }
+
+  areas(svg) {
+    this.series.forEach((series, n) => svg.append(shape("path", {
+      class: "area " + this.colorOf(series), d: this.between(series.x, this.layers[n].low, this.layers[n].high) })));
+  }
+
+  bars(svg) {
+    this.series.forEach((series, n) => series.y.forEach((value, i) => {
+      if (!value) return;
+      const { low, high } = this.layers[n], x = this.x(series.x[i]);
+      svg.append(shape("rect", { class: "bar " + this.colorOf(series), x: x + 0.5, y: this.y(high[i]),
+        width: Math.max(1, this.x(series.x[i + 1]) - x - 1), height: this.y(low[i]) - this.y(high[i]) }));
+    }));
+  }
+
+  rules(svg) {
+    for (const [value, name] of this.chart.rules) {
+      const x = this.x(value), right = x > (this.area.left + this.area.right) / 2;
+      svg.append(shape("line", { class: "rule", x1: x, x2: x, y1: this.area.top, y2: this.area.bottom }),
+        shape("text", { class: "rule-text", x: x + (right ? -6 : 6), y: this.area.top + 8, "text-anchor": right ? "end" : "start" }, name));
+    }
+  }
+
+  listen(svg) {
+    svg.addEventListener("pointermove", (event) => this.show(this.nearest(event.clientX - svg.getBoundingClientRect().left)));
+    svg.addEventListener("pointerleave", () => this.hide());
+    svg.addEventListener("blur", () => this.hide());
+    svg.addEventListener("keydown", (event) => {
+      const count = this.steps().length, moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -20, PageDown: 20 };
+      let next = this.at ?? count - 1;
+      if (event.key in moves) next += moves[event.key];
+      else if (event.key === "Home") next = 0;
+      else if (event.key === "End") next = count - 1;
+      else { if (event.key === "Escape") this.hide(); return; }
+      event.preventDefault();
+      this.show(Math.min(count - 1, Math.max(0, next)));
+    });
+  }
+
+  // The longest series says where values can be read.
+  steps() {
+    const longest = this.series.reduce((best, s) => (s.x.length > best.length ? s.x : best), []);
+    return this.chart.kind === "bars" ? longest.slice(0, -1) : longest;
+  }
+
+  nearest(pixel) {
+    const steps = this.steps();
+    let best = 0;
+    const shift = this.chart.kind === "bars" && steps.length > 1 ? (this.x(steps[1]) - this.x(steps[0])) / 2 : 0;
+    steps.forEach((x, i) => { if (Math.abs(this.x(x) + shift - pixel) < Math.abs(this.x(steps[best]) + shift - pixel)) best = i; });
+    return best;
+  }
+
+  show(index) {
+    const steps = this.steps();
+    if (!steps.length) return;
+    this.at = index;
+    const step = steps[index];
+    const head = this.chart.kind === "bars" ? `${short(step)} to ${short(this.series[0].x[index + 1])}` : `${this.chart.x_label} ${short(step)}`;
+    this.tip.replaceChildren(element("b", {}, head));
+    for (const series of this.series) this.tip.append(element("div", {}, this.reading(series, step)));
+    this.tip.hidden = false;
+    const x = this.x(step), half = this.figure.clientWidth / 2;
+    this.tip.style.top = "4.2rem";
+    this.tip.style.left = x < half ? `${x + 24}px` : "auto";
+    this.tip.style.right = x < half ? "auto" : `${this.figure.clientWidth - x}px`;
+    for (const other of plots) if (other.group === this.group) other.mark(step);
+  }
+
+  reading(series, step) {
+    const i = series.x.indexOf(step), value = i < 0 ? null : series.y[i];
+    let text = `${series.name}: ${short(value)}`;
+    const b = series.low ? (series.band_x || series.x).indexOf(step) : -1;
+    if (b >= 0 && series.low[b] !== null) text += ` (${short(series.low[b])} to ${short(series.high[b])})`;
+    return text;
+  }
+
+  mark(step) {
+    if (!this.cross) return;
+    const x = this.x(step), inside = x >= this.area.left - 1 && x <= this.area.right + 1;
+    this.cross.setAttribute("visibility", inside ? "visible" : "hidden");
+    if (inside) { this.cross.setAttribute("x1", x); this.cross.setAttribute("x2", x); }
+  }
+
+  hide() {
+    this.at = null;
+    this.tip.hidden = true;
+    for (const other of plots) if (other.group === this.group && other.cross) other.cross.setAttribute("visibility", "hidden");
+  }
+}
+
+// --- the rollouts
+
+function mean(values) { return values.reduce((a, b) => a + b, 0) / Math.max(1, values.length); }
+
+function totals(study) { return study.reports.map((report) => report.total).filter((total) => total !== null); }
+
+const STUDY_ORDERS = {
+  drawn: () => 0,
+  low: (a, b) => mean(totals(a)) - mean(totals(b)),
+  spread: (a, b) => width(b) - width(a),
+};
+
+function width(study) { const known = totals(study); return known.length ? Math.max(...known) - Math.min(...known) : -1; }
+
+function words(text) { return text.toLowerCase().match(/[\p{L}\p{N}]+/gu) || []; }
+
+function reportText(text, reference, mark) {
+  const paragraph = element("p", { class: "report" });
+  if (!mark) { paragraph.append(text || "(empty)"); return paragraph; }
+  const known = new Set(words(reference));
+  for (const piece of text.split(/(\s+)/)) {
+    const extra = words(piece).some((word) => !known.has(word));
+    paragraph.append(extra ? element("span", { class: "extra" }, piece) : piece);
+  }
+  return paragraph;
+}
+
+function advantageBar(value, most) {
+  const reach = most || 1, x = (50 * value) / reach;
+  return shape("svg", { class: "advantage", viewBox: "-52 0 104 12", preserveAspectRatio: "none", role: "img",
+    "aria-label": `advantage ${short(value)}` },
+    shape("rect", { class: value < 0 ? "down" : "up", x: Math.min(0, x), width: Math.abs(x), y: 2, height: 8 }),
+    shape("line", { class: "zero", x1: 0, x2: 0, y1: 0, y2: 12, "vector-effect": "non-scaling-stroke" }));
+}
+
+function valueRow(name, value, best) {
+  return element("div", best ? { class: "best" } : {}, element("dt", {}, name), element("dd", {}, (best ? "★ " : "") + short(value)));
+}
+
+// The largest of the known values, where they differ: the best of equals is none.
+function best(values) {
+  const known = values.filter((value) => value !== null && value !== undefined);
+  return known.length > 1 && Math.max(...known) > Math.min(...known) ? Math.max(...known) : null;
+}
+
+function reportColumn(report, study, options) {
+  const { parts } = data.rollouts;
+  const most = Math.max(...study.reports.map((r) => Math.abs(r.advantage)));
+  const top = best(study.reports.map((r) => r.total));
+  const values = element("dl", { class: "values" }, valueRow("Total reward", report.total, top !== null && report.total === top));
+  parts.forEach((name, i) => {
+    const winner = best(study.reports.map((r) => r.parts[i]));
+    values.append(valueRow(name, report.parts[i], winner !== null && report.parts[i] === winner));
+  });
+  values.append(valueRow("tokens", report.tokens, false));
+  if (report.truncated) values.append(element("div", {}, element("dt", {}, "cut at the token limit"), element("dd", {}, "yes")));
+  return element("div", { class: top !== null && report.total === top ? "first" : "" },
+    element("p", { class: "head" }, element("strong", {}, `Report ${report.number}`), element("span", { class: "muted" }, `advantage ${report.advantage > 0 ? "+" : ""}${short(report.advantage)}`)),
+    advantageBar(report.advantage, most), reportText(report.text, study.reference, options.mark), values);
+}
+
+function studyCard(study, options) {
+  const pictures = element("div", { class: "pictures" });
+  for (const uri of data.rollouts.images[study.id] || []) pictures.append(element("img", { src: uri, alt: `Image of study ${study.id}` }));
+  if (!pictures.children.length) pictures.append(element("div", { class: "noimage" }, "no image here"));
+  const kind = study.critical ? "critical" : "normal";
+  const reports = [...study.reports];
+  if (options.reports === "advantage") reports.sort((a, b) => b.advantage - a.advantage);
+  const count = study.of > reports.length ? `${reports.length} of ${study.of} reports` : `${reports.length} reports`;
+  return element("article", { class: "study", "data-kind": kind }, pictures, element("div", {},
+    element("p", { class: "head" }, element("span", { class: "badge " + kind }, kind), element("strong", {}, `ε ${short(study.eps)}`),
+      element("span", { class: "muted id" }, `${study.id} · ${count}`)),
+    element("h4", {}, "Reference"), element("p", { class: "report" }, study.reference),
+    element("div", { class: "reports" }, ...reports.map((report) => reportColumn(report, study, options)))));
+}
+
+function browseRollouts() {
+  const { rollouts } = data, slider = document.getElementById("step");
+  if (!slider) return;
+  const by = (id) => document.getElementById(id);
+  slider.max = rollouts.steps.length - 1;
+  const redraw = () => {
+    const step = rollouts.steps[Number(slider.value)], kind = document.querySelector('input[name="kind"]:checked').value;
+    const options = { reports: by("report-order").value, mark: by("mark").checked };
+    const chosen = step.studies.filter((study) => kind === "all" || study.critical === (kind === "critical"));
+    chosen.sort(STUDY_ORDERS[by("study-order").value]);
+    by("step-shown").textContent = `${short(step.step)} of ${short(rollouts.steps.at(-1).step)}`;
+    slider.setAttribute("aria-valuetext", `step ${step.step}`);
+    const left = step.of > step.studies.length ? `, of ${step.of} in the step` : "";
+    by("browser-count").textContent = `${chosen.length} of ${step.studies.length} studies shown here${left}.`;
+    by("studies").replaceChildren(...chosen.map((study) => studyCard(study, options)));
+  };
+  const move = (by) => { slider.value = Number(slider.value) + by; redraw(); };
+  by("step-back").addEventListener("click", () => move(-1));
+  by("step-on").addEventListener("click", () => move(1));
+  by("browser").addEventListener("input", redraw);
+  redraw();
+}
+
+// --- start
+
+document.querySelectorAll("figure.chart").forEach((figure) => plots.push(new Plot(figure)));
+const smoothing = document.getElementById("smoothing");
+if (smoothing) smoothing.addEventListener("input", () => {
+  state.smoothing = Number(smoothing.value);
+  smoothing.nextElementSibling.textContent = state.smoothing ? state.smoothing.toFixed(2) : "off";
+  plots.forEach((plot) => plot.draw());
+});
+browseRollouts();
