@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reporting.curves import Series
+from reporting.curves import Series, label
 from reporting.run_files import RunFiles, evenly
 from reporting.studies import StudySource
 
@@ -75,7 +75,7 @@ def rollouts_to_browse(run: RunFiles, source: StudySource) -> dict[str, Any]:
             shown.append(study)
         steps.append({"step": step + 1, "of": len(rows), "studies": shown})
     ids = list(dict.fromkeys(study["id"] for step in steps for study in step["studies"]))
-    return {"parts": list(parts), "steps": steps, "images": _small_images(ids, source)}
+    return {"labels": [label(name) for name in parts], "steps": steps, "images": _small_images(ids, source)}
 
 
 def _study(row: Mapping[str, Any], parts: dict[str, int]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ MOST_POINTS = 500
 LABELS = {
     "bleu2": "BLEU-2",
     "rouge_l": "ROUGE-L",
-    "syntax": "Syntax: mean of BLEU-2 and ROUGE-L",
+    "syntax": "Syntax (BLEU-2, ROUGE-L)",
     "entity_f1_rules": "Entity F1 (rules)",
     "consistency_rules": "Consistency (rules)",
     "label_f1_rules": "Label F1 of the Impression (rules)",
@@ -109,14 +109,13 @@ def reward_charts(rows: Sequence[Row], spreads: Mapping[str, Series]) -> list[Ch
     Args:
         spreads: part -> its mean and spread at some steps, from the rollouts themselves.
     """
-    note = "line: mean of the step's reports; band: ± one standard deviation"
-    charts = [Chart("Reward", "total", [curve(rows, "reward", "reward", spread="reward_std")], note)]
+    charts = [Chart("Reward", "total", [curve(rows, "reward", "reward", spread="reward_std")])]
     for number, part in enumerate(reward_parts(rows), 1):
         line = curve(rows, f"reward_{part}", label(part), color=number)
         if part in spreads:
             band = spreads[part]
             line = Series(line.name, line.x, line.y, band.low, band.high, band.x, color=number)
-        charts.append(Chart(label(part), "score", [line], note if part in spreads else ""))
+        charts.append(Chart(label(part), "score", [line]))
     return charts
 
 

@@ -28,13 +28,14 @@ class Live:
 
     Args:
         config: of the whole run, as written to config.yaml.
-        source: of the studies, for the report.
+
+    Raises:
+        ValueError: a tracker was asked for whose package is not installed.
     """
 
-    def __init__(
-        self, folder: Path, tracking: TrackingConfig, config: Mapping[str, Any], source: StudySource
-    ) -> None:
-        self.folder, self.tracking, self.source = folder, tracking, source
+    def __init__(self, folder: Path, tracking: TrackingConfig, config: Mapping[str, Any]) -> None:
+        self.folder, self.tracking = folder, tracking
+        self.source: StudySource | None = None  # None: the report finds the studies by the config
         self.setting = Setting.of(config)
         self.trackers = Trackers.of(folder, tracking, config, self.say)
         self.stage, self.last, self.said_at = "start", 0, 0.0
@@ -47,8 +48,13 @@ class Live:
         tqdm.write(line)
 
     @contextmanager
-    def following(self) -> Iterator[None]:
-        """For the time of the whole run; how it ended goes to status.json, if a stage was begun at all."""
+    def following(self, source: StudySource) -> Iterator[None]:
+        """For the time of the whole run; how it ended goes to status.json, if a stage was begun at all.
+
+        Args:
+            source: of the run's studies, for the report.
+        """
+        self.source = source
         try:
             yield
         except BaseException as error:

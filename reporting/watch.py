@@ -8,7 +8,7 @@ from typing import Any
 
 from capo.journal import read_lines
 from reporting.lines import step_line, steps_of
-from reporting.run_files import TRAINED, RunFiles
+from reporting.run_files import TRAINED, RunFiles, read_json
 from reporting.status import ended
 from reporting.symptoms import Examination, Setting
 
@@ -58,19 +58,18 @@ class Watcher:
         Args:
             most: of the steps of a stage, show only this many, the latest.
         """
-        said = self._stages()
-        for stage in TRAINED:
-            said += self._steps(stage, most)
-        return said
-
-    def _stages(self) -> list[str]:
-        rows = read_lines(self.folder / "timing.jsonl")
-        said = [f"== {row['stage']} done in {row['seconds']:.1f} s" for row in rows[self.stages_done :]]
-        self.stages_done = len(rows)
-        status = RunFiles.read(self.folder).status
+        said, done = [], read_lines(self.folder / "timing.jsonl")
+        for row in done[self.stages_done :]:
+            if row["stage"] in TRAINED:
+                said += self._steps(row["stage"], most)
+            said.append(f"== {row['stage']} done in {row['seconds']:.1f} s")
+        self.stages_done = len(done)
+        status = read_json(self.folder / "status.json")
         if status and status["state"] == "running" and status["stage"] != self.running:
             self.running = status["stage"]
             said.append(f"== {self.running} (since {status['time']}, on {status['host']})")
+        for stage in TRAINED:
+            said += self._steps(stage, most)
         return said
 
     def _steps(self, stage: str, most: int | None) -> list[str]:

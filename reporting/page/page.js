@@ -31,6 +31,13 @@ function short(value) {
   return value.toLocaleString("en", { maximumSignificantDigits: 4 });
 }
 
+// Three decimals, so that the values of a column stand below one another; whole numbers as they are.
+function fixed(value, signed = false) {
+  if (value === null || value === undefined) return "–";
+  const text = Number.isInteger(value) && !signed ? String(value) : value.toFixed(3);
+  return (signed && value > 0 ? "+" : "") + text.replace("-", "\u2212");
+}
+
 // --- scales
 
 function ticks(low, high, count) {
@@ -316,13 +323,13 @@ function reportText(text, reference, mark) {
 function advantageBar(value, most) {
   const reach = most || 1, x = (50 * value) / reach;
   return shape("svg", { class: "advantage", viewBox: "-52 0 104 12", preserveAspectRatio: "none", role: "img",
-    "aria-label": `advantage ${short(value)}` },
+    "aria-label": `advantage ${fixed(value, true)}` },
     shape("rect", { class: value < 0 ? "down" : "up", x: Math.min(0, x), width: Math.abs(x), y: 2, height: 8 }),
     shape("line", { class: "zero", x1: 0, x2: 0, y1: 0, y2: 12, "vector-effect": "non-scaling-stroke" }));
 }
 
 function valueRow(name, value, best) {
-  return element("div", best ? { class: "best" } : {}, element("dt", {}, name), element("dd", {}, (best ? "★ " : "") + short(value)));
+  return element("div", best ? { class: "best" } : {}, element("dt", {}, name), element("dd", {}, (best ? "★ " : "") + fixed(value)));
 }
 
 // The largest of the known values, where they differ: the best of equals is none.
@@ -332,18 +339,18 @@ function best(values) {
 }
 
 function reportColumn(report, study, options) {
-  const { parts } = data.rollouts;
+  const { rollouts } = data;
   const most = Math.max(...study.reports.map((r) => Math.abs(r.advantage)));
   const top = best(study.reports.map((r) => r.total));
   const values = element("dl", { class: "values" }, valueRow("Total reward", report.total, top !== null && report.total === top));
-  parts.forEach((name, i) => {
+  rollouts.labels.forEach((_, i) => {
     const winner = best(study.reports.map((r) => r.parts[i]));
-    values.append(valueRow(name, report.parts[i], winner !== null && report.parts[i] === winner));
+    values.append(valueRow(rollouts.labels[i], report.parts[i], winner !== null && report.parts[i] === winner));
   });
   values.append(valueRow("tokens", report.tokens, false));
   if (report.truncated) values.append(element("div", {}, element("dt", {}, "cut at the token limit"), element("dd", {}, "yes")));
   return element("div", { class: top !== null && report.total === top ? "first" : "" },
-    element("p", { class: "head" }, element("strong", {}, `Report ${report.number}`), element("span", { class: "muted" }, `advantage ${report.advantage > 0 ? "+" : ""}${short(report.advantage)}`)),
+    element("p", { class: "head" }, element("strong", {}, `Report ${report.number}`), element("span", { class: "muted" }, `adv. ${fixed(report.advantage, true)}`)),
     advantageBar(report.advantage, most), reportText(report.text, study.reference, options.mark), values);
 }
 
