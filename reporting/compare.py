@@ -8,6 +8,7 @@ from typing import Any
 from capo.journal import write_whole
 from reporting.build import duration, evaluation_rows
 from reporting.curves import Chart, Series, curve, label
+from reporting.lines import DASH
 from reporting.page import Page, number, render
 from reporting.run_files import RunFiles, reward_parts
 
@@ -15,12 +16,14 @@ NEVER_COMPARED = ("run_dir", "stages")
 ALWAYS_FIRST = (
     ("reward", "Reward", "total"), ("kl_before", "KL to the SFT policy", "nats a token"),
     ("entropy", "Entropy", "nats a token"), ("length", "Report length", "tokens"),
-    ("truncated", "Cut at the token limit", "share of reports"), ("zero_std_groups", "Groups without spread", "studies"),
+    ("truncated", "Cut at the token limit", "share of reports"),
+    ("zero_std_groups", "Groups without spread", "studies"),
     ("clip_low_critical", "Clipped below, critical", "share of tokens"),
     ("clip_high_critical", "Clipped above, critical", "share of tokens"),
     ("clip_low_normal", "Clipped below, normal", "share of tokens"),
     ("clip_high_normal", "Clipped above, normal", "share of tokens"),
-    ("ratio_gap_max", "Largest distance of the ratio from 1", "ratio"), ("grad_norm", "Gradient norm", "before clipping"),
+    ("ratio_gap_max", "Largest distance of the ratio from 1", "ratio"),
+    ("grad_norm", "Gradient norm", "before clipping"),
     ("missing_rewards", "Missing rewards", "reports"), ("seconds_rollout", "Time of sampling", "seconds"),
     ("seconds_update", "Time of the update", "seconds"),
 )  # fmt: skip
@@ -129,7 +132,7 @@ def terminal_table(
         lines.append(["configs", *("same" for _ in names)])
     for metric, rows in found.items():
         cells = [
-            "–"
+            DASH
             if row is None
             else f"{number(row['second']['mean'])} ({number(row['difference']['mean'], signed=True)})"
             for row in rows

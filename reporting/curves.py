@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from reporting.run_files import Row, reward_parts
@@ -90,7 +91,7 @@ def buckets(count: int, most: int = MOST_POINTS) -> list[range]:
     if count <= most:
         return [range(i, i + 1) for i in range(count)]
     edges = [1 + round(i * (count - 2) / (most - 2)) for i in range(most - 1)]
-    return [range(0, 1), *(range(a, b) for a, b in zip(edges, edges[1:], strict=False)), range(count - 1, count)]
+    return [range(0, 1), *(range(a, b) for a, b in pairwise(edges)), range(count - 1, count)]
 
 
 def imitation_charts(rows: Sequence[Row], *, unit: str) -> list[Chart]:

@@ -17,6 +17,7 @@ SHOWN = {
     "missing_rewards": "missing",
     "grad_norm": "grad",
 }
+DASH = "\N{EN DASH}"  # where a value is missing
 HIDDEN_AT_ZERO = {"truncated", "missing_rewards"}
 
 
@@ -42,7 +43,7 @@ def step_line(stage: str, row: Row, last: int | None) -> str:
 def brief(value: Any) -> str:
     """Three significant digits; a missing value as a dash."""
     if value is None:
-        return "–"
+        return DASH
     if isinstance(value, int) or not math.isfinite(value):
         return str(value)
     size = abs(value)

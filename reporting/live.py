@@ -17,7 +17,7 @@ from reporting.run_files import Row
 from reporting.status import write_status
 from reporting.studies import StudySource
 from reporting.symptoms import Examination, Setting
-from reporting.trackers import TrackingConfig, Trackers
+from reporting.trackers import Trackers, TrackingConfig
 
 REPORT_SHARE = 0.02  # of the run's time that its report may take; a checkpoint that comes earlier writes none
 LINE_S = 1.0

@@ -14,8 +14,10 @@ import jinja2
 from markupsafe import Markup
 
 from reporting.curves import Chart
+from reporting.lines import DASH
 
 FOLDER = Path(__file__).parent / "page"
+SCRIPTS = ("charts.js", "rollouts.js")  # one script, in this order
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Page:
 
 def render(template: str, page: Page, **values: Any) -> str:
     """A template of reporting/page/ filled in. Every value is escaped; the content policy forbids all loading."""
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    script = "".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return environment().get_template(template).render(
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
@@ -57,7 +59,7 @@ def environment() -> jinja2.Environment:
 def number(value: Any, *, signed: bool = False) -> str:
     """Three decimals, or fewer where the number is large; a missing one as a dash."""
     if value is None or not isinstance(value, int | float):
-        return "–" if value is None else str(value)
+        return DASH if value is None else str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     decimals = 0 if isinstance(value, int) or abs(value) >= 1000 else 3 if abs(value) < 100 else 1

@@ -38,9 +38,7 @@ class RunFiles:
             ValueError: the folder holds no run, or a file of it is damaged beyond a torn last line.
         """
         if not (folder / "config.yaml").is_file():
-            raise ValueError(
-                f"{folder}: expected the folder of a run, with its config.yaml; give the path of --run-dir"
-            )
+            raise ValueError(f"{folder}: expected the folder of a run with its config.yaml; give the path of --run-dir")
         selection = read_json(folder / "explore" / "selection.json")
         return cls(
             folder=folder,

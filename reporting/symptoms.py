@@ -8,12 +8,14 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from reporting.run_files import Row
 
 WINDOW = 20  # steps that are looked at together; a disease that lasts shorter is noise
 FIRST = 10  # steps that later ones are compared with
+COMPARED = 4  # held-out evaluations that are compared with as many before them
 MISSING_SHARE = 0.05
 
 
@@ -73,9 +75,10 @@ class Symptom:
 def no_spread(history: History, setting: Setting) -> str | None:
     """The reward stands still while most groups give every report the same reward: there is nothing to learn from."""
     share = statistics.fmean(row["zero_std_groups"] / studies(row, setting) for row in history.recent)
-    half = WINDOW // 2
-    moved = differ(_known(history.recent[:half], "reward"), _known(history.recent[half:], "reward"), least=0.02)
-    if not history.long_enough or moved or share <= 0.5:
+    if not history.long_enough or share <= 0.5:
+        return None
+    earlier, later = history.recent[: WINDOW // 2], history.recent[WINDOW // 2 :]
+    if differ(_known(earlier, "reward"), _known(later, "reward"), least=0.02):
         return None
     return (
         f"the reward has been flat for {WINDOW} steps, and in {share:.0%} of the groups all reports scored the same: "
@@ -127,22 +130,19 @@ def length_grows(history: History, setting: Setting) -> str | None:
 
 def hacked(history: History, setting: Setting) -> str | None:
     """The reward rises and a metric of held-out studies falls: what is learned is the reward, not the task."""
-    if len(history.held_out) < 6:
+    if len(history.held_out) < 2 * COMPARED:
         return None
-    before, now = history.held_out[-6:-3], history.held_out[-3:]
+    before, now = history.held_out[-2 * COMPARED : -COMPARED], history.held_out[-COMPARED:]
     rewards = [[reward for _, reward in rows if not math.isnan(reward)] for rows in (before, now)]
     if not differ(*rewards, least=0.02) or statistics.fmean(rewards[1]) < statistics.fmean(rewards[0]):
         return None
-    worst: tuple[float, str] | None = None
-    for key in sorted({key for row, _ in (*before, *now) for key in row if key.startswith("held_out_")}):
-        old, new = (_known([row for row, _ in rows], key) for rows in (before, now))
-        if len(old) == len(new) == 3 and differ(old, new, least=0.02):
-            worst = min(worst or (0.0, ""), (statistics.fmean(new) - statistics.fmean(old), key))
-    if worst is None or worst[0] >= 0:
+    keys = sorted({key for row, _ in history.held_out for key in row if key.startswith("held_out_")})
+    worst = max(((fall(_known([row for row, _ in history.held_out], key)), key) for key in keys))
+    if worst[0] == 0:
         return None
     name = worst[1].removeprefix("held_out_")
     return (
-        f"reward hacking: the reward rises while {name} of the held-out studies falls by {-worst[0]:.2g}. Read "
+        f"reward hacking: the reward rises while {name} of the held-out studies falls by {worst[0]:.2g}. Read "
         "rollouts with a high reward; take an earlier checkpoint, raise rl.beta or change the reward's weights"
     )
 
@@ -220,6 +220,19 @@ def studies(row: Row, setting: Setting) -> float:
     return row["reports"] / (setting.inner_epochs * setting.group_size)
 
 
+def fall(values: Sequence[float]) -> float:
+    """How far the last few values lie below as many before them; 0 where that may be chance.
+
+    What chance does is taken from the differences of successive values, which a trend hardly changes: the few values
+    that are compared would often look quieter than they are.
+    """
+    if len(values) < 2 * COMPARED:
+        return 0.0
+    noise = math.sqrt(statistics.fmean((b - a) ** 2 for a, b in pairwise(values)) / 2)
+    fallen = statistics.fmean(values[-2 * COMPARED : -COMPARED]) - statistics.fmean(values[-COMPARED:])
+    return fallen if fallen > max(0.02, 4 * noise * math.sqrt(2 / COMPARED)) else 0.0
+
+
 def differ(before: Sequence[float], after: Sequence[float], *, least: float) -> bool:
     """True where the means differ by more than `least` and by more than three standard errors of the difference.
 
@@ -227,9 +240,14 @@ def differ(before: Sequence[float], after: Sequence[float], *, least: float) -> 
     """
     if len(before) < 2 or len(after) < 2:
         return False
-    gap = abs(statistics.fmean(after) - statistics.fmean(before))
-    error = math.sqrt(statistics.variance(before) / len(before) + statistics.variance(after) / len(after))
-    return gap > least and gap > 3 * error
+    (first, first_error), (second, second_error) = (_mean_and_squared_error(values) for values in (before, after))
+    gap = abs(second - first)
+    return gap > least and gap > 3 * math.sqrt(first_error + second_error)
+
+
+def _mean_and_squared_error(values: Sequence[float]) -> tuple[float, float]:
+    mean = math.fsum(values) / len(values)
+    return mean, math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
 
 
 def _known(rows: Iterable[Row], key: str) -> list[float]:

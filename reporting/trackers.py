@@ -96,7 +96,7 @@ class Trackers:
     """All trackers of a run.
 
     Args:
-        makers: name -> what builds the tracker; it is built at the first step, so that a run that only skips opens none.
+        makers: name -> what builds the tracker, at the first step: a run that only skips opens none.
         say: prints a line.
     """
 

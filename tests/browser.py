@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, spoken to in its DevTools protocol over two pipes: no driver, no server, no network."""
+"""A headless Chromium for tests, spoken to in its DevTools protocol over two pipes: no driver, no network."""
 
 import base64
 import fcntl
