@@ -137,7 +137,7 @@ def hacked(history: History, setting: Setting) -> str | None:
     if not differ(*rewards, least=0.02) or statistics.fmean(rewards[1]) < statistics.fmean(rewards[0]):
         return None
     keys = sorted({key for row, _ in history.held_out for key in row if key.startswith("held_out_")})
-    worst = max(((fall(_known([row for row, _ in history.held_out], key)), key) for key in keys))
+    worst = max((fall(_known([row for row, _ in history.held_out], key)), key) for key in keys)
     if worst[0] == 0:
         return None
     name = worst[1].removeprefix("held_out_")
@@ -230,7 +230,7 @@ def fall(values: Sequence[float]) -> float:
         return 0.0
     noise = math.sqrt(statistics.fmean((b - a) ** 2 for a, b in pairwise(values)) / 2)
     fallen = statistics.fmean(values[-2 * COMPARED : -COMPARED]) - statistics.fmean(values[-COMPARED:])
-    return fallen if fallen > max(0.02, 4 * noise * math.sqrt(2 / COMPARED)) else 0.0
+    return fallen if fallen > max(0.02, 5 * noise * math.sqrt(2 / COMPARED)) else 0.0
 
 
 def differ(before: Sequence[float], after: Sequence[float], *, least: float) -> bool:
