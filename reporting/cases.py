@@ -35,10 +35,8 @@ class HardCase:
 
 
 def shown_text(text: str, most: int = LONGEST_TEXT) -> str:
-    """A report as a page may show it: cut visibly when it is huge, control characters replaced."""
-    text = text.encode("utf-8", "replace").decode()
-    clean = "".join(c if c >= " " or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
-    return clean if len(text) <= most else f"{clean} … [cut here: {len(text) - most:,} more characters]"
+    """A report as a page may show it: cut visibly when it is huge."""
+    return text if len(text) <= most else f"{text[:most]} … [cut here: {len(text) - most:,} more characters]"
 
 
 def hardest_cases(run: RunFiles, source: StudySource) -> list[HardCase]:

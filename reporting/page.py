@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -17,6 +18,7 @@ from reporting.curves import Chart
 from reporting.lines import DASH
 
 FOLDER = Path(__file__).parent / "page"
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 SCRIPTS = ("charts.js", "rollouts.js")  # one script, in this order
 
 
@@ -37,13 +39,15 @@ def render(template: str, page: Page, **values: Any) -> str:
     """A template of reporting/page/ filled in. Every value is escaped; the content policy forbids all loading."""
     script = "".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    return environment().get_template(template).render(
+    html = environment().get_template(template).render(
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'",
         data=script_json(page.data),
         **values,
     )  # fmt: skip
+    # Half a surrogate pair cannot be written as UTF-8, and HTML knows no control characters.
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", html.encode("utf-8", "replace").decode())
 
 
 @cache
