@@ -6,6 +6,7 @@ One interface, `log(stage, step, row)`. A tracker that fails is named once and d
 import hashlib
 import importlib.util
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ class WandbTracker:
     """Weights & Biases; a run that is started again goes on in the same place there."""
 
     def __init__(self, folder: Path, tracking: TrackingConfig, config: Mapping[str, Any]) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # offline means that nothing is sent at all
         import wandb  # heavy
 
         self.run = wandb.init(
