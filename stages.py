@@ -38,6 +38,8 @@ from models.qwen_vl import QwenVL, freeze_vision, load
 from models.start import ModelConfig, weights_dtype
 from models.trainable import trainable_table
 from parts import in_parts
+from reporting.live import Live
+from reporting.trackers import TrackingConfig
 from rewards.config import RewardConfig
 from rewards.corrections import CriticalityConfig
 from rewards.hierarchy import HierarchicalReward
@@ -69,6 +71,7 @@ class Config:
     rollout: SamplingConfig = field(default_factory=SamplingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.stages.split(",") if name not in STAGES]:
@@ -92,6 +95,7 @@ class Run:
     device: torch.device
     ranks: Ranks
     stop: StopSignal
+    live: Live | None  # of the first rank
 
     @property
     def folder(self) -> Path:
@@ -110,7 +114,7 @@ class TrainingStage:
     def __init__(
         self, run: Run, name: str, trainer: Trainer, *, every: int, identity: Mapping[str, str] | None = None
     ) -> None:
-        self.trainer, self.every, self.ranks = trainer, every, run.ranks
+        self.trainer, self.every, self.ranks, self.live = trainer, every, run.ranks, run.live
         self.folder = run.folder / name
         known = {"config": config_hash(run.config), "studies": run.corpus.fingerprint, **(identity or {})}
         self.checkpoints = Checkpoints(self.folder / "checkpoints", run.ranks, identity=known)
@@ -123,21 +127,30 @@ class TrainingStage:
     def run(self, last: int, do: Callable[[int], Mapping[str, float | None]], *, title: str, shown: str) -> None:
         """`do` each step below `last`; its metrics go to metrics.jsonl, the one named `shown` to the bar."""
         journal = Journal(self.folder / "metrics.jsonl", resume_at=self.first) if self.ranks.first else None
-        step, bar = self.first, progress(title, self.first, last, shown=self.ranks.first)
+        if self.live is not None:
+            self.live.resume(read_lines(self.folder / "metrics.jsonl"), last)
+        step, self.bar = self.first, progress(title, self.first, last, shown=self.ranks.first)
         try:
-            for step in bar:
-                row = do(step)
+            for step in self.bar:
+                row = {"step": step, **do(step)}
+                self.bar.set_postfix({shown: row[shown]})
                 if journal is not None:
-                    journal.append({"step": step, **row})
-                bar.set_postfix({shown: row[shown]})
+                    journal.append(row)
+                    self.live.step(row)
                 if (step + 1) % self.every == 0:
                     self.checkpoints.save(step + 1, *self.trainer.state())
+                    if self.live is not None:
+                        self.live.report()
         except StopRequested:
             self.trainer.rewind()
             self.checkpoints.save(step, *self.trainer.state())
             raise
         finally:
             self.checkpoints.finish()
+
+    def phase(self, name: str) -> None:
+        """Say at the bar what the step does now."""
+        self.bar.set_postfix_str(name)
 
 
 def reported(run: Run, model: str, studies: Sequence[Study], folder: Path, *, title: str) -> list[dict[str, object]]:
@@ -160,7 +173,8 @@ def reported(run: Run, model: str, studies: Sequence[Study], folder: Path, *, ti
 
 
 MAY_CHANGE = (
-    *("run_dir", "stages", "parallel", "reward.workers", "data.workers", "data.cache_dir", "criticality.corrected"),
+    *("run_dir", "stages", "parallel", "tracking", "reward.workers", "data.workers", "data.cache_dir"),
+    "criticality.corrected",
     *(f"judge.{one.name}" for one in fields(JudgeConfig) if one.name not in ANSWERS_DEPEND_ON),
 )
 
@@ -235,6 +249,7 @@ def timed(run: Run, name: str) -> Iterator[None]:
     began, run.ranks.stage = time.perf_counter(), name
     if run.ranks.first:
         print(f"== {name}", flush=True)
+        run.live.begin(name)
     try:
         yield
     except Exception as error:
@@ -244,6 +259,7 @@ def timed(run: Run, name: str) -> Iterator[None]:
         return
     path = run.folder / "timing.jsonl"
     write_lines(path, [*read_lines(path), {"stage": name, "seconds": round(time.perf_counter() - began, 2)}])
+    run.live.report()
 
 
 def progress(name: str, first: int, last: int, *, shown: bool) -> tqdm:

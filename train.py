@@ -7,6 +7,7 @@
     ... --plan                                                                     only say what memory it needs
     python train.py export runs/demo                                               adapter and merged model for others
     python train.py annotate --config configs/my.yaml                              only label the references
+    python train.py report RUN | compare RUN_A RUN_B ... | watch RUN               look at runs (docs/reading-a-run.md)
 
 A run that was killed goes on where it stopped when the same command is started again, on any number of processes.
 SIGTERM and SIGUSR1 make it save its state and end with exit code 0.
@@ -16,7 +17,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -47,17 +49,21 @@ from evaluate import (
     rexrank,
     with_other_images,
 )
+from held_out import held_out_row
 from models.loading import locate
 from models.processing import ReportProcessor
 from models.processor_files import load_image_processor, tokens_of_largest_image
 from models.qwen_vl import QwenVL
 from models.start import start_path
 from plan import Load, sizes_at, table
+from reporting.commands import compare_command, report_command, watch_command
+from reporting.live import Live
+from reporting.studies import StudySource
 from rewards.hierarchy import HierarchicalReward
 from rewards.workers import RewardWorkers
 from rollouts import Batch, exchange, sample_and_score, watched, write_batch
 from run_export import export_command, export_run, kinds_of
-from run_folder import read_config
+from run_folder import plain, read_config
 from stages import (
     PRODUCTS,
     STAGES,
@@ -78,9 +84,13 @@ from stages import (
     timed,
 )
 
-COMMANDS = {  # beside the stages; each is given the words after its name
+# Beside the stages; each is given the words after its name.
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "annotate": annotation.command,
+    "compare": compare_command,
     "export": export_command,
+    "report": report_command,
+    "watch": watch_command,
 }
 
 
@@ -118,8 +128,9 @@ def planned(config: Config) -> str:
 
 
 def run_stages(config: Config, ranks: Ranks, stop: StopSignal) -> None:
-    """The stages of the method, in the paper's order."""
+    """Everything the stages need, and then the stages."""
     folder = config.run_dir
+    live = Live(folder, config.tracking, plain(config)) if ranks.first else None
     corpus = load_corpus(config.data, seed=config.seed)
     if ranks.first:
         start_path(folder / "start", config.model, corpus_texts(corpus), seed=config.seed)
@@ -135,28 +146,36 @@ def run_stages(config: Config, ranks: Ranks, stop: StopSignal) -> None:
         device=pick_device(),
         ranks=ranks,
         stop=stop,
+        live=live,
     )
-    work = {
-        "warmup": lambda: warm_up(stages, start),
-        "sft": lambda: fine_tune(stages, start),
-        "explore": lambda: explore(stages),
-        "criticality": lambda: annotate(stages),
-        "rl": lambda: reinforce(stages),
-        "evaluate": lambda: compare(stages),
-        "export": lambda: export(stages),
-    }
-    for name in STAGES:
-        # Labels of a person are taken over into criticality.jsonl even if it is there; the judge is not asked again.
-        done = (folder / PRODUCTS[name]).exists() and not (name == "criticality" and config.criticality.corrected)
-        if name in config.stages.split(",") and not done:
-            need_earlier(folder, name)
-            with timed(stages, name):
-                work[name]()
-                ranks.meet()  # its product is there before anybody looks for it
+    source = StudySource.of_studies([*corpus.train, *corpus.test])
+    with live.following(source) if ranks.first else nullcontext():
+        take_stages(stages, start)
     if ranks.first and (table := folder / "eval" / "table.md").exists():
         print(table.read_text(encoding="utf-8"))
     if ranks.first:
         print(f"run folder: {folder}")
+
+
+def take_stages(run: Run, start: Path) -> None:
+    """The stages of the method, in the paper's order; what is complete is skipped."""
+    work = {
+        "warmup": lambda: warm_up(run, start),
+        "sft": lambda: fine_tune(run, start),
+        "explore": lambda: explore(run),
+        "criticality": lambda: annotate(run),
+        "rl": lambda: reinforce(run),
+        "evaluate": lambda: compare(run),
+        "export": lambda: export(run),
+    }
+    for name in STAGES:
+        # Labels of a person are taken over into criticality.jsonl even if it is there; the judge is not asked again.
+        corrected = name == "criticality" and run.config.criticality.corrected is not None
+        if name in run.config.stages.split(",") and (corrected or not (run.folder / PRODUCTS[name]).exists()):
+            need_earlier(run.folder, name)
+            with timed(run, name):
+                work[name]()
+                run.ranks.meet()  # its product is there before anybody looks for it
 
 
 def warm_up(run: Run, start: Path) -> None:
@@ -279,14 +298,17 @@ def reinforce(run: Run) -> None:
     with RewardWorkers(config.reward, parse_sections) as workers:
 
         def step(number: int) -> dict[str, float | None]:
+            measured = held_out_row(policy, run, number)
+            stage.phase("sampling")
             batch = sample(policy, run, [studies[i] for i in next(batches)], number, banned, workers)
             cases, spread = batch.cases(critical, config.rl)
+            stage.phase("update")
             began = time.perf_counter()
             row = trainer.improve(cases, config.rl, temperature=config.rollout.temperature, banned=banned)
             row["seconds_update"] = time.perf_counter() - began
             if run.ranks.first:
                 write_batch(folder / "rollouts" / f"step_{number:06d}.jsonl", batch, cases, config.rl)
-            return {**batch.metrics(), **spread, **row}
+            return {**batch.metrics(), **spread, **row, **measured}
 
         stage.run(config.rl.steps, step, title="CAPO", shown="reward")
     keep_policy(policy, run, "rl", base=before)

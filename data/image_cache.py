@@ -20,7 +20,7 @@ VERSION = 1  # to be raised when decoding or scaling changes pixels
 
 @dataclass(frozen=True)
 class ImageCache:
-    """A folder of PNG files, each a function of a source file (its path, size and time of change), of the scale and of the window."""
+    """A folder of PNG files, each a function of a source file (path, size, time of change), scale and window."""
 
     folder: Path
     size: int  # longest side in pixels; smaller images are kept as they are

@@ -1,0 +1,56 @@
+"""Held-out studies in the course of the RL stage: what the reward does not see, so that gaming it shows."""
+
+import statistics
+import time
+
+from capo.fsdp import gathered
+from capo.stopping import StopRequested
+from evaluate import score_reports, write_reports
+from models.qwen_vl import QwenVL
+from reporting.run_files import evenly
+from stages import Run
+
+
+def held_out_row(policy: QwenVL, run: Run, step: int) -> dict[str, float | None]:
+    """Means of every metric over a few held-out studies, `held_out_<metric>`; nothing in most steps.
+
+    Of the policy as it is before the step's first update, so that a step that is stopped here is done again from the
+    same weights. Reports are greedy: no random number is drawn that training would miss.
+
+    Raises:
+        StopRequested: some rank was stopped.
+    """
+    tracking, ranks = run.config.tracking, run.ranks
+    if not tracking.evaluate_every or step % tracking.evaluate_every:
+        return {}
+    began = time.perf_counter()
+    studies = evenly(run.corpus.test, tracking.evaluate_studies)
+    parts = ranks.gather(_own(policy, run, [studies[i] for i in ranks.share([1] * len(studies))], step))
+    if any(part is None for part in parts):
+        raise StopRequested(f"stopped in stage {ranks.stage}, as asked")
+    by_id = {row["id"]: row for part in parts for row in part}
+    rows = [by_id[study.id] for study in studies]  # in one order, whatever the number of ranks: sums round alike
+    means: dict[str, float | None] = {}
+    for name in rows[0]:
+        known = [row[name] for row in rows if name != "id" and row[name] is not None]
+        if name != "id":
+            means[f"held_out_{name}"] = statistics.fmean(known) if known else None
+    return {**means, "seconds_held_out": time.perf_counter() - began}
+
+
+def _own(policy: QwenVL, run: Run, studies: list, step: int) -> list[dict[str, object]] | None:
+    """The metrics of this rank's studies; None when it was stopped."""
+    try:
+        with gathered(policy):
+            if not studies:
+                return []
+            reports = write_reports(
+                policy, run.processor, studies, run.config.evaluate,
+                title=f"held-out before step {step + 1}", stop=run.stop, shown=run.ranks.first,
+            )  # fmt: skip
+    except StopRequested:
+        return None
+    columns = score_reports(run.reward, reports, studies)
+    return [
+        {"id": study.id, **{name: values[i] for name, values in columns.items()}} for i, study in enumerate(studies)
+    ]

@@ -1,0 +1,108 @@
+"""A run folder, read as it is at this moment: of a run that goes on, that ended, or that was killed."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from capo.journal import read_lines
+
+Row = Mapping[str, Any]
+TRAINED = ("warmup", "sft", "rl")  # the stages that write metrics.jsonl
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run wrote so far. What it did not come to is empty, or None."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    status: Mapping[str, Any] | None  # None: of a run before there was status.json
+    timing: Sequence[Row]  # one line for each time that a stage ran to its end
+    steps: Mapping[str, Sequence[Row]]  # stage -> its metrics.jsonl
+    scores: Sequence[Row]
+    selected: Sequence[str]  # ids of the hard studies
+    criticality: Sequence[Row]
+    evaluation: Mapping[str, Any] | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunFiles":
+        """All but the rollouts, which are read step by step.
+
+        Raises:
+            ValueError: the folder holds no run, or a file of it is damaged beyond a torn last line.
+        """
+        if not (folder / "config.yaml").is_file():
+            raise ValueError(f"{folder}: expected the folder of a run with its config.yaml; give the path of --run-dir")
+        selection = read_json(folder / "explore" / "selection.json")
+        return cls(
+            folder=folder,
+            config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
+            environment=read_json(folder / "environment.json") or {},
+            status=read_json(folder / "status.json"),
+            timing=read_lines(folder / "timing.jsonl"),
+            steps={stage: read_lines(folder / stage / "metrics.jsonl") for stage in TRAINED},
+            scores=read_lines(folder / "explore" / "scores.jsonl"),
+            selected=selection["selected"] if selection else (),
+            criticality=read_lines(folder / "criticality.jsonl"),
+            evaluation=read_json(folder / "eval" / "table.json"),
+        )
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def seconds(self) -> dict[str, float]:
+        """Of each stage, those of its interrupted starts included where they were written down."""
+        total: Counter[str] = Counter()
+        for row in self.timing:
+            total[row["stage"]] += row["seconds"]
+        return dict(total)
+
+    def rollout_steps(self) -> list[int]:
+        """Steps whose reports are there."""
+        files = (self.folder / "rl" / "rollouts").glob("step_*.jsonl")
+        return sorted(int(path.stem.removeprefix("step_")) for path in files)
+
+    def rollouts(self, step: int) -> list[dict[str, Any]]:
+        """The studies of one step, each with its G reports."""
+        return read_lines(self.folder / "rl" / "rollouts" / f"step_{step:06d}.jsonl")
+
+    def predictions(self) -> dict[str, str]:
+        """The SFT policy's report of every training study that exploration came to."""
+        parts = sorted((self.folder / "explore" / "predictions").glob("part_*.jsonl"))
+        return {row["id"]: row["report"] for path in parts for row in read_lines(path)}
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file; None where there is none.
+
+    Raises:
+        ValueError: it is not JSON; names the file.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}; remove the file") from error
+
+
+def reward_parts(rows: Sequence[Row]) -> list[str]:
+    """Names of the parts of the reward, as the rows have them: which there are depends on the run."""
+    names = dict.fromkeys(key for row in rows for key in row if key.startswith("reward_"))
+    return [name.removeprefix("reward_") for name in names if name != "reward_std" and "reward_missing_" not in name]
+
+
+def evenly(items: Sequence, most: int) -> list:
+    """At most `most` of the items: the first, the last, and evenly spaced ones between them."""
+    if len(items) <= most:
+        return list(items)
+    if most == 1:
+        return [items[-1]]
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
