@@ -19,13 +19,12 @@ from capo.journal import read_lines, write_lines
 from capo.ranks import Ranks
 from capo.stopping import StopRequested, StopSignal
 from data.corpus import load_corpus
-from data.sections import parse_sections
 from data.studies import Study
 from parts import in_parts
 from rewards.base import Labeler
+from rewards.catalogue import Backends
 from rewards.corrections import read_corrections
 from rewards.criticality import Criticality, CriticalityRules
-from rewards.hierarchy import HierarchicalReward
 from rewards.judge import CriticalityLlm
 from run_folder import read_config
 from stages import Config, in_run
@@ -54,7 +53,7 @@ def command(argv: Sequence[str]) -> None:
 
 
 def labeler_of(config: Config) -> Labeler:
-    return HierarchicalReward.from_config(config.reward, parse_sections).expert.labeler
+    return Backends(config.reward, config.judge).rules
 
 
 def label_references(

@@ -76,8 +76,12 @@ class Config:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.stages.split(",") if name not in STAGES]:
             raise ValueError(f"expected stages among {','.join(STAGES)}, got {unknown[0]!r}")
-        if self.criticality.source == "llm" and self.judge.model is None:
-            raise ValueError("criticality.source llm needs judge.model, the name of the model that is asked")
+        for asked, key in (
+            (self.criticality.source == "llm", "criticality.source llm"),
+            (self.reward.consistency == "llm", "reward.consistency llm"),
+        ):
+            if asked and self.judge.model is None:
+                raise ValueError(f"{key} needs judge.model, the name of the model that is asked")
         if self.rl.group_size > self.evaluate.slots:
             raise ValueError(
                 f"expected evaluate.slots of at least rl.group_size, got {self.evaluate.slots} and {self.rl.group_size}"

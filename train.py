@@ -141,7 +141,10 @@ def run_stages(config: Config, ranks: Ranks, stop: StopSignal) -> None:
         corpus=corpus,
         processor=ReportProcessor.load(start, config.model.processor),
         reward=HierarchicalReward.from_config(
-            config.reward, parse_sections, also=[*explored(config.explore), *config.evaluate.metrics]
+            config.reward,
+            parse_sections,
+            judge=config.judge,
+            also=[*explored(config.explore), *config.evaluate.metrics],
         ),
         device=pick_device(),
         ranks=ranks,
@@ -295,7 +298,7 @@ def reinforce(run: Run) -> None:
         len(studies), min(config.rl.studies_per_step, len(studies)), seed=config.seed + 1, start_step=stage.first,
         weights=balanced_weights(studies, run.reward, config.rl.balance),
     )  # fmt: skip
-    with RewardWorkers(config.reward, parse_sections) as workers:
+    with RewardWorkers(config.reward, parse_sections, judge=config.judge) as workers:
 
         def step(number: int) -> dict[str, float | None]:
             measured = held_out_row(policy, run, number)

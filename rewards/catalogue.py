@@ -13,6 +13,7 @@ from rewards.config import RewardConfig
 from rewards.consistency import ConsistencyRules
 from rewards.entity_rules import EntityF1Rules
 from rewards.expert import LabelF1
+from rewards.judge_config import JudgeConfig
 from rewards.keywords import CarotidRules
 from rewards.lexical import Bleu2, RougeL
 
@@ -24,8 +25,8 @@ Reads = Literal["report", "text", "findings", "impression", "sections"]
 class Backends:
     """The models that metrics share, each loaded when the first metric that needs it is."""
 
-    def __init__(self, config: RewardConfig) -> None:
-        self.config = config
+    def __init__(self, config: RewardConfig, judge: JudgeConfig) -> None:
+        self.config, self._judge = config, judge
 
     @cached_property
     def rules(self) -> Labeler:
@@ -46,7 +47,7 @@ class Backends:
     def judge(self) -> ConsistencyJudge:
         from rewards.judge import ConsistencyLlm
 
-        return ConsistencyLlm.from_config(self.config.judge)
+        return ConsistencyLlm.from_config(self._judge)
 
     def chexbert_labels(self) -> ChexbertLabels:
         return ChexbertLabels(self.chexbert, uncertain=self.config.chexbert.uncertain)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from rewards.bertscore import BertScoreConfig
 from rewards.chexbert import ChexbertConfig
+from rewards.radgraph import RadGraphConfig
 
 Preset = Literal["hierarchical", "bleu", "bertscore", "radgraph", "plugin"]
 
@@ -22,7 +23,8 @@ class RewardConfig:
     domain_metric: Literal["entity_f1_rules", "radgraph_f1"] = "entity_f1_rules"
     """What compares the Findings: local rules, or the RadGraph model."""
     consistency: Literal["rules", "llm"] = "rules"
-    """Who judges whether the Impression follows from the Findings: local rules, or a large language model."""
+    """Who judges whether the Impression follows from the Findings: local rules, or the large language model of the
+    section `judge`."""
     syntax: float = 1.0
     """Weight of the mean of BLEU-2 and ROUGE-L over the whole report, in [0, 1]. Weights are read by `hierarchical`;
     a part of weight 0 is not computed."""
@@ -45,7 +47,7 @@ class RewardConfig:
     are lower than those of the rules, 0.1 is the like. 0 switches this rule off."""
     bertscore: BertScoreConfig = field(default_factory=BertScoreConfig)
     chexbert: ChexbertConfig = field(default_factory=ChexbertConfig)
-    # Here go the sections of the other backends: `radgraph: RadGraphConfig` and `judge: JudgeConfig`.
+    radgraph: RadGraphConfig = field(default_factory=RadGraphConfig)
     workers: int = 1
     """Processes that score groups while others are decoded; 0 scores in the main process. It changes no number."""
 

@@ -8,6 +8,7 @@ from rewards.catalogue import Backends
 from rewards.config import RewardConfig
 from rewards.expert import LabelF1
 from rewards.guard import grounding, guard
+from rewards.judge_config import JudgeConfig
 from rewards.measure import Measured, Metrics, Parser
 from rewards.plugin import name_of
 
@@ -63,16 +64,20 @@ class HierarchicalReward:
         self._own = metrics.only(_metrics_of(config))
 
     @classmethod
-    def from_config(cls, config: RewardConfig, parse: Parser, *, also: Sequence[str] = ()) -> "HierarchicalReward":
+    def from_config(
+        cls, config: RewardConfig, parse: Parser, *, judge: JudgeConfig | None = None, also: Sequence[str] = ()
+    ) -> "HierarchicalReward":
         """The reward with its models.
 
         Args:
+            judge: the language model that is asked, where the config asks one.
             also: metrics beside its parts, for tables and exploration.
 
         Raises:
             ValueError: a model is not there, with the way to get it; an unknown metric.
         """
-        backends, plugin = Backends(config), None if config.plugin is None else name_of(config.plugin)
+        backends = Backends(config, judge or JudgeConfig())
+        plugin = None if config.plugin is None else name_of(config.plugin)
         names = [name for name in dict.fromkeys([*_metrics_of(config), *also]) if name != plugin]
         metrics = Metrics.load(parse, names, backends, config.plugin)
         return cls(config, metrics=metrics, expert=LabelF1(backends.rules))

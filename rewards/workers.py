@@ -12,6 +12,7 @@ import loky
 from rewards.base import Scored
 from rewards.config import RewardConfig
 from rewards.hierarchy import HierarchicalReward
+from rewards.judge_config import JudgeConfig
 from rewards.measure import Parser
 
 
@@ -21,18 +22,19 @@ class RewardWorkers:
     Args:
         config: of the reward; `config.workers` processes, with 0 each group is scored at once in this process.
         parse: section parser, a function that can be imported by name.
+        judge: the language model that is asked, where the config asks one.
     """
 
-    def __init__(self, config: RewardConfig, parse: Parser) -> None:
+    def __init__(self, config: RewardConfig, parse: Parser, *, judge: JudgeConfig | None = None) -> None:
         self._executor, self._reward = None, None
         if config.workers:
             # loky's processes import what they need and not the program that started them, which loads a model library.
             # One thread each: they are many, and the cores are wanted for decoding too.
             self._executor = loky.ProcessPoolExecutor(
-                config.workers, initializer=_prepare, initargs=(config, parse), env={"OMP_NUM_THREADS": "1"}
+                config.workers, initializer=_prepare, initargs=(config, parse, judge), env={"OMP_NUM_THREADS": "1"}
             )
         else:
-            self._reward = HierarchicalReward.from_config(config, parse)
+            self._reward = HierarchicalReward.from_config(config, parse, judge=judge)
 
     def submit(self, candidates: Sequence[str], references: Sequence[str]) -> "Future[Scored]":
         """Begin to score the reports of one group, which are compared with one another; `scores_of` waits for them."""
@@ -73,10 +75,10 @@ def scores_of(future: "Future[Scored]", *, study_id: str) -> Scored:
 _reward: HierarchicalReward | None = None  # of a worker process
 
 
-def _prepare(config: RewardConfig, parse: Parser) -> None:
+def _prepare(config: RewardConfig, parse: Parser, judge: JudgeConfig | None) -> None:
     global _reward
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    _reward = HierarchicalReward.from_config(config, parse)
+    _reward = HierarchicalReward.from_config(config, parse, judge=judge)
 
 
 def _end_with(parent: int) -> None:

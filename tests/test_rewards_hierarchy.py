@@ -1,6 +1,5 @@
 """The reward: its parts and weights, presets, plug-in, what is skipped and what is missing."""
 
-import dataclasses
 import pickle
 import sys
 import types
@@ -120,7 +119,7 @@ def fake(name, value):
 
 @pytest.fixture
 def backends(monkeypatch):
-    """Stand-ins for the modules whose models are not at hand, and a config with their sections."""
+    """Stand-ins for the modules whose models are not at hand."""
     radgraph, judge = fake("radgraph_f1", 0.5), fake("consistency_llm", 1.0)
     modules = {
         "rewards.radgraph": types.SimpleNamespace(RadGraphF1=types.SimpleNamespace(load=lambda _: radgraph)),
@@ -129,10 +128,7 @@ def backends(monkeypatch):
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("rewards.catalogue.BertScore.load", lambda _: fake("bertscore", 0.25))
-    kind = dataclasses.make_dataclass(
-        "Config", [("radgraph", object, None), ("judge", object, None)], bases=(RewardConfig,), frozen=True
-    )
-    return types.SimpleNamespace(config=kind, radgraph=radgraph, judge=judge)
+    return types.SimpleNamespace(config=RewardConfig, radgraph=radgraph, judge=judge)
 
 
 def test_presets_of_one_metric_read_the_whole_report(backends):
