@@ -206,7 +206,8 @@ def contradictions(reports: Sequence[Report], *, seed: int = 0) -> list[tuple[st
     generator = random.Random(seed)
     labels = {report.uid: _family(coded(report)[0] | coded(report)[1]) for report in reports}
     normal = [report for report in reports if report.normal]
-    naming = [report for report in reports if not report.normal and _named(report)]
+    named = {report.uid: _named(report) for report in reports}
+    naming = [report for report in reports if not report.normal and named[report.uid]]
     pairs = []
     for report in reports:
         if report.normal:
@@ -214,7 +215,7 @@ def contradictions(reports: Sequence[Report], *, seed: int = 0) -> list[tuple[st
         elif _serious(report) and generator.random() < 0.5:
             pairs.append(("missed", report, generator.choice(normal)))
         else:
-            others = [o for o in naming if not labels[o.uid] & labels[report.uid] and _family(_named(o))]
+            others = [o for o in naming if not labels[o.uid] & labels[report.uid] and _family(named[o.uid])]
             if others:
                 pairs.append(("another disease", report, generator.choice(others)))
     return pairs

@@ -66,9 +66,9 @@ def label_report(text: str) -> dict[str, int | None]:
     labels: dict[str, int | None] = dict.fromkeys(LABELS)
     described = examination(text)
     for sentence in sentences(described):
-        for label, value in _sentence_labels(sentence):
-            if labels[label] is None or value == 1 or (value == -1 and labels[label] == 0):
-                labels[label] = value
+        for said in read(chexpert_terms.TERMS, sentence):
+            if labels[said.name] is None or said.value == 1 or (said.value == -1 and labels[said.name] == 0):
+                labels[said.name] = said.value
     abnormal = any(labels[label] in (1, -1) for label in LABELS[:-2]) or _others(described)
     normal = 0 in labels.values() or _NORMALITY.search(described) is not None
     labels["No Finding"] = 1 if normal and not abnormal else None
@@ -106,15 +106,6 @@ def _positive(text: str) -> frozenset[str]:
 
 
 def _others(text: str) -> set[str]:
-    return {name for sentence in sentences(text) for name, value in _sentence_others(sentence) if value in (1, -1)}
-
-
-# Sentences recur in reports far more than reports do.
-@lru_cache(maxsize=65536)
-def _sentence_labels(sentence: str) -> tuple[tuple[str, int], ...]:
-    return tuple(read(chexpert_terms.TERMS, sentence))
-
-
-@lru_cache(maxsize=65536)
-def _sentence_others(sentence: str) -> tuple[tuple[str, int], ...]:
-    return tuple(read(other_terms.TERMS, sentence))
+    return {
+        said.name for sentence in sentences(text) for said in read(other_terms.TERMS, sentence) if said.value in (1, -1)
+    }

@@ -10,7 +10,7 @@ from functools import lru_cache
 from rewards import chexpert_terms, other_terms
 from rewards.negation import sentences
 from rewards.report_text import examination
-from rewards.terms import Term
+from rewards.terms import Term, read
 
 # Structures, and the findings of carotid ultrasound.
 STRUCTURES = (
@@ -26,7 +26,7 @@ STRUCTURES = (
     Term("Intima-media thickness", ("intima-media",)),
     Term("Flow", (r"flow\b", r"velocit\w+")),
 )
-OBSERVATIONS = (*chexpert_terms.TERMS, *other_terms.TERMS, *STRUCTURES)
+OBSERVATIONS = (chexpert_terms.TERMS, other_terms.TERMS, STRUCTURES)
 
 PLACES = {
     "left": "left", "right": "right", "both": r"bilateral\w*|both|bi(?:basilar|apical)",
@@ -93,15 +93,13 @@ class EntityF1Rules:
         return 2 * len(first & second) / (len(first) + len(second))
 
 
-# Sentences recur in reports far more than reports do.
 @lru_cache(maxsize=65536)
 def _sentence_entities(sentence: str) -> frozenset[Entity]:
     found: set[Entity] = set()
-    for term in OBSERVATIONS:
-        for match, value in term.mentions(sentence):
-            entity = (term.name, _POLARITY[value])
-            piece = _piece(sentence, match.start(), match.end())
-            found |= {entity, *((*entity, relation, name) for relation, name, p in _RELATIONS if p.search(piece))}
+    for said in (one for terms in OBSERVATIONS for one in read(terms, sentence)):
+        entity = (said.name, _POLARITY[said.value])
+        piece = _piece(sentence, said.start, said.end)
+        found |= {entity, *((*entity, relation, name) for relation, name, p in _RELATIONS if p.search(piece))}
     return frozenset(found)
 
 

@@ -1,9 +1,8 @@
 """A wording of a thing that reports speak of, and what a sentence says about it."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from rewards.negation import mentions
 
@@ -41,6 +40,23 @@ class Term:
         return found
 
 
-def read(terms: Sequence[Term], sentence: str) -> list[tuple[str, int]]:
-    """(name, value) of every mention in a sentence."""
-    return [(term.name, value) for term in terms for _, value in term.mentions(sentence)]
+@dataclass(frozen=True)
+class Statement:
+    """What a sentence says of one thing, and where."""
+
+    name: str
+    value: int
+    """1 present, 0 denied, -1 uncertain."""
+    start: int
+    end: int
+
+
+# Sentences recur in reports far more than reports do, and several parts of a reward read the same ones.
+@lru_cache(maxsize=1 << 17)
+def read(terms: tuple[Term, ...], sentence: str) -> tuple[Statement, ...]:
+    """Every statement of a sentence about the things of a table."""
+    return tuple(
+        Statement(term.name, value, match.start(), match.end())
+        for term in terms
+        for match, value in term.mentions(sentence)
+    )
