@@ -1,5 +1,6 @@
 """What the stages of a run share: their config, what each is given, and how each trains, reports and resumes."""
 
+import functools
 import hashlib
 import json
 import sys
@@ -186,8 +187,8 @@ MAY_CHANGE = (
 def config_hash(config: Config) -> str:
     """Of all that a run's results depend on."""
     kept = {key: value for key, value in plain(config).items() if key not in MAY_CHANGE}
-    for section, key in (name.split(".") for name in MAY_CHANGE if "." in name):
-        del kept[section][key]
+    for *sections, key in (name.split(".") for name in MAY_CHANGE if "." in name):
+        del functools.reduce(dict.__getitem__, sections, kept)[key]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

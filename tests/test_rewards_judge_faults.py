@@ -179,6 +179,14 @@ def test_the_breaker_stops_the_asking_and_one_probe_starts_it_again(tmp_path):
         judge.asker.close()
 
 
+def test_a_busy_server_is_not_a_failing_one_until_a_question_gets_no_answer_for_it(tmp_path):
+    with JudgeServer(script=[status(429)] * 8) as server:
+        judge = judge_at(server, tmp_path, retries=4, concurrency=1, breaker_failures=2)
+        assert judge(["A."])[0] is None and judge.stats.retried == 4  # five refusals: one failure
+        assert judge(["B."])[0].critical and len(server.requests) == 9
+        judge.asker.close()
+
+
 # ---- budget
 
 
