@@ -29,6 +29,7 @@ SMALL = [
     "--rl.studies-per-step", "3", "--rl.optimizer.lr", "0.01", "--rl.optimizer.warmup-steps", "0",
     "--sft.optimizer.lr", "0.01", "--sft.optimizer.warmup-steps", "0", "--rollout.max-new-tokens", "12",
     "--evaluate.max-new-tokens", "12", "--evaluate.baseline-sample", "3", "--model.training", "lora",
+    "--model.lora.vision", "True",
 ]  # fmt: skip
 
 
@@ -73,6 +74,13 @@ def test_the_adapter_and_the_merged_model_of_a_run_are_its_policy(finished, base
     sft = load(finished / "sft" / "model")
     load_adapter(sft, finished / "rl" / "adapter")
     torch.testing.assert_close(states(sft, prompt), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_vision_adapters_learn_under_capo_too(finished):
+    """Features computed once a step, as for a frozen tower, would leave them at 0."""
+    weights = load_file(finished / "rl" / "adapter" / "adapter_model.safetensors")
+    vision = [tensor for name, tensor in weights.items() if "visual" in name and "lora_B" in name]
+    assert len(vision) == 5 and all(tensor.abs().max() > 0 for tensor in vision)
 
 
 def test_transformers_writes_the_reports_of_the_evaluation_by_default(finished, studies):
