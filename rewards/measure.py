@@ -97,9 +97,8 @@ class _LastCall:
     def __call__(self, first: Sequence[str], second: Sequence[str]) -> list[float | None]:
         asked = (tuple(first), tuple(second))
         if asked != self._asked:
-            values = list(self.metric(first, second)) if first else []
-            # what could not be computed is asked again
-            self._asked, self._values = None if None in values else asked, values
+            self._values = list(self.metric(first, second)) if first else []
+            self._asked = asked  # only now: a metric that raised has no answer to remember
         return self._values
 
 

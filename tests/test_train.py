@@ -114,18 +114,16 @@ def test_a_finished_run_is_only_read(finished, capsys, monkeypatch):
 
 def test_exploration_may_read_metrics_that_are_no_parts_of_the_reward(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    options = [
-        "--stages",
-        "sft,explore",
-        "--sft.steps",
-        "2",
-        "--reward.preset",
-        "bleu",
+    options = ["--stages", "sft,explore", "--sft.steps", "2", "--reward.preset", "bleu"]
+    options += [
         "--evaluate.metrics",
         "rouge_l",
+        "--explore.weights.bleu2",
+        "0",
+        "--explore.weights.entity-f1-rules",
+        "1",
     ]
-    weights = ["--explore.weights.bleu2", "0", "--explore.weights.entity-f1-rules", "1"]
-    train.main(["--run-dir", str(tmp_path / "run"), *SMALL, *options, *weights])
+    train.main(["--run-dir", str(tmp_path / "run"), *SMALL, *options])
     row = json.loads((tmp_path / "run/explore/scores.jsonl").read_text().splitlines()[0])
     names = ["total", "bleu2", "entity_f1_rules", "label_f1_rules", "rouge_l", "label_f1_true_state"]
     assert list(row) == ["id", "s", *names] and row["total"] <= row["bleu2"]
