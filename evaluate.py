@@ -310,7 +310,8 @@ def compare_command(args: argparse.Namespace) -> None:
 
 
 def generate_command(args: argparse.Namespace) -> None:
-    studies = [study for study in read_manifest(args.manifest) if args.split in ("all", study.split)]
+    read = read_manifest(args.manifest, image_root=args.image_root)
+    studies = [study for study in read if args.split in ("all", study.split)]
     check_studies(studies)
     decode_studies(studies)
     policy = load(args.model).eval()
@@ -328,6 +329,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     generate.add_argument("--model", type=Path, required=True, help="directory of a Qwen-VL checkpoint")
     generate.add_argument("--manifest", type=Path, required=True, help="JSONL manifest of studies (docs/data.md)")
     generate.add_argument("--split", default="all", help="split of the manifest to report (default: all)")
+    generate.add_argument(
+        "--image-root", type=Path, help="folder that image paths start from (default: the manifest's)"
+    )
     generate.add_argument("--out", type=Path, required=True, help="predictions in ReXrank's JSON")
     generate.add_argument("--max-new-tokens", type=int, default=256, help="token limit of a report (default: 256)")
     generate.set_defaults(command=generate_command)
