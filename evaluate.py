@@ -363,7 +363,8 @@ def predict_command(args: argparse.Namespace) -> None:
 
 
 def generate_command(args: argparse.Namespace) -> None:
-    studies = [study for study in read_manifest(args.manifest) if args.split in ("all", study.split)]
+    read = read_manifest(args.manifest, image_root=args.image_root)
+    studies = [study for study in read if args.split in ("all", study.split)]
     check_studies(studies)
     decode_studies(studies)
     policy, processor = open_model(args.model)
@@ -388,6 +389,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     generate = commands.add_parser("generate", help="write a report for each study of a manifest")
     generate.add_argument("--manifest", type=Path, required=True, help="JSONL manifest of studies (docs/data.md)")
     generate.add_argument("--split", default="all", help="split of the manifest to report (default: all)")
+    generate.add_argument(
+        "--image-root", type=Path, help="folder that image paths start from (default: the manifest's)"
+    )
     generate.add_argument("--out", type=Path, required=True, help="predictions in ReXrank's JSON")
     generate.set_defaults(command=generate_command)
     for command in (one, generate):

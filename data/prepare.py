@@ -95,7 +95,7 @@ def prepare(read: Callable[[Path], Iterator[Record | Unread]], config: PrepareCo
             entries.append(entry_of(record, config.integrity, digests=digests, unreadable=unreadable))
             row = manifest_row(record, root)
             drafts.write(json.dumps(row, ensure_ascii=False) + "\n")
-            if config.prior and record.date:
+            if config.prior and record.date and not unreadable:
                 prior = _Prior(record.date, record.study.id, _key_image(row))
                 known.setdefault(record.study.patient_id, []).append(prior)
         problems = find_problems(entries, config.integrity)

@@ -39,6 +39,7 @@ def read(text):
         ("Findings: Clear.", "Clear.", "", "missing_impression"),
         ("Findings: Clear. Impression:", "Clear.", "", "missing_impression"),
         ("Findings: Impression: Normal.", "", "Normal.", "missing_findings"),
+        ("Findings:Impression: Normal.", "", "Normal.", "missing_findings"),
         ("Impression: Normal. Findings: Clear.", "Clear.", "Normal.", "ambiguous"),
         ("Findings: Clear. Impression: A. Impression: B.", "Clear.", "A.", "ambiguous"),
         ("Findings and Impression: Clear and normal.", "", "", "ambiguous"),
