@@ -17,7 +17,7 @@ import train
 from evaluate import EvaluateConfig, banned_mask, prompt_of, write_reports
 from models.adapter_files import load_adapter, read_config
 from models.export import export_merged, generation_config
-from models.model_card import Card, front_matter, inline, license_of, render
+from models.model_card import Card, fenced, front_matter, inline, license_of, render
 from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import load
 from models.tiny import TinyConfig, build_tiny
@@ -216,7 +216,8 @@ def outside_code(text):
     return lines
 
 
-def test_plain_words_by_hand():
+def test_plain_words_and_fences_by_hand():
+    assert fenced("a\n````\nb", "yaml") == "`````yaml\na\n````\nb\n`````"
     assert inline("a|b\n<c> *d*") == r"a\|b &lt;c&gt; \*d\*"
     assert public("Qwen/Qwen2.5-VL-3B-Instruct") == "Qwen/Qwen2.5-VL-3B-Instruct"
     assert public("/home/someone/models/mine") == "mine"
