@@ -1,26 +1,32 @@
-"""Cost of rewards: RadGraph in batches against the radgraph package 0.1.18, on a random archive of the published size.
+"""Cost of rewards, in CPU seconds: RadGraph in batches against the radgraph package 0.1.18, and by length and batch.
 
-A part of the reward is a list of variants, made by a function of `PARTS`; all of them go into one table. The texts are
-seeded draws of words that real reports use; they have the length of a report, not its sense.
+Rewards are computed by worker processes beside the ones that decode, so that CPU time is their cost; and it can be
+measured on a machine that others use too. All variants run in turns in one process.
+Weights are random, of the published size, and give about as many entities as real ones. Texts are seeded draws of words
+that real reports use; they have the length of a report, not its sense.
+
+A part of the reward is a function of `PARTS`, which returns its variants.
 """
 
 import functools
-import multiprocessing
 import random
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from harness import arguments, compare
+from harness import Result, _peak_memory, _start_watching_memory, arguments, machine, write
+from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-# Before this folder, where `rewards` is this file; processes of the harness get the same path.
+# Before this folder, where `rewards` is this file.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-GROUPS, ROLLOUTS, WORDS = 4, 4, 76  # studies, reports of each, and the mean words of MIMIC-CXR findings and impression
+GROUPS, ROLLOUTS, WORDS = 3, 4, 76  # studies, reports of each, and the mean words of MIMIC-CXR findings and impression
 LENGTHS = {30: 16, 80: 8, 200: 4}  # words of a report -> reports
 BUDGETS = (1, 512, 4096)  # word pieces a batch; 1 is one report at a time
 MODEL = "radgraph"
@@ -31,7 +37,15 @@ TYPICAL = (
     "interstitial edema suggestive pneumonia catheter tip terminates superior vena cava hila aorta tortuous calcified"
 )
 VOCABULARY = TYPICAL.split()
-Variants = dict[str, Callable[[], Callable[[], float]]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Something to measure."""
+
+    name: str
+    work: Callable[[], int]  # returns how many reports it scored
+    against: str  # name of the variant that it is compared with, perhaps itself
 
 
 def texts(count: int, words: int, *, seed: int) -> list[str]:
@@ -53,75 +67,55 @@ def groups() -> list[tuple[list[str], list[str]]]:
     return [(study[1:], study[:1] * ROLLOUTS) for study in studies]
 
 
-def radgraph_batched(folder: Path) -> Callable[[], float]:
-    """As in training: one call a study, whose reference is annotated once."""
-    from rewards.radgraph import RadGraphConfig, RadGraphF1
-
-    reward = RadGraphF1.load(RadGraphConfig(path=folder))
-    reward(*groups()[0])  # the first call of a process pays for what torch sets up
-    return lambda: float(sum(len(reward(candidates, references)) for candidates, references in groups()[1:]))
-
-
-def radgraph_package(folder: Path) -> Callable[[], float]:
+def radgraph(folder: Path) -> tuple[list[Variant], dict[str, float]]:
+    """F1 of groups as in training, one call a study, against the package; and annotation by length and batch."""
     from radgraph.radgraph import F1RadGraph
+    from radgraph_archives import PUBLISHED, write_archive
     from radgraph_package import restored_methods
 
-    with restored_methods():
-        reward = F1RadGraph(reward_level="partial", model_type=MODEL, model_cache_dir=str(folder), cuda=-1)
-
-    def score(candidates: list[str], references: list[str]) -> int:
-        with restored_methods():
-            return len(reward(refs=references, hyps=candidates)[1])
-
-    score(groups()[0][0][:1], groups()[0][1][:1])
-    return lambda: float(sum(score(candidates, references) for candidates, references in groups()[1:]))
-
-
-def radgraph_annotated(folder: Path, words: int, max_tokens: int) -> Callable[[], float]:
-    """Reports of one length, in batches of a size."""
-    from rewards.radgraph import RadGraphConfig, RadGraphF1
-
-    annotate = RadGraphF1.load(RadGraphConfig(path=folder, max_tokens=max_tokens)).annotate
-    annotate(texts(1, words, seed=100))
-    return lambda: float(len(annotate(texts(LENGTHS[words], words, seed=words))))
-
-
-def radgraph(folder: Path) -> tuple[Variants, dict[str, str], dict[str, float]]:
-    """Variants, what each is compared with, and further figures."""
-    from radgraph_archives import PUBLISHED, write_archive
+    from rewards.radgraph import RadGraphF1
+    from rewards.radgraph_annotate import RadGraphAnnotator
 
     write_archive(folder, MODEL, texts(40, WORDS, seed=1000), PUBLISHED)
-    batched, package = "RadGraph, G 4, batched", "RadGraph, G 4, package"
-    variants: Variants = {
-        batched: functools.partial(radgraph_batched, folder),
-        package: functools.partial(radgraph_package, folder),
-    }
-    against = {package: batched}
-    for words in LENGTHS:
-        for budget in BUDGETS:
-            name = f"RadGraph, {words} words, " + ("one by one" if budget == 1 else f"batches of {budget}")
-            variants[name] = functools.partial(radgraph_annotated, folder, words, budget)
-            against[name] = f"RadGraph, {words} words, one by one"
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        facts = pool.apply(outside_the_encoder, (folder,))
-    return variants, against, facts
-
-
-def outside_the_encoder(folder: Path) -> dict[str, float]:
-    """CPU milliseconds a report of everything but the encoder's forward, one thread; and how dense the graphs are."""
-    from radgraph_package import load_package, restored_methods
-
-    from rewards.radgraph import RadGraphConfig, RadGraphF1
-
-    torch.set_num_threads(1)
-    reports = texts(16, WORDS, seed=7)
-    annotate = RadGraphF1.load(RadGraphConfig(path=folder)).annotate
+    settings = {"model": MODEL, "encoder": None, "device": "cpu", "max_tokens": 512, "bf16": False}
+    annotate = RadGraphAnnotator.load(folder, **settings)
     with restored_methods():
-        package = load_package(folder, MODEL)
-        embedder = package.model._embedder.token_embedder_bert._matched_embedder
+        package = F1RadGraph(reward_level="partial", model_type=MODEL, model_cache_dir=str(folder), cuda=-1)
+
+    def batched() -> int:
+        reward = RadGraphF1(annotate, level="partial")  # a new one knows no references
+        return sum(len(reward(candidates, references)) for candidates, references in groups())
+
+    def one_by_one() -> int:
+        with restored_methods():
+            return sum(len(package(refs=references, hyps=candidates)[1]) for candidates, references in groups())
+
+    def annotated(words: int, max_tokens: int) -> int:
+        annotate.encoder.max_tokens = max_tokens
+        count = len(annotate(texts(LENGTHS[words], words, seed=words)))
+        annotate.encoder.max_tokens = settings["max_tokens"]
+        return count
+
+    ours, theirs = f"RadGraph, G {ROLLOUTS}, batched", f"RadGraph, G {ROLLOUTS}, package"
+    variants = [Variant(ours, batched, ours), Variant(theirs, one_by_one, ours)]
+    for words in LENGTHS:
+        names = {budget: f"RadGraph, {words} words, batches of {budget}" for budget in BUDGETS}
+        names[1] = f"RadGraph, {words} words, one by one"
+        variants += [
+            Variant(names[budget], functools.partial(annotated, words, budget), names[1]) for budget in BUDGETS
+        ]
+    return variants, outside_the_encoder(annotate, package.radgraph)
+
+
+def outside_the_encoder(annotate: Callable, package: Callable) -> dict[str, float]:
+    """CPU milliseconds a report of everything but the encoder's forward; and how dense the graphs are."""
+    from radgraph_package import restored_methods
+
+    reports = texts(16, WORDS, seed=7)
+    embedder = package.model._embedder.token_embedder_bert._matched_embedder
+    with restored_methods():
         theirs = _outside(lambda: package(reports), embedder.transformer_model)
-    ours = _outside(lambda: annotate(reports), annotate.encoder.model)
-    graphs = annotate(reports)
+    ours, graphs = _outside(lambda: annotate(reports), annotate.encoder.model), annotate(reports)
     words = sum(len(text.split()) for text in reports)
     return {
         "package_cpu_ms_outside_encoder": theirs / len(reports),
@@ -144,35 +138,58 @@ def _outside(work: Callable[[], object], model: torch.nn.Module) -> float:
         inside += time.process_time() - began
 
     work()
-    model.register_forward_pre_hook(start)
-    model.register_forward_hook(stop)
+    hooks = model.register_forward_pre_hook(start), model.register_forward_hook(stop)
     whole = time.process_time()
     work()
-    return 1000 * (time.process_time() - whole - inside)
+    milliseconds = 1000 * (time.process_time() - whole - inside)
+    for hook in hooks:
+        hook.remove()
+    return milliseconds
 
 
 PARTS = (radgraph,)
 
 
+def measured(work: Callable[[], int]) -> tuple[float, float, float, int]:
+    """CPU seconds, MB above what was held before and in all, reports."""
+    before, began = _start_watching_memory(), time.process_time()
+    reports = work()
+    seconds, peak = time.process_time() - began, _peak_memory()
+    return seconds, peak - before, peak, reports
+
+
+def row(variant: Variant, runs: dict[str, list[tuple[float, float, float, int]]]) -> Result:
+    mine, base = runs[variant.name], runs[variant.against]
+    return Result(
+        seconds=statistics.median(seconds for seconds, *_ in mine),
+        ratio=statistics.median(a[0] / b[0] for a, b in zip(mine, base, strict=True)),
+        peak_mb=max(peak for _, peak, _, _ in mine),
+        resident_mb=max(resident for _, _, resident, _ in mine),
+        checksum=mine[0][3],
+        per_second=statistics.median(reports / seconds for seconds, _, _, reports in mine),
+    )
+
+
 def main() -> None:
     options = arguments(__doc__)
-    with tempfile.TemporaryDirectory() as name:
-        variants, against, facts = {}, {}, {}
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        variants, facts = [], {}
         for part in PARTS:
-            made = part(Path(name))
-            for whole, piece in zip((variants, against, facts), made, strict=True):
-                whole |= piece
-        compare(
-            "rewards",
-            variants,
-            setting=f"Rewards on a CPU: {GROUPS - 1} studies of {ROLLOUTS} reports of about {WORDS} words, and "
-            "RadGraph alone on reports of a length; random weights of the published size",
-            rounds=options.rounds,
-            threads=options.threads,
-            facts=facts,
-            against=against,
-            unit="reports",
-        )
+            made, further = part(Path(folder))
+            variants += made
+            facts |= further
+        runs: dict[str, list[tuple[float, float, float, int]]] = {variant.name: [] for variant in variants}
+        for _ in range(options.rounds):
+            for variant in tqdm(variants, "variants", disable=None):
+                runs[variant.name].append(measured(variant.work))
+    setting = (
+        f"CPU seconds of rewards: {GROUPS} studies of {ROLLOUTS} reports of about {WORDS} words, and RadGraph alone on "
+        f"reports of a length; random weights of the published size, {options.threads} threads"
+    )
+    content = {"setting": setting, "rounds": options.rounds, "machine": machine(options.threads), "unit": "reports"}
+    content |= facts | {"variants": {variant.name: asdict(row(variant, runs)) for variant in variants}}
+    write("rewards", content)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,8 @@ def test_identical_texts_and_known_references_are_not_annotated_again():
     )
     assert reward(["heart"], ["heart"]) == [1]
     assert annotator.asked == [["heart", "heart clear"]]
+    # A policy hardly writes the same report twice: what it wrote would only fill the cache.
+    assert reward.cache.read(["heart", "heart clear"]).keys() == {"heart"}
 
 
 def test_texts_without_words_score_zero_and_are_not_annotated():
