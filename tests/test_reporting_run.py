@@ -9,7 +9,7 @@ import time
 import pytest
 from test_train import ROOT, SMALL, lines
 
-from reporting.run_files import RunFiles
+from reporting.run_files import RunFiles, reward_parts
 
 SHOWN = ["--stages", "sft,explore,criticality,rl", "--warmup.steps", "0", "--sft.steps", "6", "--rl.steps", "6"]
 TRACKED = ["--tracking.evaluate-every", "2", "--tracking.evaluate-studies", "3", "--tracking.tensorboard", "True"]
@@ -64,6 +64,14 @@ def test_held_out_studies_are_reported_every_second_step(tracked):
     rows = rows_of(tracked[0], held_out=True)
     assert [row["step"] for row in rows if "held_out_total" in row] == [0, 2, 4]
     assert {"held_out_bleu2", "held_out_label_f1_true_state"} <= set(rows[0])
+
+
+def test_every_metric_that_a_run_logs_is_explained(tracked):
+    page = (ROOT / "docs/reading-a-run.md").read_text(encoding="utf-8")
+    run = RunFiles.read(tracked[0])
+    parts = {f"reward_{part}" for part in reward_parts(run.steps["rl"])}
+    for key in {key for stage in ("sft", "rl") for row in run.steps[stage] for key in row} - parts - {"step"}:
+        assert f"`{key}`" in page or key.startswith("held_out_"), key
 
 
 def test_looking_changes_no_number_and_a_kill_changes_none_of_what_is_seen(tracked, tmp_path):

@@ -103,13 +103,8 @@ def test_one_step_is_one_line():
         "rl 4/100 | reward 2.31 ±0.400 | KL 0.012 | entropy 0.300 | length 34.0 | no spread 0 | grad 0.250 | "
         "clipped critical 0.3% normal 0.0% | 3.6 s"
     )
-    assert [brief(v) for v in (12345.6, 0.00012, 0, None, float("nan"))] == [
-        "12346",
-        "1.20e-04",
-        "0",
-        "\N{EN DASH}",
-        "nan",
-    ]
+    assert [brief(v) for v in (12345.6, 0.00012, 0, float("nan"))] == ["12346", "1.20e-04", "0", "nan"]
+    assert brief(None) == "\N{EN DASH}"
 
 
 @pytest.mark.parametrize(
