@@ -84,7 +84,7 @@ def test_every_part_of_a_run_is_shown(page):
     ):  # fmt: skip
         assert wanted in text, wanted
     titles = {chart["title"] for chart in page.data()["charts"].values()}
-    assert {"Reward", "BLEU-2", "KL to the SFT policy", "Entropy", "Clipped tokens, critical and normal", "Loss",
+    assert {"Reward", "BLEU-2", "KL to the SFT policy", "Entropy", "Clipped tokens", "Loss",
             "Importance ratio", "Groups without spread", "Report length", "Cut at the token limit", "Missing rewards",
             "Gradient norm", "Speed", "Time of a step, by phase", "Composite score s"} <= titles  # fmt: skip
 
