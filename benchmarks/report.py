@@ -27,7 +27,7 @@ def build(folder: Path) -> Callable[[], float]:
 if __name__ == "__main__":
     options = arguments(__doc__)
     with tempfile.TemporaryDirectory() as place:
-        folders = {name: make_run(Path(place) / str(steps), steps=steps, studies=16, text=TEXT)
+        folders = {name: make_run(Path(place) / str(steps), steps=steps, studies=16, corpus=2400, text=TEXT)
                    for name, steps in SETTINGS.items()}  # fmt: skip
         sizes = {f"megabytes, {name}": write_report(folder).stat().st_size / 1e6 for name, folder in folders.items()}
         print({name: round(size, 2) for name, size in sizes.items()})
