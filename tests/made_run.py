@@ -101,7 +101,7 @@ def make_run(
     text: str = "Findings: Clear. Impression: Normal.",
     config=CONFIG,
 ) -> Path:
-    """Write the folder; returns it. The first half of the corpus is hard, and each step takes the next studies of it."""
+    """Write the folder; returns it. The first half of the corpus is hard; each step takes the next studies of it."""
     folder.mkdir(parents=True)
     ids = study_ids(corpus)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
