@@ -140,7 +140,7 @@ def training_charts(rows: Sequence[Row], *, studies_per_step: int, inner_epochs:
         ),
         Chart("Entropy", "nats a token", [curve(rows, "entropy", "entropy", color=2)]),
         Chart(
-            "Clipped tokens, critical and normal", "% of tokens",
+            "Clipped tokens", "% of tokens",
             [curve(rows, key, name, scale=100, color=color, dashed=dashed) for key, name, color, dashed in clips],
         ),
         Chart("Importance ratio", "ratio", [curve(rows, key, name, color=color) for key, name, color in ratios]),

@@ -97,12 +97,13 @@ def make_run(
     *,
     steps: int = 30,
     studies: int = 4,
+    corpus: int = 40,
     text: str = "Findings: Clear. Impression: Normal.",
     config=CONFIG,
 ) -> Path:
-    """Write the folder; returns it."""
+    """Write the folder; returns it. The first half of the corpus is hard; each step takes the next studies of it."""
     folder.mkdir(parents=True)
-    ids = study_ids(40)
+    ids = study_ids(corpus)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     environment = {"python": "3.11", "packages": {"torch": "2"}, "commit": "abc", "devices": ["made-up"], "threads": 1}
     (folder / "environment.json").write_text(json.dumps(environment))
@@ -110,14 +111,14 @@ def make_run(
     losses = [{"step": i, "loss": 3 / (i + 1), "tokens": 9, "grad_norm": 1.0, "learning_rate": 1e-3} for i in range(30)]
     write_lines(folder / "sft/metrics.jsonl", losses)
     write_lines(folder / "rl/metrics.jsonl", healthy_rows(steps))
-    scores = [{"id": name, "s": i / 40, "bleu2": i / 50, "label_f1_rules": None} for i, name in enumerate(ids)]
+    scores = [{"id": name, "s": i / corpus, "bleu2": i / corpus, "label_f1_rules": None} for i, name in enumerate(ids)]
     write_lines(folder / "explore/scores.jsonl", scores)
     write_lines(folder / "explore/predictions/part_00000.jsonl", [{"id": name, "report": text} for name in ids])
-    (folder / "explore/selection.json").write_text(json.dumps({"studies": 40, "selected": ids[:20]}))
+    (folder / "explore/selection.json").write_text(json.dumps({"studies": corpus, "selected": ids[: corpus // 2]}))
     labels = [{"id": n, "critical": i % 4 > 0, "reason": "Edema", "source": "rules"} for i, n in enumerate(ids)]
     write_lines(folder / "criticality.jsonl", labels)
     for step in range(steps):
-        chosen = [ids[(step + i) % 20] for i in range(studies)]
+        chosen = [ids[(step * studies + i) % (corpus // 2)] for i in range(studies)]
         write_lines(folder / f"rl/rollouts/step_{step:06d}.jsonl", rollout_rows(step, chosen, text))
     interval = {"mean": 0.4, "low": 0.3, "high": 0.5}
     row = {"metric": "total", "studies": 6, "first": interval, "second": interval, "difference": interval}

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("capo", "rewards", "models", "data")
-PROGRAMS = {path.stem for path in ROOT.glob("*.py")}
+PROGRAMS = {*(path.stem for path in ROOT.glob("*.py")), "reporting"}  # reporting/ belongs to the programs
 
 
 def imported_roots(path: Path) -> Iterator[tuple[int, str]]:
@@ -52,6 +52,20 @@ def test_packages_import_neither_one_another_nor_the_programs(package):
         if name in forbidden
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_reporting_reads_runs_without_the_rest():
+    """It follows a run on any machine: of the packages it needs the journal, the stop signal and the studies only."""
+    allowed = {"capo.journal", "capo.stopping", "data.phantoms", "data.readers.manifest", "data.studies"}
+    wrong = []
+    for path in modules_of("reporting"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in {*PACKAGES, *PROGRAMS} - {"reporting"}:
+                wrong += [f"{path.name}:{node.lineno}: {node.module}"] if node.module not in allowed else []
+    assert not wrong, "\n".join(wrong)
+    names = [path.stem for path in modules_of("reporting") if path.stem != "__init__"]
+    loaded = loaded_by("\n".join(f"import reporting.{name}" for name in names))
+    assert "reporting" in loaded and not loaded & {"torch", "transformers", "tensorboard", "wandb"}
 
 
 def test_capo_imports_torch_and_the_standard_library_only():
@@ -98,6 +112,14 @@ def declared_requirements() -> list[Requirement]:
     return [Requirement(line) for text in lists for line in text.split("\n") if line.strip()]
 
 
+# Extras that only the environment of `make test-peers` has: what they bring along is pinned too, and seen there.
+ELSEWHERE = {"wandb"}
+
+
+def installed(name: str) -> bool:
+    return any(True for _ in metadata.distributions(name=name))
+
+
 def with_dependencies(requirements: list[Requirement]) -> list[Requirement]:
     """These and everything that they bring along in this environment, by the metadata of what is installed."""
     waiting, found = list(requirements), {}
@@ -106,6 +128,8 @@ def with_dependencies(requirements: list[Requirement]) -> list[Requirement]:
         if str(requirement) in found or requirement.name == "radflow":
             continue
         found[str(requirement)] = requirement
+        if requirement.name in ELSEWHERE and not installed(requirement.name):
+            continue
         for child in map(Requirement, metadata.requires(requirement.name) or []):
             extras = requirement.extras or {""}
             if child.marker is None or any(child.marker.evaluate({"extra": extra}) for extra in extras):

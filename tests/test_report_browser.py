@@ -1,4 +1,4 @@
-"""report.html and compare.html in a real browser: they draw, they fit a phone, they ask no host, their controls work."""
+"""report.html and compare.html in a real browser: they draw, fit a phone, ask no host, and can be used."""
 
 import pytest
 from browser import Browser, chromium

@@ -84,7 +84,7 @@ def test_every_part_of_a_run_is_shown(page):
     ):  # fmt: skip
         assert wanted in text, wanted
     titles = {chart["title"] for chart in page.data()["charts"].values()}
-    assert {"Reward", "BLEU-2", "KL to the SFT policy", "Entropy", "Clipped tokens, critical and normal", "Loss",
+    assert {"Reward", "BLEU-2", "KL to the SFT policy", "Entropy", "Clipped tokens", "Loss",
             "Importance ratio", "Groups without spread", "Report length", "Cut at the token limit", "Missing rewards",
             "Gradient norm", "Speed", "Time of a step, by phase", "Composite score s"} <= titles  # fmt: skip
 
@@ -96,6 +96,7 @@ def test_the_numbers_on_the_curves_are_those_of_the_run(page):
     assert reward["x"] == list(range(1, 31))
     assert reward["y"] == pytest.approx([row["reward"] for row in rows], rel=1e-4)
     assert reward["high"] == pytest.approx([row["reward"] + row["reward_std"] for row in rows], rel=1e-4)
+    assert reward["low"] == pytest.approx([row["reward"] - row["reward_std"] for row in rows], rel=1e-4)
     # each part is 0, 0.25, 0.5 and 0.75 for the four reports of every study: mean 0.375, std sqrt(0.078125) = 0.2795
     assert charts["BLEU-2"]["series"][0]["low"] == pytest.approx([0.375 - 0.2795] * 30, abs=1e-3)
     assert charts["Groups without spread"]["series"][0]["y"] == [100 * row["zero_std_groups"] / 4 for row in rows]

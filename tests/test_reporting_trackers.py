@@ -76,6 +76,7 @@ def test_impossible_settings_are_refused(key, value):
 def test_what_tensorboard_was_sent_is_read_back(tmp_path):
     pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     rows = healthy_rows(6)
     first = Trackers.of(tmp_path, TrackingConfig(tensorboard=True), CONFIG, print)
@@ -87,6 +88,9 @@ def test_what_tensorboard_was_sent_is_read_back(tmp_path):
     for row in rows[3:]:
         again.log("rl", row["step"], row | {"reward": -1.0})
     again.close()
+    # the second file says where it begins, which is what makes TensorBoard hide the steps that were done again
+    latest = max((tmp_path / "tensorboard/rl").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert 3 in [event.step for event in EventFileLoader(str(latest)).Load() if event.session_log.status]
     read = EventAccumulator(str(tmp_path / "tensorboard/rl")).Reload()
     assert set(read.Tags()["scalars"]) == set(rows[0]) - {"step"}
     rewards = {event.step: event.value for event in read.Scalars("reward")}

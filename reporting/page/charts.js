@@ -56,7 +56,7 @@ function extent(values) {
     if (value < low) low = value;
     if (value > high) high = value;
   }
-  if (low > high) return [0, 1];
+  if (low > high || (low === 0 && high === 0)) return [0, 1];
   if (low === high) return [low - (Math.abs(low) * 0.1 || 0.5), high + (Math.abs(high) * 0.1 || 0.5)];
   return [low, high];
 }
@@ -265,7 +265,7 @@ class Plot {
     for (const series of this.series) this.tip.append(element("div", {}, this.reading(series, step)));
     this.tip.hidden = false;
     const x = this.x(step), half = this.figure.clientWidth / 2;
-    this.tip.style.top = "4.2rem";
+    this.tip.style.top = `${this.box.offsetTop + 8}px`;
     this.tip.style.left = x < half ? `${x + 24}px` : "auto";
     this.tip.style.right = x < half ? "auto" : `${this.figure.clientWidth - x}px`;
     for (const other of plots) if (other.group === this.group) other.mark(step);

@@ -1,0 +1,92 @@
+"""A real run that shows itself: what it writes on the way, and that looking changes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from test_train import ROOT, SMALL, lines
+
+from reporting.run_files import RunFiles, reward_parts
+
+SHOWN = ["--stages", "sft,explore,criticality,rl", "--warmup.steps", "0", "--sft.steps", "6", "--rl.steps", "6"]
+TRACKED = ["--tracking.evaluate-every", "2", "--tracking.evaluate-studies", "3", "--tracking.tensorboard", "True"]
+
+
+def start(folder, *options):
+    command = [sys.executable, str(ROOT / "train.py"), "--run-dir", str(folder), *SMALL, *SHOWN, *options]
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(folder, *options):
+    process = start(folder, *options)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+    return output
+
+
+def rows_of(folder, *, held_out):
+    """The rows of the RL stage without times, and with or without held-out metrics."""
+    return [
+        {k: v for k, v in row.items() if not k.startswith("seconds") and (held_out or not k.startswith("held_out"))}
+        for row in RunFiles.read(folder).steps["rl"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    folder = tmp_path_factory.mktemp("runs") / "tracked"
+    return folder, finish(folder, *TRACKED)
+
+
+def test_each_step_of_the_run_is_one_line(tracked):
+    _, output = tracked
+    said = [line for line in output.splitlines() if line.startswith("rl ")]
+    assert [line.split(" | ")[0] for line in said] == [f"rl {step}/6" for step in range(1, 7)]
+    assert all("reward" in line and "clipped critical" in line for line in said)
+
+
+def test_the_run_leaves_its_report_its_status_and_its_events(tracked):
+    folder, _ = tracked
+    assert json.loads((folder / "status.json").read_text())["state"] == "complete"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Held-out studies during training" in page and page.count("data:image/jpeg") > 10
+    assert list((folder / "tensorboard/rl").iterdir()) and list((folder / "tensorboard/sft").iterdir())
+
+
+def test_held_out_studies_are_reported_every_second_step(tracked):
+    rows = rows_of(tracked[0], held_out=True)
+    assert [row["step"] for row in rows if "held_out_total" in row] == [0, 2, 4]
+    assert {"held_out_bleu2", "held_out_label_f1_true_state"} <= set(rows[0])
+
+
+def test_every_metric_that_a_run_logs_is_explained(tracked):
+    page = (ROOT / "docs/reading-a-run.md").read_text(encoding="utf-8")
+    run = RunFiles.read(tracked[0])
+    parts = {f"reward_{part}" for part in reward_parts(run.steps["rl"])}
+    for key in {key for stage in ("sft", "rl") for row in run.steps[stage] for key in row} - parts - {"step"}:
+        assert f"`{key}`" in page or key.startswith("held_out_"), key
+
+
+def test_looking_changes_no_number_and_a_kill_changes_none_of_what_is_seen(tracked, tmp_path):
+    # the held-out reports are greedy and come before the step: training draws the same random numbers without them
+    folder = tmp_path / "killed"
+    process, until = start(folder, *TRACKED), time.monotonic() + 120
+    while lines(folder / "rl/metrics.jsonl") < 3:
+        assert process.poll() is None and time.monotonic() < until, "the moment to kill never came"
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert json.loads((folder / "status.json").read_text())["state"] == "running"  # nobody was left to write more
+    finish(folder, *TRACKED)
+    assert rows_of(folder, held_out=True) == rows_of(tracked[0], held_out=True)
+    plain = tmp_path / "plain"
+    finish(plain, "--tracking.report", "False")
+    assert rows_of(plain, held_out=False) == rows_of(tracked[0], held_out=False)
+    assert not (plain / "report.html").exists()
