@@ -22,6 +22,7 @@ class ExploreConfig:
             "consistency_rules": 0.0,
             "bertscore": 0.0,
             "sembscore": 0.0,
+            "keyword_f1_rules": 0.0,
             "radgraph_f1": 0.0,
             "radgraph_f1_report": 0.0,
             "label_f1_chexbert": 0.0,

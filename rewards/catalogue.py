@@ -14,7 +14,7 @@ from rewards.consistency import ConsistencyRules
 from rewards.entity_rules import EntityF1Rules
 from rewards.expert import LabelF1
 from rewards.judge_config import JudgeConfig
-from rewards.keywords import CarotidRules
+from rewards.keywords import CarotidRules, KeywordMatch
 from rewards.lexical import Bleu2, RougeL
 
 # report: both whole texts; text: the same, never re-spaced; findings, impression: these sections of both;
@@ -68,6 +68,9 @@ CATALOGUE = {
     "bertscore": Entry("BERTScore", "report", lambda b: BertScore.load(b.config.bertscore)),
     "sembscore": Entry("SembScore", "report", lambda b: SembScore(b.chexbert)),
     "entity_f1_rules": Entry("entity F1 of the Findings (rules)", "findings", lambda _: EntityF1Rules()),
+    "keyword_f1_rules": Entry(
+        "keyword F1 of the report (rules)", "report", lambda b: KeywordMatch.with_lexicon(b.config.lexicon)
+    ),
     "radgraph_f1": Entry("RadGraph F1 of the Findings", "findings", lambda b: b.radgraph),
     "radgraph_f1_report": Entry("RadGraph F1 of the report", "report", lambda b: b.radgraph),
     "consistency_rules": Entry("consistency (rules)", "sections", lambda b: ConsistencyRules(b.rules)),

@@ -1,6 +1,7 @@
 """Which reward is computed, of what parts, and with which weights (docs/rewards.md)."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from rewards.bertscore import BertScoreConfig
@@ -34,6 +35,8 @@ class RewardConfig:
     """Weight of the consistency of Findings and Impression, -1 or 1."""
     gamma: float = 1.0
     """Weight of the label F1 of the Impression, in [0, 1]."""
+    lexicon: Path | None = None
+    """Keywords of `keyword_f1_rules`, a file like rewards/lexicons/carotid.json, which is what none means."""
     plugin: str | None = None
     """`module:function` of a reward of your own, f(candidates, references) -> list of float or None; it is added to
     the preset's."""
