@@ -54,7 +54,7 @@ CHILD = """
 import sys, pathlib
 from data.prepare import main
 main(sys.argv[1:])
-print(pathlib.Path("/proc/self/status").read_text())
+print(*[line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")])
 """
 
 

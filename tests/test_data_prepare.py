@@ -166,6 +166,17 @@ def test_the_prior_is_the_last_study_of_an_earlier_date(tmp_path):
     assert not any(study.prior_images for study in run(tmp_path, records)[1])
 
 
+def test_a_study_whose_images_are_broken_is_no_prior(tmp_path, drawn):
+    dated = [
+        dataclasses.replace(r, date=f"2020010{i}", study=dataclasses.replace(r.study, patient_id="p", split="train"))
+        for i, r in enumerate([drawn[2], drawn[1]])
+    ]
+    _, (kept,) = run(tmp_path, dated, prior=True, check_images=True)
+    assert kept.id == "b" and kept.prior_images == ()
+    unchecked = run(tmp_path, dated, prior=True)[1]
+    assert unchecked[1].prior_images == (tmp_path / "c_0.png",)
+
+
 @pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/passwd", "..", "a/..", ""])
 def test_names_that_lead_out_of_the_root_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="expected a file inside"):
