@@ -26,7 +26,7 @@ class StudySource:
 
     def __init__(self, find: Callable[[str], Study]) -> None:
         self.find = find
-        # A run writes its report again and again, of mostly the same studies; all of a large corpus would fill the memory.
+        # A run writes its report again and again, of mostly the same studies; all of a corpus would fill the memory.
         self.images = lru_cache(maxsize=2048)(self._images)
 
     @classmethod
