@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ class Live:
         except BaseException as error:
             if self.stage != "start":
                 state = "stopped" if isinstance(error, StopRequested | KeyboardInterrupt) else "failed"
-                write_status(self.folder, state, stage=self.stage, detail=str(error)[:2000])
+                with suppress(OSError):  # a full disk may be what ended the run; that error is the one to be seen
+                    write_status(self.folder, state, stage=self.stage, detail=str(error)[:2000])
                 self.report(now=True)
             raise
         else:

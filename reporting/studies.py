@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ class StudySource:
 
     def __init__(self, find: Callable[[str], Study]) -> None:
         self.find = find
-        self.kept: dict[tuple[str, int], list[str]] = {}
+        # A run writes its report again and again, of mostly the same studies; all of a corpus would fill the memory.
+        self.images = lru_cache(maxsize=2048)(self._images)
 
     @classmethod
     def of_studies(cls, studies: Sequence[Study]) -> "StudySource":
@@ -51,16 +53,13 @@ class StudySource:
         except (ValueError, KeyError):
             return None
 
-    def images(self, study_id: str, side: int) -> list[str]:
+    def _images(self, study_id: str, side: int) -> list[str]:
         """Data URIs of a study's images, at most `side` pixels wide and high; none where they are not to be had."""
-        key = (study_id, side)
-        if key not in self.kept:
-            try:
-                sources = self.find(study_id).images[:MOST_IMAGES]
-                self.kept[key] = [data_uri(load_image(source, study_id=study_id), side) for source in sources]
-            except (ValueError, KeyError):  # the page shows a placeholder: a moved image is no reason to show nothing
-                self.kept[key] = []
-        return self.kept[key]
+        try:
+            sources = self.find(study_id).images[:MOST_IMAGES]
+            return [data_uri(load_image(source, study_id=study_id), side) for source in sources]
+        except (ValueError, KeyError):  # the page shows a placeholder: a moved image is no reason to show nothing
+            return []
 
 
 def phantom(study_id: str, *, seed: int, size: int) -> Study:
