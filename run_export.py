@@ -21,7 +21,8 @@ from models.adapter_files import read_config as adapter_config
 from models.export import export_adapter, export_merged, generation_config
 from models.folders import written_whole
 from models.model_card import Card, is_hub_id, license_of, render
-from models.processing import END, VISION_END, ReportProcessor
+from models.processing import ReportProcessor
+from models.processor_files import END, VISION_END
 from run_folder import plain, read_config
 from stages import Config
 
