@@ -12,7 +12,7 @@ from reporting.lines import DASH
 from reporting.page import Page, number, render
 from reporting.run_files import RunFiles, reward_parts
 
-NEVER_COMPARED = ("run_dir", "stages")
+NEVER_COMPARED = ("run_dir", "stages", "tracking")  # none changes a result
 ALWAYS_FIRST = (
     ("reward", "Reward", "total"), ("kl_before", "KL to the SFT policy", "nats a token"),
     ("entropy", "Entropy", "nats a token"), ("length", "Report length", "tokens"),
@@ -74,7 +74,7 @@ def config_differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[A
     """Dotted key -> its value in each run, for the keys that are not the same in all; None where a run lacks it."""
     flattened = [_flatten(config) for config in configs]
     keys = dict.fromkeys(key for one in flattened for key in one)
-    found = {key: [one.get(key) for one in flattened] for key in keys if key not in NEVER_COMPARED}
+    found = {key: [one.get(key) for one in flattened] for key in keys if key.split(".")[0] not in NEVER_COMPARED}
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
 
 

@@ -12,7 +12,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-SOURCES = r"capo|rewards|models|data|train|evaluate|run_folder"
+SOURCES = r"capo|rewards|models|data|train|evaluate|run_folder|reporting|held_out"
 
 
 @cache

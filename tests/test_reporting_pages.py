@@ -243,7 +243,9 @@ def test_compared_runs_share_charts_and_differ_where_they_differ(tmp_path, capsy
 
 
 def test_config_differences_name_nested_keys():
-    found = config_differences([{"a": {"b": 1, "c": 2}, "run_dir": "x"}, {"a": {"b": 1, "c": 3}, "run_dir": "y"}])
+    found = config_differences(
+        [{"a": {"b": 1, "c": 2}, "run_dir": "x"}, {"a": {"b": 1, "c": 3}, "run_dir": "y", "tracking": {"report": True}}]
+    )
     assert found == {"a.c": [2, 3]}
 
 

@@ -11,7 +11,7 @@ from test_train import ROOT, SMALL, lines
 
 from reporting.run_files import RunFiles, reward_parts
 
-SHOWN = ["--stages", "sft,explore,criticality,rl", "--warmup.steps", "0", "--sft.steps", "6", "--rl.steps", "6"]
+SHOWN = ["--stages", "sft,explore,criticality,rl", "--warmup.steps", "0", "--sft.steps", "3", "--rl.steps", "5"]
 TRACKED = ["--tracking.evaluate-every", "2", "--tracking.evaluate-studies", "3", "--tracking.tensorboard", "True"]
 
 
@@ -48,7 +48,7 @@ def tracked(tmp_path_factory):
 def test_each_step_of_the_run_is_one_line(tracked):
     _, output = tracked
     said = [line for line in output.splitlines() if line.startswith("rl ")]
-    assert [line.split(" | ")[0] for line in said] == [f"rl {step}/6" for step in range(1, 7)]
+    assert [line.split(" | ")[0] for line in said] == [f"rl {step}/5" for step in range(1, 6)]
     assert all("reward" in line and "clipped critical" in line for line in said)
 
 
