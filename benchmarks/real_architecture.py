@@ -1,7 +1,7 @@
 """One whole RL step of Qwen2.5-VL-3B on the CPU: published sizes, random weights in bfloat16, LoRA rank 8.
 
 One phantom study of 1024 x 1024 pixels, scaled as a run scales it (324 image tokens), two reports of 16 tokens, a
-reward, two inner epochs. Needs 14 GB of memory and no network. Every part is run once, in one process; what the
+reward, two inner epochs. Needs 13 GB of memory and no network. Every part is run once, in one process; what the
 process held at its peak is compared with what `train.py --plan` says.
 """
 
