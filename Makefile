@@ -16,7 +16,7 @@ demo: .venv/.installed ## the whole method on synthetic studies; ARGS='--seed 1'
 test: .venv/.installed ## all tests; ARGS='-k loss' picks some
 	$(BIN)/python -m pytest $(ARGS)
 
-test-peers: .venv-peers/.installed ## losses and advantages against TRL, verl and Liger, in an environment of their own
+test-peers: .venv-peers/.installed ## against TRL, verl, Liger, PEFT, radgraph, bert-score and a server, in an environment of their own
 	$(PEERS)/python -m pytest -o addopts= tests/test_peers_*.py $(ARGS)
 
 mutants: .venv/.installed ## break the library in small ways and see that the tests notice
