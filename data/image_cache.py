@@ -15,7 +15,7 @@ from data.prefetch import prefetched
 from data.studies import ImageSource, Study, load_image, refuse
 from data.windowing import FULL_RANGE, WindowConfig
 
-VERSION = 1  # to be raised when decoding or scaling changes pixels
+VERSION = 2  # to be raised when decoding or scaling changes pixels
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from run_folder import read_config
 from stages import Config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-PAPER = ["qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_4b"]
+PAPER = ["qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_4b", "mimic_cxr", "rexgradient", "carotid_us"]
 
 
 def read(path: Path, *options: str) -> Config:

@@ -69,7 +69,8 @@ def test_held_out_studies_are_reported_every_second_step(tracked):
 def test_every_metric_that_a_run_logs_is_explained(tracked):
     page = (ROOT / "docs/reading-a-run.md").read_text(encoding="utf-8")
     run = RunFiles.read(tracked[0])
-    parts = {f"reward_{part}" for part in reward_parts(run.steps["rl"])}
+    # one row of the page for the parts of any reward
+    parts = {f"{kind}_{part}" for part in reward_parts(run.steps["rl"]) for kind in ("reward", "seconds")}
     for key in {key for stage in ("sft", "rl") for row in run.steps[stage] for key in row} - parts - {"step"}:
         assert f"`{key}`" in page or key.startswith("held_out_"), key
 
