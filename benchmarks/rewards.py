@@ -1,9 +1,9 @@
 """Cost of rewards, in CPU seconds: RadGraph in batches against the radgraph package 0.1.18, and by length and batch.
 
 Rewards are computed by worker processes beside the ones that decode, so that CPU time is their cost; and it can be
-measured on a machine that others use too. All variants run in turns in one process. Weights are random, of the published
-size, and give about as many entities and relations as real ones. Texts are seeded draws of words that real reports use;
-they have the length of a report, not its sense.
+measured on a machine that others use too. All variants run in turns in one process; what they need of memory is mostly
+there already. Weights are random, of the published size, and give about as many entities and relations as real ones.
+Texts are seeded draws of words that real reports use; they have the length of a report, not its sense.
 
 A part of the reward is a function of `PARTS`, which returns its variants.
 """
