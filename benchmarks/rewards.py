@@ -1,9 +1,9 @@
 """Cost of rewards, in CPU seconds: RadGraph in batches against the radgraph package 0.1.18, and by length and batch.
 
 Rewards are computed by worker processes beside the ones that decode, so that CPU time is their cost; and it can be
-measured on a machine that others use too. All variants run in turns in one process.
-Weights are random, of the published size, and give about as many entities as real ones. Texts are seeded draws of words
-that real reports use; they have the length of a report, not its sense.
+measured on a machine that others use too. All variants run in turns in one process; what they need of memory is mostly
+there already. Weights are random, of the published size, and give about as many entities and relations as real ones.
+Texts are seeded draws of words that real reports use; they have the length of a report, not its sense.
 
 A part of the reward is a function of `PARTS`, which returns its variants.
 """
@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 # Before this folder, where `rewards` is this file.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-GROUPS, ROLLOUTS, WORDS = 3, 4, 76  # studies, reports of each, and the mean words of MIMIC-CXR findings and impression
+GROUPS, ROLLOUTS = 3, 4  # studies, and reports of each
+WORDS = {"IU": 28, "MIMIC": 76}  # mean words: Findings of IU X-ray; Findings and Impression of MIMIC-CXR
 LENGTHS = {30: 16, 80: 8, 200: 4}  # words of a report -> reports
 BUDGETS = (1, 512, 4096)  # word pieces a batch; 1 is one report at a time
 MODEL = "radgraph"
@@ -61,9 +62,9 @@ def texts(count: int, words: int, *, seed: int) -> list[str]:
     return made
 
 
-def groups() -> list[tuple[list[str], list[str]]]:
+def groups(words: int) -> list[tuple[list[str], list[str]]]:
     """Candidates and references of each study."""
-    studies = [texts(ROLLOUTS + 1, WORDS, seed=seed) for seed in range(GROUPS)]
+    studies = [texts(ROLLOUTS + 1, words, seed=seed) for seed in range(GROUPS)]
     return [(study[1:], study[:1] * ROLLOUTS) for study in studies]
 
 
@@ -76,19 +77,27 @@ def radgraph(folder: Path) -> tuple[list[Variant], dict[str, float]]:
     from rewards.radgraph import RadGraphF1
     from rewards.radgraph_annotate import RadGraphAnnotator
 
-    write_archive(folder, MODEL, texts(40, WORDS, seed=1000), PUBLISHED)
+    write_archive(folder, MODEL, texts(40, WORDS["MIMIC"], seed=1000), PUBLISHED)
     settings = {"model": MODEL, "encoder": None, "device": "cpu", "max_tokens": 512, "bf16": False}
     annotate = RadGraphAnnotator.load(folder, **settings)
     with restored_methods():
         package = F1RadGraph(reward_level="partial", model_type=MODEL, model_cache_dir=str(folder), cuda=-1)
 
-    def batched() -> int:
+    def batched(words: int) -> int:
         reward = RadGraphF1(annotate, level="partial")  # a new one knows no references
-        return sum(len(reward(candidates, references)) for candidates, references in groups())
+        return sum(len(reward(candidates, references)) for candidates, references in groups(words))
 
-    def one_by_one() -> int:
+    known = RadGraphF1(annotate, level="partial")
+    for words in WORDS.values():
+        for _, references in groups(words):
+            known(references, references)
+
+    def with_known_references(words: int) -> int:
+        return sum(len(known(candidates, references)) for candidates, references in groups(words))
+
+    def one_by_one(words: int) -> int:
         with restored_methods():
-            return sum(len(package(refs=references, hyps=candidates)[1]) for candidates, references in groups())
+            return sum(len(package(refs=references, hyps=candidates)[1]) for candidates, references in groups(words))
 
     def annotated(words: int, max_tokens: int) -> int:
         annotate.encoder.max_tokens = max_tokens
@@ -96,11 +105,14 @@ def radgraph(folder: Path) -> tuple[list[Variant], dict[str, float]]:
         annotate.encoder.max_tokens = settings["max_tokens"]
         return count
 
-    ours, theirs = f"RadGraph, G {ROLLOUTS}, batched", f"RadGraph, G {ROLLOUTS}, package"
-    variants = [Variant(ours, batched, ours), Variant(theirs, one_by_one, ours)]
+    variants = []
+    for corpus, words in WORDS.items():
+        name = f"RadGraph F1, G {ROLLOUTS}, {corpus} length"
+        for kind, work in (("package", one_by_one), ("new references", batched), ("known", with_known_references)):
+            variants.append(Variant(f"{name}, {kind}", functools.partial(work, words), f"{name}, package"))
     for words in LENGTHS:
-        names = {budget: f"RadGraph, {words} words, batches of {budget}" for budget in BUDGETS}
-        names[1] = f"RadGraph, {words} words, one by one"
+        names = {budget: f"graphs, {words} words, batches of {budget}" for budget in BUDGETS}
+        names[1] = f"graphs, {words} words, one by one"
         variants += [
             Variant(names[budget], functools.partial(annotated, words, budget), names[1]) for budget in BUDGETS
         ]
@@ -111,7 +123,7 @@ def outside_the_encoder(annotate: Callable, package: Callable) -> dict[str, floa
     """CPU milliseconds a report of everything but the encoder's forward; and how dense the graphs are."""
     from radgraph_package import restored_methods
 
-    reports = texts(16, WORDS, seed=7)
+    reports = texts(16, WORDS["MIMIC"], seed=7)
     embedder = package.model._embedder.token_embedder_bert._matched_embedder
     with restored_methods():
         theirs = _outside(lambda: package(reports), embedder.transformer_model)
@@ -184,8 +196,8 @@ def main() -> None:
             for variant in tqdm(variants, "variants", disable=None):
                 runs[variant.name].append(measured(variant.work))
     setting = (
-        f"CPU seconds of rewards: {GROUPS} studies of {ROLLOUTS} reports of about {WORDS} words, and RadGraph alone on "
-        f"reports of a length; random weights of the published size, {options.threads} threads"
+        f"CPU seconds of rewards, {options.threads} thread(s): {GROUPS} studies of {ROLLOUTS} reports, one call "
+        "a study; and graphs of reports of a length; random weights of the published size"
     )
     content = {"setting": setting, "rounds": options.rounds, "machine": machine(options.threads), "unit": "reports"}
     content |= facts | {"variants": {variant.name: asdict(row(variant, runs)) for variant in variants}}

@@ -81,10 +81,10 @@ def calibrate(archive: Path, model: str, texts: Sequence[str]) -> None:
     annotator = RadGraphAnnotator.load(archive, model=model, encoder=None, device="cpu", max_tokens=512, bf16=False)
     weights = torch.load(archive / "weights.th", weights_only=True)
 
-    def adjust(key: str, scores: torch.Tensor, quantile: float) -> None:
-        """Spread 1, and this quantile just below 0: at 0 the score that is the quantile would be a tie."""
+    def adjust(key: str, scores: torch.Tensor, quantile: float, bonus: torch.Tensor | float = 0.0) -> None:
+        """Spread 1, and this quantile, with what is added to it, just below 0: at 0 the quantile itself would tie."""
         std, (weight, bias) = scores.std(0), (weights[f"{key}.{kind}"] for kind in ("weight", "bias"))
-        bias.copy_((bias - scores.quantile(quantile, dim=0)) / std - 0.01)
+        bias.copy_(bias / std - (scores / std + bonus).quantile(quantile, dim=0) - 0.01)
         weight.div_(std[:, None])
 
     ner, pruner, relation = (
@@ -102,11 +102,13 @@ def calibrate(archive: Path, model: str, texts: Sequence[str]) -> None:
         scores = decoder._ner(words, spans)
         adjust(ner, scores[:50000], 0.985)
         weights[f"{pruner}.weight"] = 0.2 * weights[f"{ner}.weight"].sum(0, keepdim=True)
-        some = spans[(scores > scores.quantile(0.985, dim=0)).any(1).nonzero()[:500, 0]]
-        ends = [words[some.start], words[some.end], decoder._widths[some.end - some.start]]
-        place = torch.arange(len(some.start))
+        mentions = 0.2 * (scores / scores[:50000].std(0)).sum(1)
+        some = (scores > scores[:50000].quantile(0.985, dim=0)).any(1).nonzero()[:500, 0]
+        chosen, mentions = spans[some], mentions[some]
+        ends = [words[chosen.start], words[chosen.end], decoder._widths[chosen.end - chosen.start]]
+        place = torch.arange(len(some))
         forth, back = decoder._pairs(torch.cat(ends, 1), place, place.flip(0))
-        adjust(relation, torch.cat([forth, back]), 0.98)
+        adjust(relation, torch.cat([forth, back]), 0.99, (mentions + mentions.flip(0)).repeat(2)[:, None])
     torch.save(weights, archive / "weights.th")
 
 
