@@ -19,9 +19,10 @@ def read_references(
     Raises:
         ValueError: none of them has references, or none of the split.
     """
-    path = references or manifest or predictions
+    given = references or manifest
+    path = given or predictions
     found = read_report_file(path, "references")
-    if path == predictions and found == read_report_file(predictions, "predictions"):
+    if given is None and found == read_report_file(predictions, "predictions"):
         raise ValueError(
             f"{predictions}: expected references beside the predictions, as in ReXrank's files (report beside "
             "model_prediction), got none; give --references FILE"
