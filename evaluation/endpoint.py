@@ -59,14 +59,13 @@ class EndpointConfig:
             )
         if self.max_side < 32:
             raise ValueError(f"expected --max-side of at least 32 pixels, got {self.max_side}")
+        try:
+            self.client()
+        except ValueError as error:  # in the words of the judge's options
+            raise ValueError(str(error).replace("judge.", "endpoint ")) from error
 
-    @property
     def client(self) -> JudgeConfig:
-        """The same for the client that the judge uses too.
-
-        Raises:
-            ValueError: a url or number that cannot be.
-        """
+        """The same for the client that the judge uses too."""
         return JudgeConfig(
             url=self.url, model=self.model, api_key_env=self.api_key_env, allow_external=self.allow_external,
             concurrency=self.concurrency, timeout_s=self.timeout_s, retries=self.retries, backoff_s=self.backoff_s,
@@ -82,7 +81,7 @@ class Endpoint:
     """
 
     def __init__(self, config: EndpointConfig) -> None:
-        self.config, self._client_config = config, config.client
+        self.config, self._client_config = config, config.client()
         self._key = read_key(self._client_config)
 
     def reports(self, studies: Sequence[Study], *, title: str) -> list[tuple[str, bool]]:

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewards.bertscore import BertScoreConfig
+from rewards.bertscore import BASELINES, BertScoreConfig
 from rewards.chexbert import ChexbertConfig
 from rewards.radgraph import RadGraphConfig
 
@@ -109,13 +109,11 @@ class Weights:
         return f"evaluate.py weights --fetch {' '.join(absent)}{consent}, or give {options}"
 
     def bertscore_config(self) -> BertScoreConfig:
-        path = str(self.find("bertscore"))
-        known = "distilroberta-base" in path.replace("--", "/")  # a snapshot of the hub's cache is named by its commit
-        baseline = None if not known else 0.8473319
-        layers = min(5, _layers_of(Path(path)))
+        """ReXrank's, whatever the directory is called: another layer or no rescaling would be another metric."""
         return BertScoreConfig(
-            path=path, num_layers=layers, baseline=baseline, device=self.device, token_budget=self.token_budget
-        )
+            path=str(self.find("bertscore")), num_layers=5, baseline=BASELINES["distilroberta-base", 5],
+            device=self.device, token_budget=self.token_budget,
+        )  # fmt: skip
 
     def chexbert_config(self) -> ChexbertConfig:
         return ChexbertConfig(
@@ -213,12 +211,3 @@ def check_hash(path: Path, needed: Needed) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != needed.sha256:
         raise ValueError(f"{path}: expected SHA-256 {needed.sha256}, got {found}; remove the file and fetch it again")
-
-
-def _layers_of(path: Path) -> int:
-    import json
-
-    try:
-        return int(json.loads((path / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected the directory of an encoder with config.json, got {error!r}") from error
