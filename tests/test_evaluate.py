@@ -117,14 +117,15 @@ def test_models_that_are_there_are_used_and_a_broken_one_is_said(tmp_path, refer
 
 
 def test_baselines_are_chosen_on_training_reports_for_each_metric(tmp_path, references):
-    train = write(tmp_path / "t.json", {"x": NORMAL, "y": NORMAL, "z": EFFUSION, "a": EDEMA})  # a is scored itself
+    # b and c are scored themselves: were their training reports read, the effusion would be the best constant
+    train = write(tmp_path / "t.json", {"x": NORMAL, "y": NORMAL, "z": EFFUSION, "b": EFFUSION, "c": EFFUSION})
     arguments = ("--predictions", references, "--references", references, "--train", train)
     summary, _ = run(tmp_path, *arguments)
     assert summary["constant_reports"]["label_f1_rules"] == NORMAL
     bleu = sum(Bleu2()([NORMAL] * 3, [NORMAL, EFFUSION, EDEMA])) / 3
     assert by_name(summary)["bleu2"]["baselines"]["best constant"] == pytest.approx(bleu)
     assert by_name(summary)["bleu2"]["baselines"]["random"] is not None
-    assert "1 studies of t.json are scored themselves" in "".join(summary["notes"])
+    assert "2 studies of t.json are scored themselves" in "".join(summary["notes"])
     assert "--manifest" in summary["baselines_unavailable"]["nearest neighbour"]
     summary, _ = run(tmp_path, "--predictions", references, "--references", references)
     assert "--train FILE" in summary["baselines_unavailable"]["best constant"]
@@ -186,6 +187,11 @@ def test_the_inverse_has_no_interval_where_that_of_the_mean_holds_zero():
     assert inverted(Interval(0.5, 0.25, 1.0)) == Interval(2.0, 1.0, 4.0)
     around = inverted(Interval(0.5, -0.1, 1.0))
     assert around.mean == 2.0 and np.isnan([around.low, around.high]).all()
+
+
+def test_the_inverse_is_that_of_the_mean():
+    # the mean of inverses would be (1.25 + 2 + 5) / 3
+    assert BY_NAME["inverse_radcliq_v1"].value({"radcliq_v1": np.array([0.8, 0.5, 0.2])}) == pytest.approx(2.0)
 
 
 def test_corpus_statistics_are_over_sums_and_not_means_of_parts():
