@@ -5,9 +5,10 @@ import time
 
 from capo.fsdp import gathered
 from capo.stopping import StopRequested
-from evaluate import score_reports, write_reports
 from models.qwen_vl import QwenVL
 from reporting.run_files import evenly
+from reports_by_policy import write_reports
+from run_scores import score_reports
 from stages import Run
 
 

@@ -27,11 +27,6 @@ from capo.warmup import WarmupConfig
 from data.augment import jitter
 from data.corpus import Corpus, DataConfig
 from data.studies import Study
-from evaluate import (
-    EvaluateConfig,
-    score_reports,
-    write_reports,
-)
 from models.adapter_files import save_adapter
 from models.lora import add_lora, merge_lora, reference
 from models.processing import ReportProcessor
@@ -41,11 +36,13 @@ from models.trainable import trainable_table
 from parts import in_parts
 from reporting.live import Live
 from reporting.trackers import TrackingConfig
+from reports_by_policy import EvaluateConfig, write_reports
 from rewards.config import RewardConfig
 from rewards.corrections import CriticalityConfig
 from rewards.hierarchy import HierarchicalReward
 from rewards.judge_config import ANSWERS_DEPEND_ON, JudgeConfig
 from run_folder import open_run, plain
+from run_scores import score_reports
 
 STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate", "export")
 

@@ -39,16 +39,6 @@ from data.corpus import load_corpus
 from data.prefetch import decoded, prefetched
 from data.sections import parse_sections
 from data.studies import Study
-from evaluate import (
-    banned_mask,
-    baseline_columns,
-    comparison_rows,
-    describe,
-    prompt_of,
-    render_table,
-    rexrank,
-    with_other_images,
-)
 from held_out import held_out_row
 from models.loading import locate
 from models.processing import ReportProcessor
@@ -59,11 +49,13 @@ from plan import Load, sizes_at, table
 from reporting.commands import compare_command, report_command, watch_command
 from reporting.live import Live
 from reporting.studies import StudySource
+from reports_by_policy import banned_mask, prompt_of
 from rewards.hierarchy import HierarchicalReward
 from rewards.workers import RewardWorkers
 from rollouts import Batch, exchange, sample_and_score, watched, write_batch
 from run_export import export_command, export_run, kinds_of
 from run_folder import plain, read_config
+from run_scores import baseline_columns, comparison_rows, describe, render_table, rexrank, with_other_images
 from stages import (
     PRODUCTS,
     STAGES,

@@ -20,7 +20,6 @@ from capo.sampling import SamplingConfig, sample_seed
 from capo.trainer import OptimizerConfig, RlConfig, Trainer
 from capo.types import Case
 from data.phantoms import make_studies
-from evaluate import banned_mask, prompt_of
 from models.lora import LoraConfig, add_lora, reference
 from models.processing import ProcessorConfig, ReportProcessor, prompt_texts
 from models.qwen_vl import ATTENTION, QwenVL
@@ -28,6 +27,7 @@ from models.start import ModelConfig
 from models.tiny import image_processor, train_tokenizer
 from models.trainable import trainable_table
 from plan import GB, SPARE, Load, Sizes, memory, total
+from reports_by_policy import banned_mask, prompt_of
 
 GROUP, TOKENS, EPOCHS = 2, 16, 2
 

@@ -17,11 +17,11 @@ from capo.sft import imitate
 from capo.trainer import OptimizerConfig, RlConfig, Trainer
 from capo.types import Case
 from data.phantoms import make_studies
-from evaluate import banned_mask, prompt_of
 from models.adapter_files import save_adapter
 from models.lora import LoraConfig, add_lora, reference
 from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import load
+from reports_by_policy import banned_mask, prompt_of
 
 STEPS, GROUP = 5, 3
 

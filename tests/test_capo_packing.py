@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from capo.packing import PADDING, PROMPT, micro_batches, pack, report_logps
-from evaluate import banned_mask, prompt_of
+from reports_by_policy import banned_mask, prompt_of
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from capo.packing import pack, report_logps
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
-from evaluate import banned_mask, prompt_of
+from reports_by_policy import banned_mask, prompt_of
 
 SAMPLED = SamplingConfig(temperature=1.0, max_new_tokens=24)
 

@@ -15,7 +15,7 @@ from capo.sft import imitate
 from capo.stopping import StopRequested
 from capo.trainer import DivergedError, OptimizerConfig, RlConfig, Trainer
 from capo.types import Case
-from evaluate import banned_mask, prompt_of
+from reports_by_policy import banned_mask, prompt_of
 
 FAST = OptimizerConfig(lr=1e-3, token_budget=100_000)
 RL = RlConfig(inner_epochs=2, beta=0.05, optimizer=FAST)

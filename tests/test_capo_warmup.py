@@ -2,7 +2,7 @@ import torch
 
 from capo.trainer import OptimizerConfig, Trainer
 from capo.warmup import LabelReader, read_labels
-from evaluate import prompt_of
+from reports_by_policy import prompt_of
 
 
 def test_the_tower_learns_to_tell_two_images_apart_and_the_language_model_stays(policy, processor, studies):

@@ -1,28 +1,25 @@
-import dataclasses
+"""`evaluate.py score`: numbers by hand, baselines, what is unavailable, files written."""
+
+import csv
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
+from tiny_encoders import tiny_bert, tiny_chexbert, tiny_roberta
 
 import evaluate
-from data.sections import parse_sections
-from data.studies import Study
-from rewards.config import RewardConfig
-from rewards.hierarchy import HierarchicalReward
+from evaluation.score import ScoreConfig, score
+from evaluation.table_metrics import BY_NAME, inverted, label_cells
+from evaluation.variety import Variety
+from evaluation.weight_free import WeightFree
+from evaluation.weights import Weights
+from rewards.lexical import Bleu2
+from rewards.statistics import Interval
 
 NORMAL = "Findings: The heart is normal. No effusion. Impression: No acute abnormality."
 EFFUSION = "Findings: The heart is normal. Small left effusion. Impression: Small left effusion."
-
-
-def reward():
-    return HierarchicalReward.from_config(RewardConfig(), parse_sections)
-
-
-def study(number, report, pixel=0):
-    sections = parse_sections(report)
-    image = np.zeros((32, 32), dtype=np.uint8)
-    image[:, :pixel] = 200
-    return Study(f"s{number}", f"p{number}", "train", (image,), sections.findings, sections.impression)
+EDEMA = "Findings: Pulmonary edema. Impression: Pulmonary edema."
 
 
 def write(path, reports):
@@ -30,98 +27,200 @@ def write(path, reports):
     return path
 
 
-def test_score_of_perfect_predictions(tmp_path, capsys):
-    references = write(tmp_path / "r.json", {"a": NORMAL, "b": EFFUSION})
-    out = tmp_path / "scores.json"
-    evaluate.main(["score", "--predictions", str(references), "--references", str(references), "--out", str(out)])
-    assert "4.0000 [4.0000, 4.0000]  n=2" in capsys.readouterr().out
-    assert json.loads(out.read_text())["metrics"]["total"] == [pytest.approx(4.0)] * 2
+@pytest.fixture
+def references(tmp_path):
+    return write(tmp_path / "r.json", {"a": NORMAL, "b": EFFUSION, "c": EDEMA})
 
 
-def test_compare_shows_the_paired_difference(tmp_path, capsys):
-    references = write(tmp_path / "r.json", {"a": NORMAL, "b": EFFUSION})
-    constant = write(tmp_path / "constant.json", {"a": NORMAL, "b": NORMAL})
-    evaluate.main(["compare", str(constant), str(references), "--references", str(references)])
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    """No weights of the user's get into a test."""
+    monkeypatch.setenv("RADFLOW_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def run(tmp_path, *options):
+    """summary.json of a score, and the folder."""
+    out = tmp_path / "out"
+    evaluate.main(["score", "--resamples", "200", "--out", str(out), *map(str, options)])
+    return json.loads((out / "summary.json").read_text()), out
+
+
+def by_name(summary):
+    return {entry["metric"]: entry for entry in summary["metrics"]}
+
+
+def test_perfect_predictions_have_the_best_value_of_every_metric_by_rules(tmp_path, references, capsys):
+    summary, out = run(tmp_path, "--predictions", references, "--references", references)
+    found = by_name(summary)
+    best = ("bleu2", "rouge_l", "label_f1_rules", "entity_f1_rules", "consistency_rules", "rules_micro_f1_14")
+    assert {name: found[name]["value"] for name in best} == dict.fromkeys(best, pytest.approx(1.0))
+    assert found["bleu2"]["low"] == found["bleu2"]["high"] == pytest.approx(1.0) and found["bleu2"]["studies"] == 3
     shown = capsys.readouterr().out
-    # label F1: the constant report is right for one of two studies
-    row = next(line for line in shown.splitlines() if "label F1" in line)
-    assert "0.500" in row and "+0.500 [+0.000, +1.000]" in row
-    assert "constant.json: 50.0 % distinct reports" in shown
+    assert "predictions: 100.0 % distinct reports" in shown and (out / "summary.txt").read_text() in shown
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('{"a": {"report": "x"}}', "1 have no report"),
-        ('{"a": {"report": "x"}, "b": {"report": "y"}, "c": {"report": "z"}}', "1 are not among the references"),
-        ('{"a": {"report": null}}', "study a: expected the text of a report"),
-        ("[]", "got list"),
-        ("{", "expected a JSON object"),
-    ],
-)
-def test_prediction_files_that_do_not_fit_are_refused(tmp_path, text, said):
-    references = write(tmp_path / "r.json", {"a": NORMAL, "b": EFFUSION})
-    (tmp_path / "p.json").write_text(text)
-    with pytest.raises(SystemExit, match=said):
-        evaluate.main(["score", "--predictions", str(tmp_path / "p.json"), "--references", str(references)])
+def test_a_value_by_hand_in_every_file(tmp_path, references):
+    # b is told as a: "small left" is not there; c is empty. BLEU-2 is that of the metric itself, and its mean.
+    predictions = write(tmp_path / "p.json", {"a": NORMAL, "b": NORMAL, "c": ""})
+    summary, out = run(tmp_path, "--predictions", predictions, "--references", references)
+    expected = Bleu2()([NORMAL, NORMAL, ""], [NORMAL, EFFUSION, EDEMA])
+    assert by_name(summary)["bleu2"]["value"] == pytest.approx(sum(expected) / 3) and expected[2] == 0
+    with (out / "per_study.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["bleu2"]) for row in rows] == expected and [row["study_id"] for row in rows] == ["a", "b", "c"]
+    lines = [json.loads(line) for line in (out / "per_study.jsonl").read_text().splitlines()]
+    assert lines[1]["labels_rules"] == {"prediction": ["No Finding"], "reference": ["Pleural Effusion"]}
+    # labels: a right (No Finding), b wrong on both sides, c missed: 2 TP / (2 TP + FP + FN) = 2 / (2 + 1 + 2)
+    assert by_name(summary)["rules_micro_f1_14"]["value"] == pytest.approx(2 / 5)
+    # No Finding: TP 1, FP 1, FN 0 -> 2/3; the 13 others 0
+    assert by_name(summary)["rules_macro_f1_14"]["value"] == pytest.approx(2 / 3 / 14)
+    assert summary["left_out"] == {"empty predictions, scored as empty texts": ["c"]}
+    for ending, said in (("md", "| BLEU-2 |"), ("tex", r"\begin{tabular}"), ("txt", "BLEU-2")):
+        assert said in (out / f"summary.{ending}").read_text()
 
 
-def test_a_report_without_impression_scores_zero_on_it_and_a_reference_without_it_has_no_value():
-    studies = [study(0, EFFUSION), dataclasses.replace(study(1, EFFUSION), impression="")]
-    columns = evaluate.score_reports(reward(), ["Findings: Small left effusion.", EFFUSION], studies)
-    assert columns["label_f1_rules"] == [0.0, None]
-    rows = evaluate.comparison_rows(columns, columns)
-    assert {row["metric"]: row["studies"] for row in rows}["label_f1_rules"] == 1
+def test_a_report_without_the_impression_that_its_reference_has_agrees_on_nothing(tmp_path, references):
+    predictions = write(tmp_path / "p.json", {"a": "Findings: Clear.", "b": EFFUSION, "c": EDEMA})
+    summary, _ = run(tmp_path, "--predictions", predictions, "--references", references)
+    assert by_name(summary)["label_f1_rules"]["value"] == pytest.approx(2 / 3)
+    assert by_name(summary)["consistency_rules"]["value"] == pytest.approx(1 / 3)  # -1, 1, 1
 
 
-def test_columns_are_the_parts_of_the_reward_and_what_is_asked_for_beside_them():
-    mine = HierarchicalReward.from_config(RewardConfig(preset="bleu"), parse_sections, also=["label_f1_rules", "bleu2"])
-    columns = evaluate.score_reports(mine, [EFFUSION], [study(0, EFFUSION)])
-    assert columns == {"total": [1.0], "bleu2": [1.0], "label_f1_rules": [1.0]}
-    table = evaluate.render_table(evaluate.comparison_rows(columns, columns), ("a", "b"), [])
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:5]] == [
-        "total reward", "BLEU-2", "label F1 of the Impression (rules)"
-    ]  # fmt: skip
+def test_sections_are_compared_alone_where_the_protocol_says_so(tmp_path, references):
+    predictions = write(tmp_path / "p.json", {"a": "No acute abnormality.", "b": "Small left effusion.", "c": "Clear."})
+    arguments = ("--predictions", predictions, "--references", references, "--protocol", "impression")
+    found = by_name(run(tmp_path, *arguments)[0])
+    assert found["label_f1_rules"]["value"] == pytest.approx(2 / 3)
+    assert found["consistency_rules"]["unavailable"] == "compares Findings with Impression: protocol rexrank only"
 
 
-def test_tables_show_the_metric_of_the_text_as_written():
-    # ".\nsmall" is one word for the published BLEU; the reward is not to be earned by line breaks
-    broken = EFFUSION.replace(". S", ".\nS")
-    columns = evaluate.score_reports(reward(), [broken], [study(0, EFFUSION)])
-    assert columns["bleu2"][0] < 1 and columns["total"] == [pytest.approx(4.0)]
+def test_what_has_no_weights_is_unavailable_with_the_command_and_never_a_number(tmp_path, references, capsys):
+    found = by_name(run(tmp_path, "--predictions", references, "--references", references)[0])
+    for name in ("bertscore", "sembscore", "radgraph_f1_rexrank", "chexbert_micro_f1_14", "radcliq_v1"):
+        assert found[name]["value"] is None and found[name]["unavailable"]
+    assert "--fetch bertscore" in found["bertscore"]["unavailable"]
+    assert "--fetch chexbert bert --accept-licence" in found["sembscore"]["unavailable"]
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("RadCliQ-v1"))
+    assert "unavailable" in line and "0.000" not in line
 
 
-def no_answer(candidates, references):
-    """A plug-in whose grader is down."""
-    return [None] * len(candidates)
+def test_models_that_are_there_are_used_and_a_broken_one_is_said(tmp_path, references):
+    bert = tiny_bert(tmp_path / "weights" / "bert-base-uncased")
+    tiny_chexbert(tmp_path / "weights" / "chexbert.pth", bert)
+    tiny_roberta(tmp_path / "weights" / "distilroberta-base", layers=5)
+    (tmp_path / "weights" / "radgraph.tar.gz").mkdir()
+    found = by_name(run(tmp_path, "--predictions", references, "--references", references, "--device", "cpu")[0])
+    assert found["sembscore"]["value"] == pytest.approx(1.0) and found["bertscore"]["value"] == pytest.approx(1.0)
+    assert 0 < found["chexbert_micro_f1_14"]["value"] <= 1
+    assert found["radgraph_f1_rexrank"]["unavailable"].startswith("does not load:")
 
 
-def test_a_metric_that_nobody_could_compute_is_unavailable_and_not_zero():
-    config = RewardConfig(plugin=f"{__name__}:no_answer")
-    mine = HierarchicalReward.from_config(config, parse_sections)
-    columns = evaluate.score_reports(mine, [EFFUSION], [study(0, EFFUSION)])
-    assert columns["no_answer"] == [None] and columns["total"] == [pytest.approx(4.0)]
-    baselines = evaluate.baseline_columns(mine, [study(1, NORMAL)], [study(0, EFFUSION)], evaluate.EvaluateConfig())
-    rows = evaluate.comparison_rows(columns, columns, baselines)
-    (line,) = [text for text in evaluate.render_table(rows, ("a", "b"), []).splitlines() if "no_answer" in text]
-    assert line.count("unavailable") == 5
+def test_baselines_are_chosen_on_training_reports_for_each_metric(tmp_path, references):
+    # b and c are scored themselves: were their training reports read, the effusion would be the best constant
+    train = write(tmp_path / "t.json", {"x": NORMAL, "y": NORMAL, "z": EFFUSION, "b": EFFUSION, "c": EFFUSION})
+    arguments = ("--predictions", references, "--references", references, "--train", train)
+    summary, _ = run(tmp_path, *arguments)
+    assert summary["constant_reports"]["label_f1_rules"] == NORMAL
+    bleu = sum(Bleu2()([NORMAL] * 3, [NORMAL, EFFUSION, EDEMA])) / 3
+    assert by_name(summary)["bleu2"]["baselines"]["best constant"] == pytest.approx(bleu)
+    assert by_name(summary)["bleu2"]["baselines"]["random"] is not None
+    assert "2 studies of t.json are scored themselves" in "".join(summary["notes"])
+    assert "--manifest" in summary["baselines_unavailable"]["nearest neighbour"]
+    summary, _ = run(tmp_path, "--predictions", references, "--references", references)
+    assert "--train FILE" in summary["baselines_unavailable"]["best constant"]
 
 
-def test_best_constant_report_is_chosen_for_each_metric():
-    train = [study(i, NORMAL) for i in range(3)] + [study(9, EFFUSION)]
-    constants = evaluate.constant_report(reward(), train, sample=10)
-    assert constants["label_f1_rules"] == constants["total"] == NORMAL
+def test_the_nearest_neighbour_copies_by_image_and_the_manifest_holds_everything(tmp_path):
+    rows, reports = [], {"x": NORMAL, "y": EFFUSION, "a": EFFUSION, "b": NORMAL}
+    for study_id, column in (("x", 4), ("y", 20), ("a", 19), ("b", 5)):
+        pixels = np.zeros((32, 32), dtype=np.uint8)
+        pixels[:, :column] = 200
+        Image.fromarray(pixels).save(tmp_path / f"{study_id}.png")
+        findings, impression = reports[study_id].removeprefix("Findings: ").split(" Impression: ")
+        split = "train" if study_id in "xy" else "test"
+        rows.append({"id": study_id, "split": split, "images": [f"{study_id}.png"], "findings": findings,
+                     "impression": impression})  # fmt: skip
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predictions = write(tmp_path / "p.json", {"a": NORMAL, "b": NORMAL})
+    summary, _ = run(tmp_path, "--predictions", predictions, "--manifest", manifest, "--split", "test")
+    assert by_name(summary)["bleu2"]["baselines"]["nearest neighbour"] == pytest.approx(1.0)
+    assert not summary["baselines_unavailable"] and not summary["left_out"]
 
 
-def test_nearest_neighbour_copies_the_report_of_the_likest_image():
-    train = [study(0, NORMAL, pixel=8), study(1, EFFUSION, pixel=24)]
-    test = [study(2, "Findings: x. Impression: y.", pixel=23), study(3, "Findings: x. Impression: y.", pixel=9)]
-    assert evaluate.nearest_reports(train, test) == [EFFUSION, NORMAL]
+def test_rexrank_files_hold_the_references_and_a_file_is_not_its_own(tmp_path, references):
+    both = {"a": {"report": EFFUSION, "model_prediction": NORMAL}, "b": {"report": EDEMA, "model_prediction": EDEMA}}
+    (tmp_path / "both.json").write_text(json.dumps(both))
+    found = by_name(run(tmp_path, "--predictions", tmp_path / "both.json")[0])
+    assert found["label_f1_rules"]["value"] == pytest.approx(0.5)
+    with pytest.raises(SystemExit, match="expected references beside the predictions"):
+        run(tmp_path, "--predictions", references)
 
 
-def test_other_images_come_from_another_study_and_nothing_else_changes():
-    studies = [study(i, NORMAL, pixel=i) for i in range(5)]
-    swapped = evaluate.with_other_images(studies)
-    for before, after in zip(studies, swapped, strict=True):
-        assert after.images is not before.images and after.report == before.report and after.id == before.id
-    assert {id(s.images[0]) for s in swapped} == {id(s.images[0]) for s in studies}
+def test_ids_on_one_side_only_are_listed(tmp_path, references, capsys):
+    predictions = write(tmp_path / "p.json", {"a": NORMAL, "q": NORMAL})
+    summary, _ = run(tmp_path, "--predictions", predictions, "--references", references)
+    assert summary["left_out"] == {
+        "references without a prediction, not scored": ["b", "c"],
+        "predictions without a reference, not scored": ["q"],
+    }
+    assert "1 predictions without a reference, not scored: q" in capsys.readouterr().out
+
+
+def test_workers_change_no_digit(tmp_path):
+    texts = [f"{NORMAL} Study {i} has {i} nodules." for i in range(300)]
+    names = ("bleu2", "labels_rules", "label_f1_rules")
+    alone, together = (WeightFree("rexrank", workers=n)(texts, texts[1:] + texts[:1], names, title="t") for n in (0, 2))
+    assert all((alone[name] == together[name]).all() for name in names)
+
+
+def test_a_lexicon_of_another_organ_compares_nothing(tmp_path, references):
+    found = by_name(run(tmp_path, "--predictions", references, "--references", references)[0])
+    assert "0 of 3 references name a keyword of the lexicon" in found["keyword_f1_rules"]["unavailable"]
+    plaque = write(tmp_path / "k.json", {"a": "Findings: Soft plaque on the left. Impression: Plaque."})
+    found = by_name(run(tmp_path, "--predictions", plaque, "--references", plaque)[0])
+    assert found["keyword_f1_rules"]["value"] == 1
+
+
+def test_the_inverse_has_no_interval_where_that_of_the_mean_holds_zero():
+    assert inverted(Interval(0.5, 0.25, 1.0)) == Interval(2.0, 1.0, 4.0)
+    around = inverted(Interval(0.5, -0.1, 1.0))
+    assert around.mean == 2.0 and np.isnan([around.low, around.high]).all()
+
+
+def test_the_inverse_is_that_of_the_mean():
+    # the mean of inverses would be (1.25 + 2 + 5) / 3
+    assert BY_NAME["inverse_radcliq_v1"].value({"radcliq_v1": np.array([0.8, 0.5, 0.2])}) == pytest.approx(2.0)
+
+
+def test_corpus_statistics_are_over_sums_and_not_means_of_parts():
+    rows = np.eye(14, dtype=int)[[0, 0, 1]], np.eye(14, dtype=int)[[0, 1, 1]]
+    cells = {"labels_chexbert": label_cells(*rows)}
+    assert BY_NAME["chexbert_micro_f1_14"].value(cells) == pytest.approx(2 / 3)
+    # the labels have F1 of 2/3 and 2/3; the twelve others count 0
+    assert BY_NAME["chexbert_macro_f1_14"].value(cells) == pytest.approx(4 / 3 / 14)
+    assert BY_NAME["chexbert_micro_f1_5"].value(cells) == pytest.approx(2 / 3)  # only Cardiomegaly: TP 1, FN 1
+
+
+def test_variety_counts_copies_and_repetition():
+    found = Variety.of(["No effusion. No effusion.", "Clear.", "Clear.", "Clear."])
+    assert (found.distinct, found.most_common, found.words) == (0.5, 0.75, 7 / 4)
+    assert found.repeated == pytest.approx(1 / 5)
+
+
+def test_the_real_studies_rate_a_constant_report_high(shared, tmp_path):
+    # METRICS.md: one constant report scores a BLEU-2 of 0.205 on IU X-ray, above most published systems
+    manifest = shared / "data" / "iu_xray" / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    chosen = [row for row in rows if row["split"] == "val"][:100] + [r for r in rows if r["split"] == "train"][:40]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    predictions = {row["id"]: f"Findings: {row['findings']} Impression: {row['impression']}" for row in chosen[:100]}
+    ids = list(predictions)
+    shuffled = dict(zip(ids, [predictions[i] for i in ids[1:] + ids[:1]], strict=True))
+    config = ScoreConfig(
+        predictions=write(tmp_path / "p.json", shuffled), references=tmp_path / "m.jsonl", train=tmp_path / "m.jsonl",
+        split="val", baseline_sample=20, num_resamples=200,
+    )  # fmt: skip
+    row = next(row for row in score(config, Weights(tmp_path)).rows if row.metric.name == "bleu2")
+    assert row.studies == 100 and 0.15 < row.baselines["random"] < row.baselines["best constant"] < 0.35

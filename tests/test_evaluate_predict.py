@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import evaluate
+import reports_by_policy
 from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import load
 
@@ -54,7 +55,7 @@ def test_the_report_is_that_of_a_greedy_decoding_by_transformers(tiny_dir, image
         do_sample=False,
         eos_token_id=processor.eos_id,
         pad_token_id=processor.eos_id,
-        suppress_tokens=evaluate.banned_mask(policy, processor).nonzero()[:, 0].tolist(),
+        suppress_tokens=reports_by_policy.banned_mask(policy, processor).nonzero()[:, 0].tolist(),
     )[0, asked.num_tokens :]
     assert found["report"] == processor.decode(theirs) and found["report"]
     assert found["status"] == "truncated"  # an untrained model does not end
@@ -69,7 +70,7 @@ def writes(monkeypatch):
             response_ids, study_id = text, "s"
 
         Written.truncated = truncated
-        monkeypatch.setattr(evaluate, "rollout", lambda *arguments, **options: iter([Written]))
+        monkeypatch.setattr(reports_by_policy, "rollout", lambda *arguments, **options: iter([Written]))
         monkeypatch.setattr(ReportProcessor, "decode", lambda self, ids: ids)
 
     return set_report
@@ -98,8 +99,10 @@ def test_it_is_asked_as_it_was_trained(tiny_dir, tmp_path, image, writes, monkey
     load(tiny_dir).save(tmp_path / "trained", ReportProcessor.load(tiny_dir, config))
     writes(REPORT)
     asked = []
-    monkeypatch.setattr(evaluate, "prompt_of", lambda processor, study: asked.append((processor.config.task, study)))
-    monkeypatch.setattr(evaluate, "Request", lambda prompt, seeds: None)
+    monkeypatch.setattr(
+        reports_by_policy, "prompt_of", lambda processor, study: asked.append((processor.config.task, study))
+    )
+    monkeypatch.setattr(reports_by_policy, "Request", lambda prompt, seeds: None)
     predict("--model", str(tmp_path / "trained"), "--image", image)
     assert asked[0][0] == "carotid_us" and str(asked[0][1].images[0]) == image
 

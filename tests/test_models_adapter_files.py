@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evaluate import prompt_of
 from models.adapter_files import CONFIG, WEIGHTS, load_adapter, read_config, save_adapter, stack
 from models.lora import LoraConfig, adapters, add_lora, merge_lora
 from models.qwen_vl import load
 from models.tiny import TinyConfig, build_tiny
+from reports_by_policy import prompt_of
 
 
 def adapted(policy, config, seed):

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
 import train
-from evaluate import EvaluateConfig, banned_mask, prompt_of, write_reports
 from models.adapter_files import load_adapter, read_config
 from models.export import export_merged, generation_config
 from models.model_card import Card, fenced, front_matter, inline, license_of, render
 from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import load
 from models.tiny import TinyConfig, build_tiny
+from reports_by_policy import EvaluateConfig, banned_mask, prompt_of, write_reports
 from run_export import public, request_of
 
 SMALL = [

@@ -8,11 +8,11 @@ from PIL import Image
 from capo.packing import Layout, pack, report_logps
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
-from evaluate import banned_mask
 from models.lora import LoraConfig, LoraLinear, add_lora
 from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import FAMILIES, load
 from models.tiny import TinyConfig, build_tiny
+from reports_by_policy import banned_mask
 
 SIZES = [(96, 96), (64, 160), (160, 96), (128, 64), (224, 96)]  # more than one window of Qwen2.5-VL's vision tower
 REPORTS = ["Findings: Clear lungs. Impression: Normal.", "Small effusion.", "Findings: None."]

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from capo.trainer import OptimizerConfig, Trainer
-from evaluate import prompt_of
 from models.lora import (
     LANGUAGE,
     MERGER,
@@ -22,6 +21,7 @@ from models.lora import (
 from models.qwen_vl import FAMILIES, load
 from models.tiny import TinyConfig, build_tiny
 from models.trainable import trainable_table
+from reports_by_policy import prompt_of
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.utils.import_utils import is_torchvision_available
 
 from data.studies import load_image
-from evaluate import EvaluateConfig, prompt_of, write_reports
 from models.adapter_files import load_adapter, save_adapter
 from models.export import export_merged, generation_config
 from models.lora import LoraConfig, adapters, add_lora, merged
 from models.qwen_vl import load
+from reports_by_policy import EvaluateConfig, prompt_of, write_reports
 from run_export import request_of
 
 ATTENTION, EVERYWHERE = LoraConfig(rank=4), LoraConfig(rank=8, alpha=4.0, vision=True, merger=True)

@@ -1,0 +1,1 @@
+"""What `evaluate.py` is made of: generating, scoring, comparing and showing reports. It may import every package."""

@@ -1,0 +1,108 @@
+"""`evaluate.py cases`: what is coloured, and the page in a real browser."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from browser import Browser, chromium
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import evaluate
+from evaluation.findings import mentions, spans, verdicts
+
+EVIL = "<script>window.hacked = 1</script><img src=http://example.org/x onerror='window.hacked = 2'>"
+REFERENCE = "Findings: Small left effusion. No pneumothorax. Impression: Effusion."
+
+
+def standings(text, other):
+    return [(span.text, span.standing) for span in spans(text, verdicts(other)) if span.standing != "plain"]
+
+
+def test_agreeing_contradicting_and_lone_findings_by_hand():
+    found = standings("Findings: No effusion. No pneumothorax. Cardiomegaly. No edema.", REFERENCE)
+    assert [(text.lower(), how) for text, how in found] == [
+        ("effusion", "contradicts"), ("pneumothorax", "agrees"), ("cardiomegaly", "alone"),
+    ]  # fmt: skip
+
+
+def test_a_hedged_finding_agrees_with_an_asserted_one():
+    assert [how for _, how in standings("Findings: Possible effusion.", REFERENCE)] == ["agrees"]
+
+
+def test_what_the_indication_asks_is_shown_and_not_coloured():
+    text = "Indication: pneumonia?\n\nFindings: Small left effusion. Impression: Effusion."
+    shown, found = mentions(text)
+    assert "pneumonia?" in shown and {mention.name for mention in found} == {"Pleural Effusion"}
+
+
+SENTENCES = ("Small effusion.", "No edema.", "1. Clear lungs.", "Findings:", "Impression:", "The heart\nis big", "")
+
+
+@given(st.lists(st.sampled_from(SENTENCES) | st.text(max_size=20), max_size=12))
+def test_the_pieces_are_the_whole_text(parts):
+    text = " ".join(parts)
+    assert "".join(span.text for span in spans(text, {"Edema": 1})) == " ".join(text.split())
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two studies with images, and two systems."""
+    rows = []
+    for study_id in ("s1", "s2"):
+        Image.fromarray(np.full((90, 60), 120, dtype=np.uint8)).save(tmp_path / f"{study_id}.png")
+        rows.append({"id": study_id, "split": "test", "images": [f"{study_id}.png"],
+                     "findings": "Small left effusion. No pneumothorax.", "impression": "Effusion."})  # fmt: skip
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    systems = {"a": {"s1": "Findings: No effusion. Impression: Normal.", "s2": f"Findings: {EVIL} Impression: {EVIL}"},
+               "b": {"s1": "Findings: Left effusion. Impression: Effusion.", "s2": ""}}  # fmt: skip
+    for name, reports in systems.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(reports))
+    return tmp_path
+
+
+def page(files, *options):
+    out = files / "cases.html"
+    predictions = [str(files / "a.json"), str(files / "b.json")]
+    evaluate.main(["cases", "--predictions", *predictions, "--manifest", str(files / "m.jsonl"), "--out", str(out),
+                   *options])  # fmt: skip
+    return out
+
+
+def test_one_file_with_everything_in_it_and_nothing_of_a_report_alive(files):
+    html = page(files).read_text()
+    assert html.count("data:image/jpeg;base64,") == 2
+    assert "<script" not in html and "<img src=http" not in html and "&lt;script&gt;" in html
+    assert not re.findall(r'(?:src|href)="(?!data:)', html)
+    assert (
+        '<mark class="contradicts" title="Pleural Effusion: denied (the other report: present)">effusion</mark>' in html
+    )
+    assert "No text." in html  # s2 of b
+
+
+def test_named_studies_in_their_order_and_unknown_ones_refused(files):
+    html = page(files, "--ids", "s2", "s1").read_text()
+    assert html.index(">s2<") < html.index(">s1<")
+    assert page(files, "--most", "1").read_text().count("<section>") == 1
+    with pytest.raises(SystemExit, match="error: study q: expected it in every file, not found in references"):
+        page(files, "--ids", "q")
+
+
+@pytest.mark.skipif(chromium() is None, reason="needs Chromium; on Debian: apt install chromium")
+def test_the_page_in_a_browser_is_quiet_coloured_and_fits_a_phone(files, tmp_path_factory):
+    out = page(files)
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    try:
+        for width, dark in ((1280, False), (390, True)):
+            browser.open(out, width=width, dark=dark)
+            assert not browser.problems and browser.run("typeof window.hacked") == "undefined"
+            assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
+            assert browser.run("document.documentElement.scrollWidth") <= width
+            assert browser.run("[...document.images].every(image => image.naturalWidth > 0)")
+            colours = "getComputedStyle(document.querySelector('section mark.{}')).backgroundColor"
+            shown = {browser.run(colours.format(kind)) for kind in ("agrees", "contradicts")}
+            assert len(shown) == 2 and "rgba(0, 0, 0, 0)" not in shown
+    finally:
+        browser.close()

@@ -1,0 +1,136 @@
+"""Files that are not what a command expects end it with one line that says so; weights are told apart and checked."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import evaluate
+from evaluation.weights import NEEDED, Weights, check_hash, default_root
+
+NORMAL = "Findings: The heart is normal. No effusion. Impression: No acute abnormality."
+TEXTS = st.sampled_from([NORMAL, "", "nan", "Findings:", "x", "\u2028", "Impression: Edema."]) | st.text(max_size=12)
+IDS = st.sampled_from(["a", "b", "", " a", "study"])
+VALUES = st.none() | st.booleans() | st.floats() | st.integers(-2, 2) | TEXTS | st.lists(TEXTS, max_size=2)
+ENTRIES = TEXTS | VALUES | st.dictionaries(st.sampled_from(["report", "findings", "id", "x"]), VALUES, max_size=3)
+JSON = st.dictionaries(IDS, ENTRIES, max_size=3).map(json.dumps) | VALUES.map(json.dumps)
+CELLS = st.sampled_from(["study_id", "report", "a", "b", NORMAL, '"', '"a', "nan", "", "id", "\r", "\x00"])
+CSV = st.lists(st.lists(CELLS, max_size=3).map(",".join), max_size=4).map("\n".join)
+CONTENTS = st.tuples(st.just(".json"), JSON.map(str.encode)) | st.tuples(st.just(".csv"), CSV.map(str.encode)) | \
+    st.tuples(st.sampled_from([".json", ".jsonl", ".csv", ".tsv", ".txt"]), st.binary(max_size=40))  # fmt: skip
+
+
+def ends_well(arguments, capsys):
+    """The command works, or ends with one line; returns whether it worked."""
+    try:
+        evaluate.main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        assert isinstance(stopped.code, str) and stopped.code.startswith("error: "), stopped.code
+        return False
+    finally:
+        capsys.readouterr()
+    return True
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("RADFLOW_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=CONTENTS, role=st.sampled_from(["predictions", "references", "train"]))
+@example(content=(".json", json.dumps({"a": NORMAL}).encode()), role="predictions")
+def test_score_never_ends_in_a_traceback_and_drops_nothing_in_silence(tmp_path, capsys, content, role):
+    ending, data = content
+    (tmp_path / f"file{ending}").write_bytes(data)
+    (tmp_path / "good.json").write_text(json.dumps({"a": NORMAL, "b": NORMAL}))
+    files = dict.fromkeys(("predictions", "references"), tmp_path / "good.json")
+    files[role] = tmp_path / f"file{ending}"
+    out = tmp_path / "out"
+    options = [word for name, path in files.items() for word in (f"--{name}", path)]
+    if ends_well(["score", *options, "--resamples", "100", "--baseline-sample", "2", "--out", out], capsys):
+        summary = json.loads((out / "summary.json").read_text())
+        said = {study_id for ids in summary["left_out"].values() for study_id in ids}
+        scored = {json.loads(line)["study_id"] for line in (out / "per_study.jsonl").read_text().splitlines()}
+        assert {"a", "b"} <= said | scored and summary["studies"] == len(scored)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=CONTENTS)
+def test_compare_and_precomputed_never_end_in_a_traceback(tmp_path, capsys, content):
+    ending, data = content
+    path, good = tmp_path / f"file{ending}", tmp_path / "good.json"
+    path.write_bytes(data)
+    good.write_text(json.dumps({"a": NORMAL, "b": NORMAL}))
+    ends_well(["compare", good, path, "--references", good, "--resamples", "100"], capsys)
+    ends_well(["score", "--precomputed", path, "--resamples", "100"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["score"], "expected --predictions FILE, or --precomputed"),
+        (["score", "--predictions", "absent.json", "--references", "absent.json"], "absent.json: cannot be read"),
+        (["score", "--predictions", "P", "--references", "P", "--split", "test"], "references of split test, got none"),
+        (
+            ["score", "--predictions", "P", "--references", "P", "--train", "P"],
+            "training references other than",
+        ),
+        (["score", "--predictions", "P", "--references", "P", "--workers", "-1"], "--workers not negative"),
+        (["score", "--predictions", "P", "--references", "P", "--chexbert-path", "no.pth"], "--chexbert-path no.pth"),
+        (["score", "--predictions", "P", "--references", "P", "--out", "P"], "P"),
+        (["cases", "--predictions", "P", "--manifest", "absent.jsonl", "--out", "x.html"], "absent.jsonl"),
+        (["generate", "--data", "m.jsonl", "--out", "x.json"], "expected --model or --endpoint"),
+        (["weights", "--fetch", "bleu"], "expected --fetch with names among bertscore"),
+        (["weights", "--fetch", "chexbert"], "its licence: .*--accept-licence"),
+    ],
+)
+def test_mistakes_end_with_one_line(tmp_path, arguments, said):
+    (tmp_path / "p.json").write_text(json.dumps({"a": NORMAL}))
+    with pytest.raises(SystemExit, match=f"error: .*{said.replace('P', 'p.json') if said == 'P' else said}"):
+        evaluate.main([str(tmp_path / "p.json") if word == "P" else word for word in arguments])
+
+
+def test_weights_are_listed_with_place_licence_and_hash(tmp_path, capsys):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "chexbert.pth").write_bytes(b"x")
+    evaluate.main(["weights"])
+    shown = capsys.readouterr().out
+    assert f"chexbert: present: {tmp_path / 'weights' / 'chexbert.pth'}" in shown and "bertscore: not here" in shown
+    assert NEEDED["chexbert"].sha256 in shown and "PhysioNet" in shown and "weights --fetch bertscore" in shown
+
+
+def test_places_go_option_then_root(tmp_path):
+    root, other = tmp_path / "weights", tmp_path / "mine"
+    (root / "radgraph").mkdir(parents=True)
+    other.mkdir()
+    assert default_root() == root
+    assert Weights(root).find("radgraph") == root / "radgraph" and Weights(root).present("radgraph")
+    assert Weights(root, radgraph=other).find("radgraph") == other
+    assert Weights(root).find("chexbert") is None and not Weights(root).present("chexbert")
+
+
+def test_fetching_without_a_network_says_what_to_do(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    said = "error: bertscore: could not fetch .* no route to host.* where there is no network, copy it to .*or name it"
+    with pytest.raises(SystemExit, match=said):
+        evaluate.main(["weights", "--fetch", "bertscore"])
+
+
+def test_fetched_files_are_checked_against_their_hash(tmp_path, monkeypatch):
+    def downloads(repository, *, local_dir, allow_patterns):
+        local_dir.mkdir(parents=True, exist_ok=True)
+        (local_dir / allow_patterns[0]).write_bytes(b"other")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", downloads)
+    with pytest.raises(SystemExit, match=r"chexbert\.pth: expected SHA-256 6550703c"):
+        evaluate.main(["weights", "--fetch", "chexbert", "--accept-licence"])
+    path = tmp_path / "weights" / "chexbert.pth"
+    check_hash(path, replace(NEEDED["chexbert"], sha256=hashlib.sha256(b"other").hexdigest()))

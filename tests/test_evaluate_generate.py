@@ -1,0 +1,176 @@
+"""`evaluate.py generate`: by a model and by an endpoint, shared out, taken up after a stop."""
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import evaluate
+from data.readers.manifest import read_manifest
+from evaluation import generate as generation
+from reports_by_policy import EvaluateConfig, write_reports
+
+ROOT = Path(__file__).parent.parent
+TOKENS = 6
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory, studies):
+    """Five phantoms as files."""
+    folder = tmp_path_factory.mktemp("manifest")
+    rows = []
+    for study in studies[-5:]:
+        Image.fromarray(study.images[0]).save(folder / f"{study.id}.png")
+        row = {"id": study.id, "patient_id": study.patient_id, "split": study.split, "images": [f"{study.id}.png"]}
+        texts = {"findings": study.findings, "impression": study.impression, "indication": "Cough."}
+        rows.append(row | texts)
+    path = folder / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def generate(manifest, out, *options):
+    evaluate.main(["generate", "--data", str(manifest), "--out", str(out), *map(str, options)])
+    return {study_id: entry["report"] for study_id, entry in json.loads(out.read_text()).items()}
+
+
+def by_model(manifest, tiny_dir, out, *options):
+    options = ("--model", tiny_dir, "--max-new-tokens", TOKENS, "--part-size", 2, *options)
+    return generate(manifest, out, *options)
+
+
+@pytest.fixture(scope="module")
+def greedy(manifest, tiny_dir, tmp_path_factory):
+    """(file, reports) of a greedy run in three parts."""
+    out = tmp_path_factory.mktemp("greedy") / "p.json"
+    return out, by_model(manifest, tiny_dir, out)
+
+
+def test_greedy_reports_are_those_of_training_whatever_the_parts(greedy, manifest, policy, processor):
+    studies = read_manifest(manifest)
+    expected = write_reports(policy, processor, studies, EvaluateConfig(max_new_tokens=TOKENS), title="t")
+    assert greedy[1] == dict(zip([study.id for study in studies], expected, strict=True))
+
+
+def test_sampled_reports_depend_on_the_seed_and_not_on_the_parts(tmp_path, manifest, tiny_dir, greedy):
+    options = ("--temperature", 1, "--seed", 3)
+    found = by_model(manifest, tiny_dir, tmp_path / "a.json", *options)
+    assert by_model(manifest, tiny_dir, tmp_path / "b.json", *options, "--part-size", 8, "--slots", 2) == found
+    assert found != greedy[1]
+
+
+def test_a_second_start_writes_only_what_is_missing(greedy, manifest, tiny_dir, monkeypatch):
+    out, found = greedy
+    parts = sorted(out.with_name("p.json.parts").glob("part_*.jsonl"))
+    assert len(parts) == 3
+    parts[1].unlink()
+    asked = []
+    real = generation.sample_reports
+
+    def noted(policy, processor, part, *arguments, **options):
+        asked.extend(study.id for study in part)
+        return real(policy, processor, part, *arguments, **options)
+
+    monkeypatch.setattr(generation, "sample_reports", noted)
+    assert by_model(manifest, tiny_dir, out) == found and asked == list(found)[2:4]
+    with pytest.raises(SystemExit, match=r"error: .*made with another sampling, seed"):
+        by_model(manifest, tiny_dir, out, "--seed", 1, "--temperature", 1)
+
+
+def test_two_ranks_write_what_one_does(tmp_path, manifest, tiny_dir, greedy):
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "evaluate.py"]
+    options = ["--data", manifest, "--model", tiny_dir, "--max-new-tokens", TOKENS, "--part-size", 2]
+    command = [*ranks, "generate", *options, "--out", tmp_path / "two.json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "two.json").read_text() == greedy[0].read_text()
+
+
+@contextmanager
+def serving(answer):
+    """A chat endpoint; `answer` is given each request and its number, and returns (status, content)."""
+    requests: list[dict] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            status, content = answer(requests[-1], len(requests))
+            body = json.dumps({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_): ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def by_endpoint(manifest, out, url, *options):
+    return generate(manifest, out, "--endpoint", url, "--endpoint-model", "vlm", "--part-size", 2, *options)
+
+
+def brightness(request):
+    """What only a server that got the image can say."""
+    (uri,) = [part["image_url"]["url"] for part in request["messages"][0]["content"] if part["type"] == "image_url"]
+    image = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+    return f"Findings: {image.convert('L').resize((1, 1)).getpixel((0, 0))} of {max(image.size)}."
+
+
+def test_an_endpoint_sees_the_images_and_the_context(tmp_path, manifest):
+    with serving(lambda request, number: (200, f" {brightness(request)}\n")) as (url, requests):
+        found = by_endpoint(manifest, tmp_path / "p.json", url, "--max-side", 64, "--prompt", "Say it.")
+    assert len(found) == 5 and len(set(found.values())) > 1 and all("of 64" in report for report in found.values())
+    assert requests[0]["model"] == "vlm" and requests[0]["temperature"] == 0
+    assert requests[0]["messages"][0]["content"][-1] == {"type": "text", "text": "Say it.\nIndication: Cough."}
+    assert "response_format" not in requests[0]
+
+
+def test_faults_are_asked_again_and_finished_parts_are_kept(tmp_path, manifest, monkeypatch):
+    monkeypatch.setattr("evaluation.endpoint.asyncio.sleep", _no_wait)
+    with serving(lambda request, number: (503 if number in (1, 3) else 200, "Findings: x.")) as (url, requests):
+        assert len(by_endpoint(manifest, tmp_path / "p.json", url, "--concurrency", 1)) == 5 and len(requests) == 7
+    with serving(lambda request, number: (503 if number > 3 else 200, "Findings: y.")) as (url, requests):
+        with pytest.raises(SystemExit, match=r"error: study .*: no report from .* after 2 requests: status 503"):
+            by_endpoint(manifest, tmp_path / "q.json", url, "--concurrency", 1, "--retries", 1)
+        assert len(list((tmp_path / "q.json.parts").glob("part_*.jsonl"))) == 1
+    empty = pytest.raises(SystemExit, match=r"error: study .* answered with an empty report")
+    with serving(lambda request, number: (200, "")) as (url, _), empty:
+        by_endpoint(manifest, tmp_path / "r.json", url)
+
+
+async def _no_wait(seconds):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--endpoint", "http://example.org/v1", "--endpoint-model", "m"), "is not this machine.*--allow-external"),
+        (("--endpoint", "http://127.0.0.1:1/v1"), "expected --endpoint URL and --endpoint-model NAME together"),
+        (("--model", "m", "--endpoint", "http://127.0.0.1:1/v1", "--endpoint-model", "m"), "and not both"),
+        (("--model", "m", "--split", "val"), "expected studies of split val, got none"),
+        (("--model", "m", "--temperature", "-1"), "expected temperature >= 0"),
+    ],
+)
+def test_mistakes_end_with_one_line(tmp_path, manifest, options, said):
+    with pytest.raises(SystemExit, match=f"error: .*{said}"):
+        generate(manifest, tmp_path / "p.json", *options)
