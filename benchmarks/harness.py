@@ -114,7 +114,7 @@ def _measure(prepare: Callable[[], Callable[[], float]], threads: int) -> tuple[
 def start_watching_memory() -> float:
     """MB held now; the high-water mark starts again from there."""
     if torch.cuda.is_available():
-        torch.cuda.resetpeak_memory_stats()
+        torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
     Path("/proc/self/clear_refs").write_text("5")
     return _resident("VmRSS")

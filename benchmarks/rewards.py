@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from harness import Result, _peak_memory, _start_watching_memory, arguments, machine, write
+from harness import Result, arguments, machine, peak_memory, start_watching_memory, write
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -164,9 +164,9 @@ PARTS = (radgraph,)
 
 def measured(work: Callable[[], int]) -> tuple[float, float, float, int]:
     """CPU seconds, MB above what was held before and in all, reports."""
-    before, began = _start_watching_memory(), time.process_time()
+    before, began = start_watching_memory(), time.process_time()
     reports = work()
-    seconds, peak = time.process_time() - began, _peak_memory()
+    seconds, peak = time.process_time() - began, peak_memory()
     return seconds, peak - before, peak, reports
 
 
