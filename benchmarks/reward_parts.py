@@ -107,10 +107,8 @@ def fresh(report: tuple[str, str]) -> tuple[str, str]:
 def cost(run: Callable[[Sequence, Sequence], object], studies: Sequence, rounds: int) -> float:
     """CPU milliseconds a report, median over the rounds; one round before them meets the references."""
     costs = []
-    for turn in range(rounds + 1):
-        made = [
-            ([fresh(c, turn * STUDIES + i) for c in written], wanted) for i, (written, wanted) in enumerate(studies)
-        ]
+    for _ in range(rounds + 1):
+        made = [([fresh(candidate) for candidate in written], wanted) for written, wanted in studies]
         began = time.process_time()
         for candidates, references in made:
             run(candidates, references)
