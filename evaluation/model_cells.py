@@ -3,17 +3,20 @@ get it; nothing is 0 for want of weights."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from evaluation.table_metrics import Cells, label_cells
 from evaluation.weights import Weights
-from rewards.chexbert import positive_labels
+from rewards.chexbert import Chexbert, SembScore, positive_labels
 from rewards.graph_cache import GraphCache
 from rewards.radcliq import radcliq_v0, radcliq_v1
 from rewards.radgraph_text import Graph
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # name of the weights -> the cells that stand on them
 STANDS_ON = {
@@ -24,6 +27,7 @@ STANDS_ON = {
 NAMES = tuple(name for names in STANDS_ON.values() for name in names)
 RADCLIQ = ("radcliq_v0", "radcliq_v1")
 SUB_SCORES = ("radgraph_f1_rexrank", "bertscore", "sembscore", "bleu2")  # in the order of the regressions
+KEPT = 32_768  # embeddings, 3 KB each
 CHUNK = 512  # pairs whose embeddings and graphs are held at a time
 
 
@@ -86,8 +90,6 @@ class ModelCells:
         return {"bertscore": np.asarray(self._loaded["bertscore"](predictions, references))}
 
     def _chexbert(self, predictions: Sequence[str], references: Sequence[str], names: Sequence[str]) -> Cells:
-        from rewards.chexbert import SembScore
-
         model, cells = self._loaded["chexbert"], {}
         if "sembscore" in names:
             cells["sembscore"] = np.asarray(SembScore(model)(predictions, references))
@@ -120,10 +122,29 @@ def _load_bertscore(weights: Weights) -> Callable:
     return BertScore.load(weights.bertscore_config())
 
 
-def _load_chexbert(weights: Weights) -> object:
-    from rewards.chexbert import Chexbert
+class KeptChexbert(Chexbert):
+    """CheXbert that encodes a text once: SembScore and labels read the same embedding, and baselines bring the
+    references back."""
 
-    return Chexbert.load(weights.chexbert_config())
+    def __init__(self, model: Chexbert) -> None:
+        super().__init__(model.encoder, model.weight, model.bias)
+        self._kept: dict[str, Tensor] = {}
+
+    def embeddings(self, texts: Sequence[str]) -> "Tensor":
+        """[N, H] float32, as of `Chexbert`."""
+        import torch
+
+        waiting = [text for text in dict.fromkeys(texts) if text not in self._kept]
+        if waiting:
+            self._kept.update(zip(waiting, super().embeddings(waiting), strict=True))
+        found = torch.stack([self._kept[text] for text in texts])
+        while len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+        return found
+
+
+def _load_chexbert(weights: Weights) -> Chexbert:
+    return KeptChexbert(Chexbert.load(weights.chexbert_config()))
 
 
 def _load_radgraph(weights: Weights) -> Callable:

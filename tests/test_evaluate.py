@@ -9,11 +9,13 @@ from PIL import Image
 from tiny_encoders import tiny_bert, tiny_chexbert, tiny_roberta
 
 import evaluate
+from evaluation.model_cells import KeptChexbert
 from evaluation.score import ScoreConfig, score
 from evaluation.table_metrics import BY_NAME, inverted, label_cells
 from evaluation.variety import Variety
 from evaluation.weight_free import WeightFree
 from evaluation.weights import Weights
+from rewards.chexbert import Chexbert, ChexbertConfig
 from rewards.lexical import Bleu2
 from rewards.statistics import Interval
 
@@ -114,6 +116,18 @@ def test_models_that_are_there_are_used_and_a_broken_one_is_said(tmp_path, refer
     assert found["sembscore"]["value"] == pytest.approx(1.0) and found["bertscore"]["value"] == pytest.approx(1.0)
     assert 0 < found["chexbert_micro_f1_14"]["value"] <= 1
     assert found["radgraph_f1_rexrank"]["unavailable"].startswith("does not load:")
+
+
+def test_a_text_is_encoded_once_and_comes_out_as_from_the_model_itself(tmp_path):
+    bert = tiny_bert(tmp_path / "bert")
+    model = Chexbert.load(ChexbertConfig(tiny_chexbert(tmp_path / "c.pth", bert), str(bert), device="cpu"))
+    kept, encoded = KeptChexbert(model), []
+    real = kept.encoder.ids
+    kept.encoder.ids = lambda texts: encoded.extend(texts) or real(texts)
+    texts = [NORMAL, EFFUSION, NORMAL, EDEMA]
+    first, again = kept.embeddings(texts), kept.embeddings(texts[::-1])
+    assert sorted(encoded) == sorted([NORMAL, EFFUSION, EDEMA]) and (first == again.flip(0)).all()
+    assert kept.classes(texts) == model.classes(texts)
 
 
 def test_baselines_are_chosen_on_training_reports_for_each_metric(tmp_path, references):
