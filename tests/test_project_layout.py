@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("capo", "rewards", "models", "data")
-PROGRAMS = {*(path.stem for path in ROOT.glob("*.py")), "reporting"}  # reporting/ belongs to the programs
+PROGRAMS = {*(path.stem for path in ROOT.glob("*.py")), "evaluation", "reporting"}  # these two folders belong to them
 
 
 def imported_roots(path: Path) -> Iterator[tuple[int, str]]:
