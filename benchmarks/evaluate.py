@@ -1,6 +1,6 @@
 """What scoring costs without weights, and how it grows: 590 real reports against shuffled ones, and 10,000.
 
-PYTHONPATH=benchmarks python -m benchmarks.evaluate      # writes results/evaluate.json
+PYTHONPATH=. python benchmarks/evaluate.py      # writes results/evaluate.json
 
 The 10,000 are made of real ones: the first half of one report's sentences and the second half of another's, so that
 all differ. Sentences recur in them more than in a corpus of that size, and the rules read each sentence once; the

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+# Searched last: benchmarks of `rewards` and `evaluate` have their names, and python searches a program's folder first.
+sys.path.sort(key=lambda folder: folder == str(Path(__file__).parent))
 
 
 @dataclass(frozen=True)

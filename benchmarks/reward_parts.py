@@ -8,7 +8,6 @@ the package it is compared with, is in rewards.py.
 
 import itertools
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +18,6 @@ from harness import arguments, machine, write
 from tokenizers import ByteLevelBPETokenizer
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
-
-# Before this folder, where `rewards` is a file.
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from data.phantoms import make_studies
 from data.sections import parse_sections

@@ -47,6 +47,8 @@ class CasesConfig:
     out: Path
     ids: tuple[str, ...] = ()
     """Studies to show, in this order; by default the first ones that all files have."""
+    image_root: Path | None = None
+    """Folder that image paths start from; the manifest's own by default."""
     most: int = 20
     """Studies shown where none are named."""
     protocol: Protocol = "rexrank"
@@ -68,7 +70,7 @@ def write_cases(config: CasesConfig) -> int:
     """
     references = read_report_file(config.references or config.manifest, "references")
     systems = {_name(path, config.predictions): read_report_file(path, "predictions") for path in config.predictions}
-    studies = studies_of(config.manifest)
+    studies = studies_of(config.manifest, config.image_root)
     chosen = _chosen(config, references, systems, studies)
     source = StudySource(studies.__getitem__)
     cases = [_case(study_id, references[study_id], systems, source, config) for study_id in chosen]

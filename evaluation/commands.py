@@ -16,6 +16,7 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--data", "--manifest", type=Path, required=True, help="JSONL manifest of studies (docs/data.md)"
     )
+    parser.add_argument("--image-root", type=Path, help="folder that image paths start from (default: the manifest's)")
     parser.add_argument("--split", default="all", help="split of the manifest to report (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="predictions in ReXrank's JSON")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="token limit of a report (default: 256)")
@@ -57,7 +58,7 @@ def generate_command(args: argparse.Namespace) -> None:
     )  # fmt: skip
     part_size = args.part_size if args.part_size is not None else (256 if endpoint is None else 32)
     generate(GenerateConfig(
-        data=args.data, out=args.out, model=args.model, endpoint=endpoint, split=args.split, sampling=sampling,
+        data=args.data, out=args.out, image_root=args.image_root, model=args.model, endpoint=endpoint, split=args.split, sampling=sampling,
         seed=args.seed, slots=args.slots, part_size=part_size,
     ))  # fmt: skip
 
@@ -107,6 +108,7 @@ def add_score(commands: argparse._SubParsersAction) -> None:
                         "ReXGradient; not needed where the predictions hold them or --manifest is given")  # fmt: skip
     parser.add_argument("--train", type=Path, help="training references, for the baselines")
     parser.add_argument("--manifest", type=Path, help="JSONL manifest with the images, for the nearest neighbour")
+    parser.add_argument("--image-root", type=Path, help="folder that image paths start from (default: the manifest's)")
     parser.add_argument("--precomputed", type=Path, help="JSONL of sub-scores or annotations by id (docs/evaluate.md)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="summary as text, Markdown, LaTeX and JSON, and "
                         "per study as CSV and JSONL")  # fmt: skip
@@ -121,7 +123,7 @@ def score_command(args: argparse.Namespace) -> None:
     from evaluation.tables import documents
 
     config = ScoreConfig(
-        predictions=args.predictions, references=args.references, train=args.train, manifest=args.manifest,
+        predictions=args.predictions, references=args.references, train=args.train, manifest=args.manifest, image_root=args.image_root,
         precomputed=args.precomputed, protocol=args.protocol, split=args.split, lexicon=args.lexicon,
         workers=args.workers, cache=args.cache, baseline_sample=args.baseline_sample, num_resamples=args.resamples,
         seed=args.seed,
@@ -172,6 +174,7 @@ def add_cases(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="one file of reports, or several")
     parser.add_argument("--references", type=Path, help="references; by default those of the manifest")
     parser.add_argument("--manifest", type=Path, required=True, help="JSONL manifest with the images")
+    parser.add_argument("--image-root", type=Path, help="folder that image paths start from (default: the manifest's)")
     parser.add_argument("--ids", nargs="+", default=[], metavar="ID", help="studies to show (default: the first ones)")
     parser.add_argument("--most", type=int, default=20, help="studies shown where none are named (default: 20)")
     parser.add_argument("--side", type=int, default=512, help="largest side of an image in pixels (default: 512)")
@@ -184,7 +187,7 @@ def cases_command(args: argparse.Namespace) -> None:
     from evaluation.case_page import CasesConfig, write_cases
 
     config = CasesConfig(
-        predictions=tuple(args.predictions), references=args.references, manifest=args.manifest, out=args.out,
+        predictions=tuple(args.predictions), references=args.references, manifest=args.manifest, image_root=args.image_root, out=args.out,
         ids=tuple(args.ids), most=args.most, protocol=args.protocol, side=args.side,
     )  # fmt: skip
     print(f"{write_cases(config)} studies in {args.out}")

@@ -28,6 +28,8 @@ class GenerateConfig:
     """JSONL manifest of studies."""
     out: Path
     """Predictions in ReXrank's JSON; finished parts lie in a folder beside it until all are there."""
+    image_root: Path | None = None
+    """Folder that image paths start from; the manifest's own by default."""
     model: str | None = None
     """Checkpoint directory or hub id."""
     endpoint: EndpointConfig | None = None
@@ -62,7 +64,11 @@ def generate(config: GenerateConfig) -> int:
         ValueError: the manifest or the model does not fit, parts of other settings are there, or the endpoint failed.
         StopRequested: stopped by a signal; finished parts stay.
     """
-    studies = [study for study in read_manifest(config.data) if config.split in ("all", study.split)]
+    studies = [
+        study
+        for study in read_manifest(config.data, image_root=config.image_root)
+        if config.split in ("all", study.split)
+    ]
     if not studies:
         raise ValueError(f"{config.data}: expected studies of split {config.split}, got none; correct --split")
     check_studies(studies)

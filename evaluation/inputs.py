@@ -90,6 +90,6 @@ def training_texts(train: Path | None, manifest: Path | None, scored: Sequence[s
     return kept, [f"{same} studies of {path.name} are scored themselves, and no training report"] if same else []
 
 
-def studies_of(manifest: Path | None) -> dict[str, Study]:
+def studies_of(manifest: Path | None, image_root: Path | None = None) -> dict[str, Study]:
     """Studies of a manifest by id; none without one."""
-    return {} if manifest is None else {study.id: study for study in read_manifest(manifest)}
+    return {} if manifest is None else {study.id: study for study in read_manifest(manifest, image_root=image_root)}

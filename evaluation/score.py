@@ -39,6 +39,8 @@ class ScoreConfig:
     """Training references, for the baselines; else those of the manifest."""
     manifest: Path | None = None
     """Studies with images, for the nearest neighbour."""
+    image_root: Path | None = None
+    """Folder that image paths start from; the manifest's own by default."""
     precomputed: Path | None = None
     """Sub-scores and annotations computed elsewhere; they are used as they are."""
     protocol: Protocol = "rexrank"
@@ -117,7 +119,7 @@ def score(config: ScoreConfig, weights: Weights) -> Scored:
     measured = measures.cells(pairs.predictions, pairs.references, title="score", names=names)
     cells, no_keywords = without_keywords(with_radcliq(measured | made), pairs.references, Lexicon.load(config.lexicon))
     train, train_notes = training_texts(config.train, config.manifest, pairs.ids, config.protocol)
-    nearest = nearest_texts(pairs.ids, studies_of(config.manifest), train)
+    nearest = nearest_texts(pairs.ids, studies_of(config.manifest, config.image_root), train)
     beside = baselines(
         measures, pairs.references, train, nearest, sample=config.baseline_sample, seed=config.seed
     )  # fmt: skip

@@ -12,7 +12,9 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-SOURCES = r"capo|rewards|models|data|train|evaluate|run_folder|reporting|held_out"
+SOURCES = (
+    r"capo|rewards|models|data|train|evaluate|run_folder|reporting|held_out|evaluation|reports_by_policy|run_scores"
+)
 
 
 @cache
