@@ -58,7 +58,8 @@ def generate_command(args: argparse.Namespace) -> None:
     )  # fmt: skip
     part_size = args.part_size if args.part_size is not None else (256 if endpoint is None else 32)
     generate(GenerateConfig(
-        data=args.data, out=args.out, image_root=args.image_root, model=args.model, endpoint=endpoint, split=args.split, sampling=sampling,
+        data=args.data, out=args.out,
+        image_root=args.image_root, model=args.model, endpoint=endpoint, split=args.split, sampling=sampling,
         seed=args.seed, slots=args.slots, part_size=part_size,
     ))  # fmt: skip
 
@@ -123,7 +124,8 @@ def score_command(args: argparse.Namespace) -> None:
     from evaluation.tables import documents
 
     config = ScoreConfig(
-        predictions=args.predictions, references=args.references, train=args.train, manifest=args.manifest, image_root=args.image_root,
+        predictions=args.predictions, references=args.references, train=args.train, manifest=args.manifest,
+        image_root=args.image_root,
         precomputed=args.precomputed, protocol=args.protocol, split=args.split, lexicon=args.lexicon,
         workers=args.workers, cache=args.cache, baseline_sample=args.baseline_sample, num_resamples=args.resamples,
         seed=args.seed,
@@ -187,7 +189,8 @@ def cases_command(args: argparse.Namespace) -> None:
     from evaluation.case_page import CasesConfig, write_cases
 
     config = CasesConfig(
-        predictions=tuple(args.predictions), references=args.references, manifest=args.manifest, image_root=args.image_root, out=args.out,
+        predictions=tuple(args.predictions), references=args.references, manifest=args.manifest,
+        image_root=args.image_root, out=args.out,
         ids=tuple(args.ids), most=args.most, protocol=args.protocol, side=args.side,
     )  # fmt: skip
     print(f"{write_cases(config)} studies in {args.out}")
