@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 # Searched last: benchmarks of `rewards` and `evaluate` have their names, and python searches a program's folder first.
 sys.path.sort(key=lambda folder: folder == str(Path(__file__).parent))
+
+Run = tuple[float, float, float, float]  # seconds, MB above the inputs, MB in all, checksum
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def compare(
         unit: what the checksum counts; the table then has a column for how many of it a second.
         against: the variant that one is compared with; by default the first of all.
     """
-    runs: dict[str, list[tuple[float, float, float, float]]] = {variant: [] for variant in variants}
+    runs: dict[str, list[Run]] = {variant: [] for variant in variants}
     for number in range(rounds):
         for variant, prepare in variants.items():
             print(f"round {number + 1} of {rounds}: {variant}", flush=True)
@@ -73,19 +75,23 @@ def compare(
     first = next(iter(variants))
     results = {}
     for variant, measured in runs.items():
-        base = runs[(against or {}).get(variant, first)]
-        results[variant] = Result(
-            seconds=statistics.median(seconds for seconds, *_ in measured),
-            ratio=statistics.median(mine[0] / other[0] for mine, other in zip(measured, base, strict=True)),
-            peak_mb=max(peak for _, peak, _, _ in measured),
-            resident_mb=max(resident for _, _, resident, _ in measured),
-            checksum=measured[0][3],
-            per_second=statistics.median(checksum / seconds for seconds, _, _, checksum in measured),
-        )
+        results[variant] = summary(measured, runs[(against or {}).get(variant, first)])
     content = {"setting": setting, "rounds": rounds, "machine": machine(threads), "unit": unit, **(facts or {})}
     content["variants"] = {variant: asdict(result) for variant, result in results.items()}
     print(f"checksums: {[r.checksum for r in results.values()]}")
     write(name, content)
+
+
+def summary(mine: Sequence[Run], other: Sequence[Run]) -> Result:
+    """The runs of a variant, round by round, beside those of the one it is compared with."""
+    return Result(
+        seconds=statistics.median(seconds for seconds, *_ in mine),
+        ratio=statistics.median(a[0] / b[0] for a, b in zip(mine, other, strict=True)),
+        peak_mb=max(peak for _, peak, _, _ in mine),
+        resident_mb=max(resident for _, _, resident, _ in mine),
+        checksum=mine[0][3],
+        per_second=statistics.median(checksum / seconds for seconds, _, _, checksum in mine),
+    )
 
 
 def machine(threads: int) -> dict[str, object]:
@@ -102,7 +108,7 @@ def write(name: str, content: Mapping) -> None:
     print(f"written to {path}")
 
 
-def _measure(prepare: Callable[[], Callable[[], float]], threads: int) -> tuple[float, float, float, float]:
+def _measure(prepare: Callable[[], Callable[[], float]], threads: int) -> Run:
     torch.set_num_threads(threads)
     work = prepare()
     before = start_watching_memory()

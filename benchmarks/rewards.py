@@ -10,7 +10,6 @@ A part of the reward is a function of `PARTS`, which returns its variants.
 
 import functools
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from harness import Result, arguments, machine, peak_memory, start_watching_memory, write
+from harness import Run, arguments, machine, peak_memory, start_watching_memory, summary, write
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -161,24 +160,12 @@ def _outside(work: Callable[[], object], model: torch.nn.Module) -> float:
 PARTS = (radgraph,)
 
 
-def measured(work: Callable[[], int]) -> tuple[float, float, float, int]:
+def measured(work: Callable[[], int]) -> Run:
     """CPU seconds, MB above what was held before and in all, reports."""
     before, began = start_watching_memory(), time.process_time()
     reports = work()
     seconds, peak = time.process_time() - began, peak_memory()
     return seconds, peak - before, peak, reports
-
-
-def row(variant: Variant, runs: dict[str, list[tuple[float, float, float, int]]]) -> Result:
-    mine, base = runs[variant.name], runs[variant.against]
-    return Result(
-        seconds=statistics.median(seconds for seconds, *_ in mine),
-        ratio=statistics.median(a[0] / b[0] for a, b in zip(mine, base, strict=True)),
-        peak_mb=max(peak for _, peak, _, _ in mine),
-        resident_mb=max(resident for _, _, resident, _ in mine),
-        checksum=mine[0][3],
-        per_second=statistics.median(reports / seconds for seconds, _, _, reports in mine),
-    )
 
 
 def main() -> None:
@@ -190,7 +177,7 @@ def main() -> None:
             made, further = part(Path(folder))
             variants += made
             facts |= further
-        runs: dict[str, list[tuple[float, float, float, int]]] = {variant.name: [] for variant in variants}
+        runs: dict[str, list[Run]] = {variant.name: [] for variant in variants}
         for _ in range(options.rounds):
             for variant in tqdm(variants, "variants", disable=None):
                 runs[variant.name].append(measured(variant.work))
@@ -199,7 +186,8 @@ def main() -> None:
         "a study; and graphs of reports of a length; random weights of the published size"
     )
     content = {"setting": setting, "rounds": options.rounds, "machine": machine(options.threads), "unit": "reports"}
-    content |= facts | {"variants": {variant.name: asdict(row(variant, runs)) for variant in variants}}
+    results = {variant.name: summary(runs[variant.name], runs[variant.against]) for variant in variants}
+    content |= facts | {"variants": {name: asdict(result) for name, result in results.items()}}
     write("rewards", content)
 
 

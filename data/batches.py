@@ -77,13 +77,3 @@ def _drawn(weights: np.ndarray, batch_size: int, seed: int, step: int) -> Iterat
     while True:
         yield np.random.default_rng([seed, step]).choice(len(weights), batch_size, replace, p=chances).tolist()
         step += 1
-
-
-def share_of_rank(batch: Sequence[int], *, rank: int, ranks: int) -> list[int]:
-    """What one rank reads of a batch: every index goes to exactly one rank, and shares differ by at most one.
-
-    Dealt out in turns, so that in a batch of similar lengths no rank gets all the long ones. Where costs are known,
-    `capo.ranks.Ranks.share` balances them instead.
-    """
-    assert 0 <= rank < ranks, (rank, ranks)
-    return list(batch[rank::ranks])

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.batches import share_of_rank, shuffled_batches
+from capo.ranks import balanced
+from data.batches import shuffled_batches
 
 counts, sizes = st.integers(1, 40), st.integers(1, 12)
 
@@ -60,9 +61,11 @@ def test_batches_stay_alike_when_epochs_do_not_end_with_a_batch():
 @given(counts, sizes, st.integers(1, 7), st.integers(0, 9))
 def test_ranks_share_a_batch_without_loss_or_repetition(count, size, ranks, step):
     (batch,) = islice(shuffled_batches(count, size, seed=5, start_step=step), 1)
-    shares = [share_of_rank(batch, rank=rank, ranks=ranks) for rank in range(ranks)]
+    lengths = lengths_of(count)
+    shares = [
+        [batch[i] for i in own] for own in balanced([lengths[i] for i in batch], ranks)
+    ]  # as train.fine_tune does
     assert sorted(index for share in shares for index in share) == sorted(batch)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_contradictions_are_refused():
