@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from transformers_greedy import greedy
 
 import evaluate
 import reports_by_policy
@@ -44,19 +44,7 @@ def test_the_report_is_that_of_a_greedy_decoding_by_transformers(tiny_dir, image
     asked = processor.prompt(
         "s", [frontal, lateral], prior_images=[frontal], indication="Cough.", comparison="2019."
     )  # fmt: skip
-    ids = asked.input_ids[None]
-    theirs = policy.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == processor.image_id).int(),
-        pixel_values=asked.pixel_values,
-        image_grid_thw=asked.image_grid_thw,
-        max_new_tokens=20,
-        do_sample=False,
-        eos_token_id=processor.eos_id,
-        pad_token_id=processor.eos_id,
-        suppress_tokens=reports_by_policy.banned_mask(policy, processor).nonzero()[:, 0].tolist(),
-    )[0, asked.num_tokens :]
+    theirs = greedy(policy, processor, asked, max_new_tokens=20)
     assert found["report"] == processor.decode(theirs) and found["report"]
     assert found["status"] == "truncated"  # an untrained model does not end
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers_greedy import greedy
 
 from capo.packing import Layout, pack, report_logps
 from capo.rollout import Request, rollout
@@ -125,23 +126,10 @@ def write(policy, processor, prompts, temperature, tokens):
 def test_greedy_equals_generate_on_50_prompts(checkpoint):
     folder, processor = checkpoint
     policy, prompts = load(folder), prompts_of(processor, 50)
-    banned = banned_mask(policy, processor).nonzero()[:, 0].tolist()
     ours = write(policy, processor, prompts, 0.0, 16)[::2]
     lengths = set()
     for prompt, report in zip(prompts, ours, strict=True):
-        ids = prompt.input_ids[None]
-        theirs = policy.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == processor.image_id).int(),
-            pixel_values=prompt.pixel_values,
-            image_grid_thw=prompt.image_grid_thw,
-            max_new_tokens=16,
-            do_sample=False,
-            eos_token_id=processor.eos_id,
-            pad_token_id=processor.eos_id,
-            suppress_tokens=banned,
-        )[0, len(prompt.input_ids) :]
+        theirs = greedy(policy, processor, prompt, max_new_tokens=16)
         assert report.response_ids.tolist() == theirs.tolist(), prompt.study_id
         lengths.add(len(prompt.input_ids))
     assert len(lengths) > 10  # prompts of many lengths shared the slots
