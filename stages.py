@@ -138,6 +138,7 @@ class TrainingStage:
                 self.bar.set_postfix({shown: row[shown]})
                 if journal is not None:
                     journal.append(row)
+                if self.live is not None:
                     self.live.step(row)
                 if (step + 1) % self.every == 0:
                     self.checkpoints.save(step + 1, *self.trainer.state())

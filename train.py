@@ -123,12 +123,24 @@ def run_stages(config: Config, ranks: Ranks, stop: StopSignal) -> None:
     """Everything the stages need, and then the stages."""
     folder = config.run_dir
     live = Live(folder, config.tracking, plain(config)) if ranks.first else None
+    stages, start = prepared(config, ranks, stop, live)
+    source = StudySource.of_studies([*stages.corpus.train, *stages.corpus.test])
+    with live.following(source) if ranks.first else nullcontext():
+        take_stages(stages, start)
+    if ranks.first and (table := folder / "eval" / "table.md").exists():
+        print(table.read_text(encoding="utf-8"))
+    if ranks.first:
+        print(f"run folder: {folder}")
+
+
+def prepared(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None) -> tuple[Run, Path]:
+    """What every stage is given, and the checkpoint that the first of them starts from."""
     corpus = load_corpus(config.data, seed=config.seed)
     if ranks.first:
-        start_path(folder / "start", config.model, corpus_texts(corpus), seed=config.seed)
+        start_path(config.run_dir / "start", config.model, corpus_texts(corpus), seed=config.seed)
     ranks.meet()
-    start = start_path(folder / "start", config.model, (), seed=config.seed)
-    stages = Run(
+    start = start_path(config.run_dir / "start", config.model, (), seed=config.seed)
+    run = Run(
         config=config,
         corpus=corpus,
         processor=ReportProcessor.load(start, config.model.processor),
@@ -143,13 +155,7 @@ def run_stages(config: Config, ranks: Ranks, stop: StopSignal) -> None:
         stop=stop,
         live=live,
     )
-    source = StudySource.of_studies([*corpus.train, *corpus.test])
-    with live.following(source) if ranks.first else nullcontext():
-        take_stages(stages, start)
-    if ranks.first and (table := folder / "eval" / "table.md").exists():
-        print(table.read_text(encoding="utf-8"))
-    if ranks.first:
-        print(f"run folder: {folder}")
+    return run, start
 
 
 def take_stages(run: Run, start: Path) -> None:

@@ -1,0 +1,91 @@
+"""The rows of the paper's tables 3 to 6, and of the sensitivity study, as changes to one config."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from capo.explore import ExploreConfig
+
+NO_WEIGHTS = {name: 0.0 for name in ExploreConfig().weights}
+
+
+def ranked_by(metric: str) -> dict[str, object]:
+    """Changes that choose hard studies by one metric alone."""
+    return {f"explore.weights.{name}": float(name == metric) for name in NO_WEIGHTS}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row: what it changes of the dataset's config."""
+
+    name: str  # of its folder
+    title: str
+    changes: Mapping[str, object] = field(default_factory=dict)  # dotted key of the config -> value
+    trains: Literal["rl", "sft", "nothing"] = "rl"  # sft: on the selected studies, from the same checkpoint
+
+
+SFT = Arm("sft", "SFT (base)", trains="nothing")
+HIER = Arm("hier", "+ hierarchical reward (GRPO, all studies)", {"rl.tightening": 1, "explore.fraction": 1})
+CAPO = Arm("capo", "+ CAPO (all studies)", {"explore.fraction": 1})
+OURS = Arm("ours", "+ Target Exploration: the full method")
+
+RANK_BLEU = Arm("rank_bleu", "ranking: BLEU-2", ranked_by("bleu2"))
+RANK_BERT = Arm("rank_bertscore", "ranking: BERTScore", ranked_by("bertscore"))
+SFT_HARD = Arm("sft_hard", "paradigm: SFT on the selected studies", trains="sft")
+REWARD_BLEU = Arm("reward_bleu", "reward: BLEU-2", {"reward.preset": "bleu"})
+REWARD_BERT = Arm("reward_bertscore", "reward: BERTScore", {"reward.preset": "bertscore"})
+GRPO = Arm("grpo", "objective: GRPO", {"rl.tightening": 1})
+DAPO = Arm("dapo", "objective: DAPO", {"rl.objective": "dapo", "rl.tightening": 1})
+DAPO_CASE = Arm("dapo_case", "objective: DAPO, a range per case", {"rl.objective": "dapo"})
+_GSPO = {"rl.objective": "gspo", "rl.eps_normal": 3e-4}
+GSPO = Arm("gspo", "objective: GSPO", {**_GSPO, "rl.tightening": 1})
+GSPO_CASE = Arm("gspo_case", "objective: GSPO, a range per case", _GSPO)
+
+ABLATION = (SFT, HIER, CAPO, OURS)
+CHOICES = (
+    SFT, RANK_BLEU, RANK_BERT, SFT_HARD, REWARD_BLEU, REWARD_BERT, GRPO, DAPO, DAPO_CASE, GSPO, GSPO_CASE, OURS,
+)  # fmt: skip
+SENSITIVITY = (
+    SFT,
+    OURS,
+    GRPO,  # ratio 1
+    *(Arm(f"ratio_{n}", f"eps_normal / eps_critical = {n}", {"rl.tightening": n}) for n in (2, 8)),
+    *(Arm(f"group_{n}", f"G = {n}", {"rl.group_size": n}) for n in (2, 8)),
+    *(Arm(f"inner_{n}", f"inner epochs = {n}", {"rl.inner_epochs": n}) for n in (1, 4)),
+    *(Arm(f"beta_{n:g}", f"beta = {n:g}", {"rl.beta": n}) for n in (0, 0.02, 0.2)),
+    *(Arm(f"gamma_{n:g}", f"gamma = {n:g}", {"reward.gamma": n}) for n in (0, 0.5, 2)),
+    *(Arm(f"bottom_{n}", f"bottom {n} %", {"explore.fraction": n / 100}) for n in (5, 10, 30)),
+    CAPO,  # bottom 100 %
+)
+TABLES = {"3": ABLATION, "4": ABLATION, "5": CHOICES, "6": CHOICES, "sensitivity": SENSITIVITY, "purpose": (SFT, GRPO, OURS)}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One comparison of the paper: `second` is said to be better than `first`."""
+
+    title: str
+    first: Arm
+    second: Arm
+
+
+RFT = Claim("the full method over SFT", SFT, OURS)
+CLAIMS = {
+    "ablation": (
+        Claim("hierarchical reward (GRPO) over SFT", SFT, HIER),
+        Claim("CAPO over GRPO, all studies", HIER, CAPO),
+        Claim("Target Exploration over all studies", CAPO, OURS),
+        RFT,
+    ),
+    "choices": (
+        Claim("combined ranking over BLEU-2", RANK_BLEU, OURS),
+        Claim("combined ranking over BERTScore", RANK_BERT, OURS),
+        Claim("RFT over more SFT on the selected", SFT_HARD, OURS),
+        Claim("hierarchical reward over BLEU-2", REWARD_BLEU, OURS),
+        Claim("hierarchical reward over BERTScore", REWARD_BERT, OURS),
+        Claim("CAPO over GRPO, selected studies", GRPO, OURS),
+        Claim("DAPO: a range per case over one for all", DAPO, DAPO_CASE),
+        Claim("GSPO: a range per case over one for all", GSPO, GSPO_CASE),
+    ),
+}
+CLAIMS_OF = {"3": "ablation", "4": "ablation", "5": "choices", "6": "choices"}

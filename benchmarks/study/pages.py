@@ -1,0 +1,128 @@
+"""The study's values as result files: cells to print, and the numbers of every seed behind them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from study.arms import Arm, Claim
+from study.seeds import Comparison, Estimate, compare, estimate
+from study.values import abnormal_share, cpu_seconds
+
+from rewards.statistics import holm
+from run_scores import TRUTH
+
+Values = Mapping[str, Sequence[Mapping[str, float | None]]]  # arm -> metric -> value, for each seed
+BERTSCORE = "BERTScore (MiniLM)"  # not the published encoder, hence its own name
+NAMES = {
+    "total": "total reward",
+    "bleu2": "BLEU-2",
+    "bertscore": BERTSCORE,
+    "entity_f1_rules": "entity F1 (rules)",
+    "label_f1_rules": "label F1 (rules)",
+    "keyword_f1_rules": "keyword F1 (rules)",
+    TRUTH: "label F1 (true state)",
+    "hallucinated": "made-up findings",
+    "dropped": "missed findings",
+    "distinct": "distinct reports",
+}
+# The reward itself; a metric that no reward holds; the one that a reward of its own row holds.
+TESTED = ("total", TRUTH, "label_f1_rules", "bertscore", "bleu2")
+
+
+def rows_page(values: Values, arms: Sequence[Arm], setting: str) -> dict[str, object]:
+    """A row an arm: mean over seeds and half the width of the 95 % interval of each metric."""
+    shown = [name for name in NAMES if known(values, name)]
+    rows = [
+        [arm.title, *(cell(estimate([seed[name] for seed in values[arm.name]])) for name in shown)] for arm in arms
+    ]
+    return {
+        "setting": f"{setting}: mean over seeds ± half of the 95 % interval (Student's t)",
+        "columns": ["row", *(NAMES[name] for name in shown)],
+        "rows": rows,
+        "per_seed": values,
+    }
+
+
+def claims_page(values: Values, claims: Sequence[Claim], setting: str) -> dict[str, object]:
+    """A row a claim: the paired difference of each tested metric with its interval, effect size and p."""
+    tested = [name for name in TESTED if known(values, name)]
+    found = {
+        name: [compare(*([seed[name] for seed in values[arm.name]] for arm in (c.first, c.second))) for c in claims]
+        for name in tested
+    }
+    corrected = {name: corrected_p(tests) for name, tests in found.items()}
+    rows = [
+        [claim.title, *(test_cell(found[name][i], corrected[name][i]) for name in tested)]
+        for i, claim in enumerate(claims)
+    ]
+    return {
+        "setting": f"{setting}: difference ± half of its 95 % interval; d_z; p of the paired t-test, and after Holm",
+        "columns": ["claim", *(NAMES[name] for name in tested)],
+        "rows": rows,
+        "tests": {name: [{**asdict(t), "p_holm": q} for t, q in zip(found[name], corrected[name], strict=True)] for name in tested},
+    }  # fmt: skip
+
+
+def sensitivity_page(
+    values: Values, arms: Sequence[Arm], folders: Sequence[Path], setting: str
+) -> dict[str, object]:
+    """A row a setting: reward and label F1, over critical and normal studies apart, how far it moved, what it cost."""
+    label = TRUTH if known(values, TRUTH) else "label_f1_rules"
+    columns = {
+        "total": "total reward",
+        "total critical": "critical",
+        "total normal": "normal",
+        label: NAMES[label],
+        "worse normal": "normal studies worse than SFT",
+        "kl critical": "KL critical",
+        "kl normal": "KL normal",
+        "distinct": "distinct reports",
+    }
+    full, rows = cpu_seconds(folders, "ours"), []
+    for arm in arms:
+        cells = [cell_or_dash([seed[name] for seed in values[arm.name]]) for name in columns]
+        cost = cpu_seconds(folders, arm.name)
+        rows.append(
+            [arm.title, *cells, share(abnormal_share(folders, arm.name)), f"{cost / full:.2f}" if cost else "-"]
+        )
+    return {
+        "setting": f"{setting}: mean over seeds ± half of the 95 % interval; cost in CPU time of the full method's training",
+        "columns": ["setting", *columns.values(), "abnormal among the selected", "cost"],
+        "rows": rows,
+        "per_seed": values,
+    }
+
+
+def known(values: Values, name: str) -> bool:
+    """Every seed of every arm has a value."""
+    return all(seed.get(name) is not None for seeds in values.values() for seed in seeds)
+
+
+def corrected_p(tests: Sequence[Comparison]) -> list[float]:
+    p = [test.p for test in tests]
+    return p if any(map(math.isnan, p)) else holm(p)
+
+
+def cell(value: Estimate) -> str:
+    return f"{value.mean:.3f}" if math.isnan(value.half) else f"{value.mean:.3f} ± {value.half:.3f}"
+
+
+def cell_or_dash(values: Sequence[float | None]) -> str:
+    return "-" if any(value is None for value in values) else cell(estimate([float(v) for v in values]))
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def test_cell(test: Comparison, corrected: float | None = None) -> str:
+    found = f"{test.difference.mean:+.3f}"
+    if math.isnan(test.p):
+        return found
+    several = "" if corrected is None else f", {p_value(corrected)}"
+    return f"{found} ± {test.difference.half:.3f}; {test.effect:+.1f}; {p_value(test.p)}{several}"
+
+
+def p_value(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,118 @@
+"""What CAPO is for: how far critical cases move, how many get worse, what is made up, beside the reward that is gained.
+
+GRPO and CAPO on the same studies, along their training: `rl/held_out` of a run has the greedy reports of some held-out
+studies every few steps, so that both are seen at equal mean reward and not only at their ends.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from study.errors import finding_errors
+from study.pages import test_cell
+from study.runs import base_of, read_result
+from study.seeds import compare
+
+from capo.journal import read_lines
+from run_scores import TRUTH
+
+Point = Mapping[str, float]
+QUANTITIES = {
+    "kl": "KL to SFT, critical",
+    "worse": "critical studies worse than SFT",
+    "hallucinated": "made-up findings a critical study",
+    "dropped": "missed findings a critical study",
+    TRUTH: "label F1 (true state), critical",
+}
+
+
+def course(folder: Path, arm: str, dataset: str, seed: int, encoder: Path) -> list[Point]:
+    """A point for each time that held-out studies were reported, and one for the end: mean total reward over all of
+    them, and over the critical ones what `QUANTITIES` names.
+
+    Raises:
+        ValueError: the run has none; `tracking.evaluate_every` was 0.
+    """
+    run = base_of(dataset, seed, folder, encoder)
+    steps = read_lines(folder / arm / "rl" / "metrics.jsonl")
+    paths = sorted((folder / arm / "rl" / "held_out").glob("step_*.jsonl"))
+    if not paths:
+        raise ValueError(f"{folder / arm}: expected held-out reports of the RL stage; set tracking.evaluate_every")
+    followed = {int(path.stem.removeprefix("step_")): read_lines(path) for path in paths}
+    ids = [row["id"] for row in followed[0]]
+    end = {row["id"]: row for row in read_result(folder, arm)}
+    followed[len(steps)] = [end[study_id] for study_id in ids]
+    studies = {study.id: study for study in run.corpus.test}
+    critical = {row["id"] for row in read_result(folder, "sft") if row["critical"]} & set(ids)
+    before = {row["id"]: float(row["total"]) for row in followed[0]}
+    points = []
+    for step, reports in followed.items():
+        rows = [row for row in reports if row["id"] in critical]
+        errors = finding_errors(
+            run.reward.expert.labeler, [str(row["report"]) for row in rows], [studies[str(row["id"])] for row in rows]
+        )
+        points.append(
+            {
+                "step": step,
+                "total": statistics.fmean(float(row["total"]) for row in reports),
+                "kl": recent(steps, step, "kl_critical"),
+                "worse": statistics.fmean(float(row["total"]) < before[row["id"]] - 1e-9 for row in rows),
+                **{name: statistics.fmean(row[name] for row in errors) for name in ("hallucinated", "dropped")},
+                **({TRUTH: statistics.fmean(float(row[TRUTH]) for row in rows)} if TRUTH in rows[0] else {}),
+            }
+        )
+    return points
+
+
+def recent(steps: Sequence[Mapping[str, float]], step: int, name: str, over: int = 5) -> float:
+    """Mean over the few steps before `step`; 0 before the first, where the policy is the SFT policy."""
+    values = [float(row[name]) for row in steps if step - over <= int(row["step"]) < step]
+    return statistics.fmean(values) if values else 0.0
+
+
+def at_reward(points: Sequence[Point], reward: float) -> Point:
+    """Every quantity where the course first reaches a mean reward, on the straight line between two points.
+
+    Raises:
+        ValueError: it never does.
+    """
+    for before, after in zip(points, points[1:], strict=False):
+        if before["total"] <= reward <= after["total"]:
+            span = after["total"] - before["total"]
+            share = (reward - before["total"]) / span if span else 0.0
+            return {name: before[name] + share * (after[name] - before[name]) for name in before}
+    raise ValueError(f"expected a course that reaches {reward:.3f}, its best is {max(p['total'] for p in points):.3f}")
+
+
+def at_equal_reward(first: Sequence[Point], second: Sequence[Point]) -> tuple[Point, Point] | None:
+    """Both courses at the highest mean reward that both reach; None where one never rises above its start."""
+    level = min(max(point["total"] for point in points) for points in (first, second))
+    if level <= max(first[0]["total"], second[0]["total"]):
+        return None
+    return at_reward(first, level), at_reward(second, level)
+
+
+def purpose_page(courses: Mapping[str, Sequence[Sequence[Point]]], setting: str) -> dict[str, object]:
+    """GRPO against CAPO: at the end of training, and at equal mean reward; paired over seeds.
+
+    Args:
+        courses: of "grpo" and "ours", one course a seed.
+    """
+    grpo, capo = courses["grpo"], courses["ours"]
+    ends = [(a[-1], b[-1]) for a, b in zip(grpo, capo, strict=True)]
+    equal = [pair for a, b in zip(grpo, capo, strict=True) if (pair := at_equal_reward(a, b)) is not None]
+    rows = []
+    for when, pairs in (("at the end", ends), (f"at equal reward ({len(equal)} of {len(ends)} seeds)", equal)):
+        for name, title in {"total": "total reward", **QUANTITIES}.items():
+            if not pairs or name not in pairs[0][0]:
+                continue
+            a, b = [pair[0][name] for pair in pairs], [pair[1][name] for pair in pairs]
+            rows.append(
+                [f"{title}, {when}", f"{statistics.fmean(a):.3f}", f"{statistics.fmean(b):.3f}", test_cell(compare(a, b))]
+            )
+    return {
+        "setting": f"{setting}: GRPO and CAPO on the same selected studies; difference ± half of its 95 % interval; d_z; p",
+        "columns": ["quantity", "GRPO", "CAPO", "CAPO - GRPO"],
+        "rows": rows,
+        "courses": courses,
+    }

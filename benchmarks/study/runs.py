@@ -1,0 +1,146 @@
+"""One arm of the study, on one seed: train from the shared SFT checkpoint, report the held-out studies, measure.
+
+The stages are those of train.py, called with the arm's config; a killed arm goes on at its last checkpoint.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from study.arms import Arm
+from study.drift import kl_to_reference
+from study.errors import finding_errors
+
+import train
+from capo.journal import read_lines, write_json, write_lines
+from capo.ranks import Ranks
+from capo.stopping import StopSignal
+from data.corpus import Corpus
+from run_folder import open_run, read_config
+from stages import MAY_CHANGE, PRODUCTS, Config, Run, load_policy, reported
+from rewards.criticality import CriticalityRules
+
+HERE = Path(__file__).parent
+SHARED = ("start", "warmup", "sft", "criticality.jsonl")  # what an arm takes over from the seed's base
+
+
+def config_of(dataset: str, seed: int, folder: Path, changes: Mapping[str, object], encoder: Path) -> Config:
+    """The dataset's config with an arm's changes."""
+    given = {"seed": seed, "run-dir": folder, "reward.bertscore.path": encoder, **changes}
+    words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    path = HERE / f"{dataset}.yaml"
+    return read_config(Config, ["--config", str(path), *words], default=path, description="")
+
+
+@lru_cache(maxsize=1)  # a worker meets the arms of one seed in a row
+def base_of(dataset: str, seed: int, folder: Path, encoder: Path) -> Run:
+    """The seed's corpus, processor and the reward that every arm is measured by."""
+    config = config_of(dataset, seed, folder / "base", {}, encoder)
+    return train.prepared(config, Ranks(), StopSignal(), None)[0]
+
+
+def train_base(dataset: str, seed: int, folder: Path, encoder: Path) -> None:
+    """Warm-up, SFT, exploration and criticality of a seed, which all its arms share."""
+    run = base_of(dataset, seed, folder, encoder)
+    with open_run(run.folder, run.config, may_change=MAY_CHANGE):
+        stages = {"warmup": train.warm_up, "sft": train.fine_tune, "explore": train.explore, "criticality": train.annotate}
+        for name, stage in stages.items():
+            if not (run.folder / PRODUCTS[name]).exists():
+                began = time.process_time()
+                stage(run, *([run.folder / "start"] if name in ("warmup", "sft") else []))
+                note_cost(run.folder, name, time.process_time() - began)
+
+
+def run_arm(dataset: str, seed: int, folder: Path, encoder: Path, arm: Arm) -> None:
+    """Train one arm and measure it on the held-out studies -> <arm>/result.jsonl, one row a study."""
+    base = base_of(dataset, seed, folder, encoder)
+    mine = folder / arm.name
+    if (mine / "result.jsonl").exists():
+        return
+    run = dataclasses.replace(base, config=config_of(dataset, seed, mine, arm.changes, encoder))
+    with open_run(mine, run.config, may_change=MAY_CHANGE):
+        take_over(base.folder, mine)
+        began = time.process_time()
+        stage = {"nothing": lambda _: "sft", "rl": reinforced, "sft": imitated}[arm.trains](run)
+        note_cost(mine, "train", time.process_time() - began)
+        write_lines(mine / "result.jsonl", measured(run, stage))
+
+
+def take_over(base: Path, mine: Path) -> None:
+    """Link what the arms of a seed share; exploration's predictions too, so that only the choice is made anew."""
+    for name in SHARED:
+        if (base / name).exists() and not (mine / name).exists():
+            (mine / name).symlink_to(os.path.relpath(base / name, mine))
+    (mine / "explore").mkdir(exist_ok=True)
+    if not (mine / "explore" / "predictions").exists():
+        (mine / "explore" / "predictions").symlink_to(os.path.relpath(base / "explore" / "predictions", mine / "explore"))
+
+
+def reinforced(run: Run) -> str:
+    """The RL stage on the studies that the arm's ranking and share choose."""
+    if not (run.folder / PRODUCTS["rl"]).exists():
+        train.explore(run)
+        train.reinforce(run)
+    return "rl"
+
+
+def imitated(run: Run) -> str:
+    """SFT on the same studies from the same checkpoint, with as many updates on as many studies at the same rates."""
+    folder = run.folder / "again"
+    if not (folder / PRODUCTS["sft"]).exists():
+        train.explore(run)
+        rl = run.config.rl
+        sft = dataclasses.replace(
+            run.config.sft,
+            steps=rl.steps * rl.inner_epochs * rl.mini_batches,
+            batch_size=rl.studies_per_step // rl.mini_batches,
+            balance=rl.balance,
+            optimizer=rl.optimizer,
+        )
+        hard = train.hard_studies(run.folder, run.corpus)
+        again = dataclasses.replace(
+            run,
+            config=dataclasses.replace(run.config, run_dir=folder, sft=sft),
+            corpus=Corpus(tuple(hard), run.corpus.test),
+        )
+        train.fine_tune(again, run.folder / PRODUCTS["sft"])
+    return "again/sft"
+
+
+def measured(run: Run, stage: str) -> list[dict[str, object]]:
+    """A row a held-out study: id, critical, report, every metric, wrong and missing findings, KL to the SFT policy."""
+    studies = run.corpus.test
+    rows = reported(run, stage, studies, run.folder / "reports", title=run.folder.name)
+    errors = finding_errors(run.reward.expert.labeler, [str(row["report"]) for row in rows], studies)
+    critical = CriticalityRules(run.reward.expert.labeler)([study.report for study in studies])
+    kl: Sequence[float | None] = [None] * len(studies)
+    if stage != "sft":
+        policy, reference = (load_policy(run.folder / name / "model", run) for name in (stage, "sft"))
+        kl = kl_to_reference(policy, reference, run, studies)
+    return [
+        {**row, **found, "critical": label.critical, "kl": divergence}
+        for row, found, label, divergence in zip(rows, errors, critical, kl, strict=True)
+    ]
+
+
+def note_cost(folder: Path, name: str, seconds: float) -> None:
+    """Add CPU seconds to cost.json; a stage that was taken up again adds to its own."""
+    path = folder / "cost.json"
+    costs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, {**costs, name: costs.get(name, 0.0) + seconds})
+
+
+def read_result(folder: Path, arm: str) -> list[dict[str, object]]:
+    """Rows of an arm that is done.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    path = folder / arm / "result.jsonl"
+    if not path.exists():
+        raise ValueError(f"{path}: expected the result of arm {arm}; run the table again")
+    return read_lines(path)

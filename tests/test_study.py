@@ -1,0 +1,103 @@
+"""The study's statistics and its rows (benchmarks/study)."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+
+from study import arms, figure, pages, purpose, runs, seeds, values  # noqa: E402
+from study.errors import finding_errors  # noqa: E402
+
+from data.phantoms import make_studies, perfect_report  # noqa: E402
+from rewards.chexpert_rules import ChexpertRules  # noqa: E402
+
+
+def test_an_interval_over_five_seeds_by_hand():
+    # values 1..5: mean 3, variance 2.5, standard error sqrt(2.5 / 5) = 0.7071; t(0.975, 4) = 2.7764
+    found = seeds.estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.mean == 3.0
+    assert found.half == pytest.approx(2.7764 * math.sqrt(0.5), abs=1e-4)
+
+
+def test_a_paired_comparison_by_hand():
+    # differences 1, 2, 3: mean 2, std 1, d_z 2, t = 2 sqrt(3) = 3.4641 with 2 degrees of freedom: p = 1 - t / sqrt(t^2 + 2)
+    found = seeds.compare([0.0, 0.0, 0.0], [1.0, 2.0, 3.0])
+    t = 2 * math.sqrt(3)
+    assert (found.difference.mean, found.effect, found.wins) == (2.0, pytest.approx(2.0), 3)
+    assert found.p == pytest.approx(1 - t / math.sqrt(t * t + 2))
+
+
+def test_equal_rows_differ_in_nothing_and_one_seed_tests_nothing():
+    same = seeds.compare([1.0, 2.0], [1.0, 2.0])
+    assert (same.difference.mean, same.effect, same.p, same.wins) == (0.0, 0.0, 1.0, 0)
+    alone = seeds.compare([1.0], [2.0])
+    assert alone.difference.mean == 1.0 and math.isnan(alone.p) and math.isnan(alone.difference.half)
+    assert pages.test_cell(alone) == "+1.000"
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=3, max_size=8), st.floats(-3, 3))
+def test_a_shift_of_both_rows_changes_no_test(pairs, shift):
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    moved = seeds.compare([a + shift for a in first], [b + shift for b in second])
+    assert moved.difference.mean == pytest.approx(seeds.compare(first, second).difference.mean, abs=1e-9)
+
+
+def test_studies_that_got_worse_are_counted_by_kind():
+    def row(study_id, total, critical):
+        return {"id": study_id, "report": f"r{total}", "critical": critical, "total": total, "kl": None}
+
+    before = [row("a", 1.0, True), row("b", 2.0, True), row("c", 3.0, False)]
+    after = [row("a", 0.5, True), row("b", 2.0, True), row("c", 3.5, False)]
+    found = values.summary(after, before)
+    assert (found["worse"], found["worse critical"], found["worse normal"]) == (1 / 3, 1 / 2, 0.0)
+    assert (found["better"], found["better critical"], found["better normal"]) == (1 / 3, 0.0, 1.0)
+    assert (found["total critical"], found["distinct"], found["kl"]) == (1.25, 1.0, None)
+
+
+def test_a_perfect_report_makes_nothing_up_and_misses_nothing_of_the_true_state():
+    studies = make_studies("chest", num_train=40, num_val=0, num_test=0, seed=0)
+    perfect = ["Findings: {} Impression: {}".format(*perfect_report(study.state)) for study in studies]
+    assert all(row == {"hallucinated": 0, "dropped": 0} for row in finding_errors(ChexpertRules(), perfect, studies))
+    silent = finding_errors(ChexpertRules(), ["Findings: Normal. Impression: Normal."] * 40, studies)
+    assert sum(row["dropped"] for row in silent) > 0 and sum(row["hallucinated"] for row in silent) == 0
+
+
+def points(*pairs):
+    return [{"total": total, "kl": kl} for total, kl in pairs]
+
+
+def test_courses_meet_at_the_highest_reward_that_both_reach():
+    # the first reaches 1.5, the second 2.0 with its KL rising from 0 to 4: at 1.5 its KL is 2
+    first, second = purpose.at_equal_reward(points((1.0, 0.0), (1.5, 1.0)), points((1.0, 0.0), (2.0, 4.0)))
+    assert (first["kl"], second["kl"]) == (1.0, 2.0)
+    assert purpose.at_equal_reward(points((1.0, 0.0), (0.5, 1.0)), points((1.0, 0.0), (2.0, 4.0))) is None
+
+
+@pytest.mark.parametrize("dataset", ["chest", "carotid", "iu"])
+@pytest.mark.parametrize("table", arms.TABLES)
+def test_every_row_is_a_config_that_train_accepts(dataset, table, tmp_path):
+    for arm in arms.TABLES[table]:
+        config = runs.config_of(dataset, 3, tmp_path, arm.changes, Path("encoder"))
+        assert config.seed == 3
+    names = {arm.name for arm in arms.TABLES[table]}
+    assert len(names) == len(arms.TABLES[table])
+
+
+def test_every_claim_of_a_table_compares_two_of_its_rows():
+    for table, kind in arms.CLAIMS_OF.items():
+        names = {arm.name for arm in arms.TABLES[table]}
+        assert all({claim.first.name, claim.second.name} <= names for claim in arms.CLAIMS[kind])
+
+
+def test_the_figure_is_the_same_file_from_the_same_numbers(tmp_path):
+    seed = [{"total": 1.0 + i, **{name: 0.1 * i for name in purpose.QUANTITIES}} for i in range(3)]
+    for name in ("a.svg", "b.svg"):
+        figure.draw({"grpo": [seed, seed], "ours": [seed, seed]}, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "total reward" in (tmp_path / "a.svg").read_text() or (tmp_path / "a.svg").stat().st_size > 5000
