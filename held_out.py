@@ -4,6 +4,7 @@ import statistics
 import time
 
 from capo.fsdp import gathered
+from capo.journal import write_lines
 from capo.stopping import StopRequested
 from models.qwen_vl import QwenVL
 from reporting.run_files import evenly
@@ -14,6 +15,9 @@ from stages import Run
 
 def held_out_row(policy: QwenVL, run: Run, step: int) -> dict[str, float | None]:
     """Means of every metric over a few held-out studies, `held_out_<metric>`; nothing in most steps.
+
+    What was measured of each study goes to rl/held_out/step_*.jsonl, where `step` is in the name: which studies got
+    worse shows there. A step that is done again writes the same.
 
     Of the policy as it is before the step's first update, so that a step that is stopped here is done again from the
     same weights. Reports are greedy: no random number is drawn that training would miss.
@@ -31,16 +35,17 @@ def held_out_row(policy: QwenVL, run: Run, step: int) -> dict[str, float | None]
         raise StopRequested(f"stopped in stage {ranks.stage}, as asked")
     by_id = {row["id"]: row for part in parts for row in part}
     rows = [by_id[study.id] for study in studies]  # in one order, whatever the number of ranks: sums round alike
+    if ranks.first:
+        write_lines(run.folder / "rl" / "held_out" / f"step_{step:06d}.jsonl", rows)
     means: dict[str, float | None] = {}
-    for name in rows[0]:
-        known = [row[name] for row in rows if name != "id" and row[name] is not None]
-        if name != "id":
-            means[f"held_out_{name}"] = statistics.fmean(known) if known else None
+    for name in (name for name in rows[0] if name not in ("id", "report")):
+        known = [row[name] for row in rows if row[name] is not None]
+        means[f"held_out_{name}"] = statistics.fmean(known) if known else None
     return {**means, "seconds_held_out": time.perf_counter() - began}
 
 
 def _own(policy: QwenVL, run: Run, studies: list, step: int) -> list[dict[str, object]] | None:
-    """The metrics of this rank's studies; None when it was stopped."""
+    """Report and metrics of each of this rank's studies; None when it was stopped."""
     try:
         with gathered(policy):
             if not studies:
@@ -53,5 +58,6 @@ def _own(policy: QwenVL, run: Run, studies: list, step: int) -> list[dict[str, o
         return None
     columns = score_reports(run.reward, reports, studies)
     return [
-        {"id": study.id, **{name: values[i] for name, values in columns.items()}} for i, study in enumerate(studies)
+        {"id": study.id, "report": report, **{name: values[i] for name, values in columns.items()}}
+        for i, (study, report) in enumerate(zip(studies, reports, strict=True))
     ]

@@ -18,7 +18,11 @@ class PolicyMetrics:
     ratio_max: float
     ratio_min: float
     ratio_gap_max: float  # largest |r - 1|: clipping stops gradients, it does not hold the ratio in its range
+    ratio_gap_max_critical: float  # of the tokens of critical cases; 0 where there is none
+    ratio_gap_max_normal: float
     kl: float
+    kl_critical: float  # a token of critical cases; 0 where there is none
+    kl_normal: float
     entropy: float | None  # nats; None where no entropy was given
     clip_low_critical: float  # share of the tokens of critical cases with r < 1 - eps and A < 0
     clip_high_critical: float  # ... with r > 1 + eps and A > 0
@@ -62,6 +66,8 @@ class LossMetrics:
         for name, rows in (("critical", critical), ("normal", ~critical)):
             of_kind = rows[:, None]
             totals.add(f"tokens_{name}", mask & of_kind)
+            totals.add(f"kl_{name}", torch.where(of_kind, terms.kl, 0.0))
+            totals.most(f"ratio_gap_max_{name}", torch.where(of_kind, (terms.ratio - 1).abs(), 0.0))
             totals.add(f"clip_low_{name}", terms.clipped_low & of_kind)
             totals.add(f"clip_high_{name}", terms.clipped_high & of_kind)
 
@@ -73,11 +79,12 @@ class LossMetrics:
         """
         sums, most = self._totals.read(ranks)
         tokens = max(1.0, sums["tokens"])
-        shares = {}
+        by_kind = {}
         for name in ("critical", "normal"):
             of_kind = max(1.0, sums[f"tokens_{name}"])
-            for side in ("low", "high"):
-                shares[f"clip_{side}_{name}"] = sums[f"clip_{side}_{name}"] / of_kind
+            for mean in ("clip_low", "clip_high", "kl"):
+                by_kind[f"{mean}_{name}"] = sums[f"{mean}_{name}"] / of_kind
+            by_kind[f"ratio_gap_max_{name}"] = most[f"ratio_gap_max_{name}"]
         some = sums["tokens"] > 0
         return PolicyMetrics(
             loss=sums["loss"] / num_updates,
@@ -91,7 +98,7 @@ class LossMetrics:
             effective_samples=sums["ratio"] ** 2 / sums["ratio_squared"] if some else 0.0,
             reports=int(sums["reports"]),
             learning_reports=int(sums["learning_reports"]),
-            **shares,
+            **by_kind,
         )
 
 

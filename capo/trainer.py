@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from capo.clipping import critical_clip
 from capo.fsdp import sharded_modules
 from capo.kl import k3
-from capo.loss import capo_loss
 from capo.metrics import LossMetrics, ScoringMetrics
+from capo.objectives import OBJECTIVES
 from capo.packing import Layout, micro_batches, pack, report_logps
 from capo.ranks import Ranks
 from capo.stopping import StopRequested, StopSignal
@@ -64,10 +64,13 @@ class RlConfig:
     """G, reports sampled for each study (the paper: 4)."""
     balance: float = 0.0
     """0 draws every selected study alike; 1 every set of Impression labels alike, however rare; in between, a power."""
+    objective: Literal["capo", "dapo", "gspo"] = "capo"
+    """capo: GRPO where tightening is 1. dapo: mean over tokens, upper range 1.4 eps. gspo: one ratio a report, upper
+    range 4/3 eps; its eps_normal is about 3e-4. All clip each case by its own eps."""
     eps_normal: float = 0.2
     """Clip range of normal cases."""
     tightening: float = 4.0
-    """A critical case is clipped to eps_normal / tightening; 1 gives GRPO."""
+    """A critical case is clipped to eps_normal / tightening; 1 clips all cases alike."""
     beta: float = 0.02
     """Weight of the KL to the frozen SFT policy."""
     inner_epochs: int = 2
@@ -81,6 +84,8 @@ class RlConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"expected objective as one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
         if not 0 < self.eps_normal < 1 or self.tightening < 1 or self.beta < 0:
             raise ValueError(
                 "expected 0 < eps_normal < 1, tightening >= 1 and beta >= 0, got "
@@ -242,7 +247,7 @@ class Trainer:
         steps = []
         for _ in range(config.inner_epochs):
             for number, part in enumerate(parts):
-                num_reports = sum(len(case.rollouts) for case in part)
+                counts = _counts(part)
                 for place, micro in enumerate(micros[number]):
                     self.check_stop()
                     known = behaviour[number][place]
@@ -250,7 +255,7 @@ class Trainer:
                     if known is None:
                         known = behaviour[number][place] = logps.detach()
                         self._compare(micro, known, entropy, before)
-                    self._backward(micro, logps, known, config, num_reports, losses)
+                    self._backward(micro, logps, known, config, counts, losses)
                 steps.append(self.step())
         self._remembered = None
         gradient = sum(step["grad_norm"] for step in steps) / len(steps)
@@ -319,16 +324,16 @@ class Trainer:
 
     @staticmethod
     def _backward(
-        micro: _Scored, logps: Tensor, behaviour: Tensor, config: RlConfig, num_reports: int, losses: LossMetrics
+        micro: _Scored, logps: Tensor, behaviour: Tensor, config: RlConfig, counts: dict[str, int], losses: LossMetrics
     ) -> None:
         clip = critical_clip(micro.critical, eps_normal=config.eps_normal, tightening=config.tightening)
-        terms = capo_loss(
+        terms = OBJECTIVES[config.objective](
             logps,
             behaviour,
             micro.advantages,
             micro.layout.mask,
             clip=clip,
-            num_reports=num_reports,
+            **counts,
             kl=k3(logps, micro.reference_logps, micro.layout.mask),
             beta=config.beta,
         )
@@ -376,6 +381,12 @@ class Trainer:
 def _local(tensor: Tensor) -> Tensor:
     """This rank's piece."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _counts(cases: Sequence[Case]) -> dict[str, int]:
+    """What the losses of a mini-batch are divided by, whichever rank and micro-batch its cases are in."""
+    lengths = [len(rollout.response_ids) for case in cases for rollout in case.rollouts]
+    return {"num_reports": len(lengths), "num_tokens": sum(lengths)}
 
 
 def _num_tokens(case: Case) -> int:

@@ -66,7 +66,7 @@ def cases_of(policy, processor, studies, step, ranks):
     return cases, sampled
 
 
-def train(folder, name, ranks, sharding, training, budget):
+def train(folder, name, ranks, sharding, training, budget, objective):
     processor = ReportProcessor.load(folder, ProcessorConfig())
     studies = make_studies("chest", num_train=5, num_val=0, num_test=0, seed=5, size=112)
     policy, frozen = build(folder, ranks, sharding, training)
@@ -85,7 +85,7 @@ def train(folder, name, ranks, sharding, training, budget):
                     first_gradients[name] = whole(p.grad).clone()
 
     trainer.optimizer.register_step_pre_hook(keep_gradients)
-    config = RlConfig(studies_per_step=5, group_size=GROUP, inner_epochs=2, beta=0.1)
+    config = RlConfig(studies_per_step=5, group_size=GROUP, inner_epochs=2, beta=0.1, objective=objective)
     rows, sampled = [], {}
     banned = banned_mask(policy, processor)
     for step in range(STEPS - 1):
@@ -109,9 +109,9 @@ def main(model, out, *settings):
     torch.set_num_threads(1)
     ranks = Ranks.join(timeout_s=120)
     for setting in settings:
-        sharding, training, budget = setting.split(",")
+        sharding, training, budget, objective = setting.split(",")
         name = Path(out) / f"{ranks.size}-{setting}"
-        gradients, weights, facts = train(Path(model), name, ranks, sharding, training, int(budget))
+        gradients, weights, facts = train(Path(model), name, ranks, sharding, training, int(budget), objective)
         if ranks.first:
             save_file({n: t.contiguous() for n, t in gradients.items()}, f"{name}.gradients")
             save_file({n: t.contiguous() for n, t in weights.items()}, f"{name}.weights")

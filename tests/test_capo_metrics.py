@@ -54,3 +54,22 @@ def test_without_tokens_nothing_divides_by_zero():
     metrics.add(terms_of([[3.0]], [1.0], [[False]], 0.2))
     found = metrics.read()
     assert (found.loss, found.ratio_mean, found.ratio_max, found.kl, found.effective_samples) == (0, 1, 1, 0, 0)
+
+
+def test_kl_and_gap_by_kind_by_hand():
+    # Critical: ratios 2 and 0.25, KL 0.1 and 0.3. Normal: ratio 1.5, KL 0.6, and a pad far off that must not count.
+    logps = torch.tensor([[2.0, 0.25], [1.5, 9.0]]).log()
+    terms = capo_loss(
+        logps, torch.zeros(2, 2), torch.ones(2), torch.tensor([[True, True], [True, False]]),
+        clip=0.2, num_reports=2, kl=torch.tensor([[0.1, 0.3], [0.6, 7.0]]),
+    )  # fmt: skip
+    metrics = LossMetrics()
+    metrics.add(terms, critical=torch.tensor([True, False]))
+    found = metrics.read()
+    assert (found.kl_critical, found.kl_normal) == pytest.approx((0.2, 0.6))
+    assert (found.ratio_gap_max_critical, found.ratio_gap_max_normal) == pytest.approx((1.0, 0.5))
+    assert found.kl == pytest.approx(1.0 / 3) and found.ratio_gap_max == pytest.approx(1.0)
+    only_normal = LossMetrics()
+    only_normal.add(terms)
+    found = only_normal.read()
+    assert (found.kl_critical, found.ratio_gap_max_critical, found.ratio_gap_max_normal) == (0.0, 0.0, 1.0)

@@ -19,12 +19,17 @@ from models.tiny import TinyConfig, build_tiny
 
 ROOT = Path(__file__).parent.parent
 WHOLE, CUT = 100_000, 300  # token budgets: one micro-batch, several
-ALONE = [f"replicate,lora,{WHOLE}", f"replicate,full,{WHOLE}"]
+ALONE = [f"replicate,lora,{WHOLE},capo", f"replicate,full,{WHOLE},capo", f"replicate,lora,{WHOLE},dapo"]
 SETTINGS = {
-    1: [*ALONE, f"replicate,lora,{CUT}"],
-    2: [f"replicate,lora,{CUT}", f"full,lora,{WHOLE}", f"full,lora,{CUT}", f"full,full,{CUT}"],
-    4: [f"replicate,full,{WHOLE}", f"hybrid,lora,{CUT}", f"hybrid,full,{WHOLE}", f"full,lora,{CUT}"],
-}
+    1: [*ALONE, f"replicate,lora,{CUT},capo"],
+    2: [
+        f"replicate,lora,{CUT},capo", f"replicate,lora,{CUT},dapo",
+        f"full,lora,{WHOLE},capo", f"full,lora,{CUT},capo", f"full,full,{CUT},capo",
+    ],
+    4: [
+        f"replicate,full,{WHOLE},capo", f"hybrid,lora,{CUT},capo", f"hybrid,full,{WHOLE},capo", f"full,lora,{CUT},capo",
+    ],
+}  # fmt: skip
 
 
 def free_port():
@@ -75,11 +80,11 @@ def results(tmp_path_factory, studies):
 CASES = [(size, setting) for size, settings in SETTINGS.items() for setting in settings if (size, setting)[0] > 1]
 
 
-@pytest.mark.parametrize("case", [*CASES, (1, f"replicate,lora,{CUT}")], ids=str)
+@pytest.mark.parametrize("case", [*CASES, (1, f"replicate,lora,{CUT},capo")], ids=str)
 def test_gradients_weights_reports_and_metrics_are_those_of_one_process(results, case):
-    training = case[1].split(",")[1]
+    _, training, _, objective = case[1].split(",")
     gradients, weights, facts = results[case]
-    expected_gradients, expected_weights, expected = results[1, f"replicate,{training},{WHOLE}"]
+    expected_gradients, expected_weights, expected = results[1, f"replicate,{training},{WHOLE},{objective}"]
     assert facts["sampled"] == expected["sampled"]
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
@@ -106,14 +111,14 @@ def test_each_rank_holds_its_share_of_a_sharded_model(results):
     whole = results[1, ALONE[0]][2]["local"][0]
     assert results[1, ALONE[0]][2]["modules"] == 0
     for size, setting, parts in (
-        (2, f"full,lora,{WHOLE}", 2),
-        (4, f"full,lora,{CUT}", 4),
-        (4, f"hybrid,lora,{CUT}", 2),
+        (2, f"full,lora,{WHOLE},capo", 2),
+        (4, f"full,lora,{CUT},capo", 4),
+        (4, f"hybrid,lora,{CUT},capo", 2),
     ):
         local = results[size, setting][2]["local"]
         # rows are dealt out whole: a matrix of few rows leaves some rank one row more
         assert max(local) <= 1.05 * whole / parts + 1000 and sum(local) >= whole
-    assert max(results[2, f"replicate,lora,{CUT}"][2]["local"]) == whole
+    assert max(results[2, f"replicate,lora,{CUT},capo"][2]["local"]) == whole
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=40), st.integers(1, 8))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from capo.checkpoint import Checkpoints
+from capo.packing import pack, report_logps
 from capo.ranks import Ranks
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
@@ -102,6 +103,59 @@ def test_update_does_not_depend_on_how_the_step_is_split(policy, processor, case
         assert (gradient - many[name]).abs().max() <= 1e-4 * gradient.abs().max() + 1e-9, name
 
 
+def gradients_of(policy, cases, processor, config, budget=100_000):
+    """Gradient of each update; plain gradient descent in between, because Adam magnifies round-off."""
+    trainer = make_trainer(policy, dataclasses.replace(FAST, token_budget=budget))
+    updates = []
+
+    @torch.no_grad()
+    def descend():
+        updates.append({n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None})
+        for parameter in trainer.parameters:
+            if parameter.grad is not None:
+                parameter -= 0.3 * parameter.grad
+        trainer.optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": 0.0}
+
+    trainer.step = descend
+    return updates, improve(trainer, cases, processor, config)
+
+
+@pytest.mark.parametrize("objective", ["dapo", "gspo"])
+def test_no_objective_depends_on_how_the_step_is_split_even_off_policy(policy, processor, cases, objective):
+    # reports of unequal lengths, so that a mean over a micro-batch's own tokens would show
+    ragged = [
+        dataclasses.replace(c, rollouts=tuple(cut(r, 2 + 4 * n + i) for i, r in enumerate(c.rollouts)))
+        for n, c in enumerate(cases)
+    ]
+    config = dataclasses.replace(RL, objective=objective, eps_normal=3e-4 if objective == "gspo" else 0.02)
+    (_, whole), row = gradients_of(copy.deepcopy(policy), ragged, processor, config)
+    (_, split), other = gradients_of(copy.deepcopy(policy), ragged, processor, config, budget=300)
+    clipped = [metrics["clip_low_critical"] + metrics["clip_high_critical"] for metrics in (row, other)]
+    assert clipped[0] == clipped[1] > 0
+    for name, gradient in whole.items():
+        assert (gradient - split[name]).norm() <= 1e-4 * gradient.norm() + 1e-7, name
+
+
+def cut(report, length):
+    return dataclasses.replace(
+        report, response_ids=report.response_ids[:length], behaviour_logps=report.behaviour_logps[:length]
+    )
+
+
+def test_dapo_on_policy_is_the_token_mean_of_advantage_weighted_log_probabilities(policy, processor, cases):
+    ragged = [dataclasses.replace(c, rollouts=tuple(cut(r, 2 + n) for r in c.rollouts)) for n, c in enumerate(cases)]
+    config = dataclasses.replace(RL, objective="dapo", beta=0.0, inner_epochs=1)
+    layout = pack([c.prompt for c in ragged], [[r.response_ids for r in c.rollouts] for c in ragged])
+    logps, _ = report_logps(policy, layout, banned=banned_mask(policy, processor))
+    advantages = torch.cat([c.advantages for c in ragged])
+    # 4 reports each of 2, 3, 4 and 5 tokens; the log-probabilities of pads are 0
+    wanted = torch.autograd.grad(-(logps * advantages[:, None]).sum() / 56, policy.output_weight())[0]
+    ((found,), _) = gradients_of(policy, ragged, processor, config)
+    name = next(n for n, p in policy.named_parameters() if p is policy.output_weight())
+    torch.testing.assert_close(found[name], wanted, rtol=1e-3, atol=1e-6)
+
+
 def test_two_plus_two_steps_equal_four_bit_for_bit(policy, processor, cases, tmp_path):
     straight = copy.deepcopy(policy)
     trainer = make_trainer(straight)
@@ -125,8 +179,6 @@ def test_rewarded_reports_become_likelier(policy, processor, cases):
     # every report of the first half of the samples is good, the other half bad
     pushed = [dataclasses.replace(c, advantages=torch.tensor([1.0, 1.0, -1.0, -1.0])) for c in cases]
     trainer = make_trainer(policy)
-    from capo.packing import pack, report_logps
-
     layout = pack([c.prompt for c in pushed], [[r.response_ids for r in c.rollouts] for c in pushed])
     advantages = torch.cat([c.advantages for c in pushed])
 

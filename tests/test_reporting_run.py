@@ -66,6 +66,23 @@ def test_held_out_studies_are_reported_every_second_step(tracked):
     assert {"held_out_bleu2", "held_out_label_f1_true_state"} <= set(rows[0])
 
 
+def held_out_files(folder):
+    return {path.name: path.read_text(encoding="utf-8") for path in (folder / "rl/held_out").iterdir()}
+
+
+def test_what_was_measured_of_each_held_out_study_is_kept_and_its_means_are_the_row(tracked):
+    files = held_out_files(tracked[0])
+    assert sorted(files) == [f"step_{step:06d}.jsonl" for step in (0, 2, 4)]
+    for row in rows_of(tracked[0], held_out=True)[::2]:
+        studies = [json.loads(line) for line in files[f"step_{row['step']:06d}.jsonl"].splitlines()]
+        assert len({study["id"] for study in studies}) == 3 and all(study["report"] for study in studies)
+        means = {}
+        for name in studies[0].keys() - {"id", "report"}:
+            known = [study[name] for study in studies if study[name] is not None]
+            means[f"held_out_{name}"] = sum(known) / len(known) if known else None
+        assert means == pytest.approx({key: value for key, value in row.items() if key.startswith("held_out_")})
+
+
 def test_every_metric_that_a_run_logs_is_explained(tracked):
     page = (ROOT / "docs/reading-a-run.md").read_text(encoding="utf-8")
     run = RunFiles.read(tracked[0])
@@ -87,7 +104,8 @@ def test_looking_changes_no_number_and_a_kill_changes_none_of_what_is_seen(track
     assert json.loads((folder / "status.json").read_text())["state"] == "running"  # nobody was left to write more
     finish(folder, *TRACKED)
     assert rows_of(folder, held_out=True) == rows_of(tracked[0], held_out=True)
+    assert held_out_files(folder) == held_out_files(tracked[0])
     plain = tmp_path / "plain"
     finish(plain, "--tracking.report", "False")
     assert rows_of(plain, held_out=False) == rows_of(tracked[0], held_out=False)
-    assert not (plain / "report.html").exists()
+    assert not (plain / "report.html").exists() and not (plain / "rl/held_out").exists()
