@@ -15,7 +15,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -101,44 +101,40 @@ def packaged_encoder() -> Path:
 
 
 def train_all(asked: argparse.Namespace, folders: Sequence[Path], arms: Sequence[Arm]) -> None:
-    """Every base, and as soon as one is there its arms; `--jobs` processes, one thread each where they fill the cores."""
+    """Every base, and its arms as soon as it is there, in `--jobs` processes that share out the cores."""
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // asked.jobs)
-    pending: dict[concurrent.futures.Future, tuple[int, Path]] = {}
     with (
-        concurrent.futures.ProcessPoolExecutor(asked.jobs, context, set_up, (threads,)) as pool,
+        concurrent.futures.ProcessPoolExecutor(asked.jobs, context, torch.set_num_threads, (threads,)) as pool,
         tqdm(total=len(folders) * (1 + len(arms)), desc=f"table {asked.table}, {asked.dataset}", unit="run") as bar,
     ):
-        for seed, folder in zip(asked.seeds, folders, strict=True):
-            pending[pool.submit(logged, folder / "base.log", runs.train_base, asked.dataset, seed, folder, asked.encoder)] = (
-                seed, folder
-            )  # fmt: skip
-        while pending:
-            done, _ = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in done:
-                seed, folder = pending.pop(future)
-                try:
-                    is_base = future.result()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        inputs = [
+            (asked.dataset, seed, folder, asked.encoder) for seed, folder in zip(asked.seeds, folders, strict=True)
+        ]
+        bases = {pool.submit(logged, "base", runs.train_base, *given): given for given in inputs}
+        trained = []
+        try:
+            for future in concurrent.futures.as_completed(bases):
+                future.result()
                 bar.update()
-                for arm in arms if is_base else ():
-                    task = (runs.run_arm, asked.dataset, seed, folder, asked.encoder, arm)
-                    pending[pool.submit(logged, folder / f"{arm.name}.log", *task)] = seed, folder
-    return
+                trained += [pool.submit(logged, arm.name, runs.run_arm, *bases[future], arm) for arm in arms]
+            for future in concurrent.futures.as_completed(trained):
+                future.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def set_up(threads: int) -> None:
-    torch.set_num_threads(threads)
-
-
-def logged(log: Path, work, *args: object) -> bool:
-    """Do the work with what it prints in a file; whether it was a base."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+def logged(name: str, work: Callable[..., None], dataset: str, seed: int, folder: Path, *rest: object) -> None:
+    """Do the work; what it prints goes to <folder>/<name>.log, and an error says so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{name}.log"
     with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        work(*args)
-    return work is runs.train_base
+        try:
+            work(dataset, seed, folder, *rest)
+        except (Exception, SystemExit) as error:
+            raise RuntimeError(f"{name} of {folder}: {error} (its output is in {log}); start again to go on") from error
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The study's statistics and its rows (benchmarks/study)."""
 
+import functools
 import math
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from study.errors import finding_errors  # noqa: E402
 
 from data.phantoms import make_studies, perfect_report  # noqa: E402
 from rewards.chexpert_rules import ChexpertRules  # noqa: E402
+from run_folder import plain  # noqa: E402
+from stages import Config  # noqa: E402
 
 
 def test_an_interval_over_five_seeds_by_hand():
@@ -26,7 +29,7 @@ def test_an_interval_over_five_seeds_by_hand():
 
 
 def test_a_paired_comparison_by_hand():
-    # differences 1, 2, 3: mean 2, std 1, d_z 2, t = 2 sqrt(3) = 3.4641 with 2 degrees of freedom: p = 1 - t / sqrt(t^2 + 2)
+    # differences 1, 2, 3: mean 2, std 1, d_z 2, t = 2 sqrt(3) with 2 degrees of freedom: p = 1 - t / sqrt(t^2 + 2)
     found = seeds.compare([0.0, 0.0, 0.0], [1.0, 2.0, 3.0])
     t = 2 * math.sqrt(3)
     assert (found.difference.mean, found.effect, found.wins) == (2.0, pytest.approx(2.0), 3)
@@ -80,13 +83,19 @@ def test_courses_meet_at_the_highest_reward_that_both_reach():
 
 
 @pytest.mark.parametrize("dataset", ["chest", "carotid", "iu"])
+def test_the_configs_of_the_study_are_configs_of_train(dataset, tmp_path):
+    config = runs.config_of(dataset, 3, tmp_path, arms.GSPO.changes, Path("encoder"))
+    assert (config.seed, config.rl.objective, config.rl.tightening) == (3, "gspo", 1)
+    assert config.reward.bertscore.path == "encoder"
+
+
 @pytest.mark.parametrize("table", arms.TABLES)
-def test_every_row_is_a_config_that_train_accepts(dataset, table, tmp_path):
+def test_every_row_changes_keys_that_there_are_and_no_two_rows_are_the_same(table):
     for arm in arms.TABLES[table]:
-        config = runs.config_of(dataset, 3, tmp_path, arm.changes, Path("encoder"))
-        assert config.seed == 3
-    names = {arm.name for arm in arms.TABLES[table]}
-    assert len(names) == len(arms.TABLES[table])
+        for key in arm.changes:
+            assert functools.reduce(lambda node, part: node[part], key.split("."), plain(Config())) is not None, key
+    kinds = [(arm.trains, tuple(arm.changes.items())) for arm in arms.TABLES[table]]
+    assert len(set(kinds)) == len(kinds) == len({arm.name for arm in arms.TABLES[table]})
 
 
 def test_every_claim_of_a_table_compares_two_of_its_rows():
@@ -96,7 +105,7 @@ def test_every_claim_of_a_table_compares_two_of_its_rows():
 
 
 def test_the_figure_is_the_same_file_from_the_same_numbers(tmp_path):
-    seed = [{"total": 1.0 + i, **{name: 0.1 * i for name in purpose.QUANTITIES}} for i in range(3)]
+    seed = [{"total": 1.0 + i, **dict.fromkeys(purpose.QUANTITIES, 0.1 * i)} for i in range(3)]
     for name in ("a.svg", "b.svg"):
         figure.draw({"grpo": [seed, seed], "ours": [seed, seed]}, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from capo.explore import ExploreConfig
 
-NO_WEIGHTS = {name: 0.0 for name in ExploreConfig().weights}
+NO_WEIGHTS = dict.fromkeys(ExploreConfig().weights, 0.0)
 
 
 def ranked_by(metric: str) -> dict[str, object]:
@@ -57,7 +57,14 @@ SENSITIVITY = (
     *(Arm(f"bottom_{n}", f"bottom {n} %", {"explore.fraction": n / 100}) for n in (5, 10, 30)),
     CAPO,  # bottom 100 %
 )
-TABLES = {"3": ABLATION, "4": ABLATION, "5": CHOICES, "6": CHOICES, "sensitivity": SENSITIVITY, "purpose": (SFT, GRPO, OURS)}
+TABLES = {
+    "3": ABLATION,
+    "4": ABLATION,
+    "5": CHOICES,
+    "6": CHOICES,
+    "sensitivity": SENSITIVITY,
+    "purpose": (SFT, GRPO, OURS),
+}
 
 
 @dataclass(frozen=True)

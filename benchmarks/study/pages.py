@@ -33,9 +33,7 @@ TESTED = ("total", TRUTH, "label_f1_rules", "bertscore", "bleu2")
 def rows_page(values: Values, arms: Sequence[Arm], setting: str) -> dict[str, object]:
     """A row an arm: mean over seeds and half the width of the 95 % interval of each metric."""
     shown = [name for name in NAMES if known(values, name)]
-    rows = [
-        [arm.title, *(cell(estimate([seed[name] for seed in values[arm.name]])) for name in shown)] for arm in arms
-    ]
+    rows = [[arm.title, *(cell(estimate([seed[name] for seed in values[arm.name]])) for name in shown)] for arm in arms]
     return {
         "setting": f"{setting}: mean over seeds ± half of the 95 % interval (Student's t)",
         "columns": ["row", *(NAMES[name] for name in shown)],
@@ -60,13 +58,14 @@ def claims_page(values: Values, claims: Sequence[Claim], setting: str) -> dict[s
         "setting": f"{setting}: difference ± half of its 95 % interval; d_z; p of the paired t-test, and after Holm",
         "columns": ["claim", *(NAMES[name] for name in tested)],
         "rows": rows,
-        "tests": {name: [{**asdict(t), "p_holm": q} for t, q in zip(found[name], corrected[name], strict=True)] for name in tested},
-    }  # fmt: skip
+        "tests": {
+            name: [{**asdict(test), "p_holm": p} for test, p in zip(found[name], corrected[name], strict=True)]
+            for name in tested
+        },
+    }
 
 
-def sensitivity_page(
-    values: Values, arms: Sequence[Arm], folders: Sequence[Path], setting: str
-) -> dict[str, object]:
+def sensitivity_page(values: Values, arms: Sequence[Arm], folders: Sequence[Path], setting: str) -> dict[str, object]:
     """A row a setting: reward and label F1, over critical and normal studies apart, how far it moved, what it cost."""
     label = TRUTH if known(values, TRUTH) else "label_f1_rules"
     columns = {
@@ -87,7 +86,7 @@ def sensitivity_page(
             [arm.title, *cells, share(abnormal_share(folders, arm.name)), f"{cost / full:.2f}" if cost else "-"]
         )
     return {
-        "setting": f"{setting}: mean over seeds ± half of the 95 % interval; cost in CPU time of the full method's training",
+        "setting": f"{setting}: mean over seeds ± half of the 95 % interval; cost in CPU time, the full method's = 1",
         "columns": ["setting", *columns.values(), "abnormal among the selected", "cost"],
         "rows": rows,
         "per_seed": values,

@@ -6,6 +6,7 @@ studies every few steps, so that both are seen at equal mean reward and not only
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from study.errors import finding_errors
@@ -76,7 +77,7 @@ def at_reward(points: Sequence[Point], reward: float) -> Point:
     Raises:
         ValueError: it never does.
     """
-    for before, after in zip(points, points[1:], strict=False):
+    for before, after in pairwise(points):
         if before["total"] <= reward <= after["total"]:
             span = after["total"] - before["total"]
             share = (reward - before["total"]) / span if span else 0.0
@@ -108,10 +109,15 @@ def purpose_page(courses: Mapping[str, Sequence[Sequence[Point]]], setting: str)
                 continue
             a, b = [pair[0][name] for pair in pairs], [pair[1][name] for pair in pairs]
             rows.append(
-                [f"{title}, {when}", f"{statistics.fmean(a):.3f}", f"{statistics.fmean(b):.3f}", test_cell(compare(a, b))]
+                [
+                    f"{title}, {when}",
+                    f"{statistics.fmean(a):.3f}",
+                    f"{statistics.fmean(b):.3f}",
+                    test_cell(compare(a, b)),
+                ]
             )
     return {
-        "setting": f"{setting}: GRPO and CAPO on the same selected studies; difference ± half of its 95 % interval; d_z; p",
+        "setting": f"{setting}: GRPO and CAPO on the same studies; difference ± half of its 95 % interval; d_z; p",
         "columns": ["quantity", "GRPO", "CAPO", "CAPO - GRPO"],
         "rows": rows,
         "courses": courses,

@@ -20,9 +20,9 @@ from capo.journal import read_lines, write_json, write_lines
 from capo.ranks import Ranks
 from capo.stopping import StopSignal
 from data.corpus import Corpus
+from rewards.criticality import CriticalityRules
 from run_folder import open_run, read_config
 from stages import MAY_CHANGE, PRODUCTS, Config, Run, load_policy, reported
-from rewards.criticality import CriticalityRules
 
 HERE = Path(__file__).parent
 SHARED = ("start", "warmup", "sft", "criticality.jsonl")  # what an arm takes over from the seed's base
@@ -47,7 +47,12 @@ def train_base(dataset: str, seed: int, folder: Path, encoder: Path) -> None:
     """Warm-up, SFT, exploration and criticality of a seed, which all its arms share."""
     run = base_of(dataset, seed, folder, encoder)
     with open_run(run.folder, run.config, may_change=MAY_CHANGE):
-        stages = {"warmup": train.warm_up, "sft": train.fine_tune, "explore": train.explore, "criticality": train.annotate}
+        stages = {
+            "warmup": train.warm_up,
+            "sft": train.fine_tune,
+            "explore": train.explore,
+            "criticality": train.annotate,
+        }
         for name, stage in stages.items():
             if not (run.folder / PRODUCTS[name]).exists():
                 began = time.process_time()
@@ -77,7 +82,9 @@ def take_over(base: Path, mine: Path) -> None:
             (mine / name).symlink_to(os.path.relpath(base / name, mine))
     (mine / "explore").mkdir(exist_ok=True)
     if not (mine / "explore" / "predictions").exists():
-        (mine / "explore" / "predictions").symlink_to(os.path.relpath(base / "explore" / "predictions", mine / "explore"))
+        (mine / "explore" / "predictions").symlink_to(
+            os.path.relpath(base / "explore" / "predictions", mine / "explore")
+        )
 
 
 def reinforced(run: Run) -> str:

@@ -52,6 +52,12 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
         return Comparison(found, math.nan, math.nan, wins, len(differences))
     spread = statistics.stdev(differences)
     if spread == 0:
-        return Comparison(found, 0.0 if found.mean == 0 else math.copysign(math.inf, found.mean), float(found.mean == 0), wins, len(differences))
+        return Comparison(
+            found,
+            0.0 if found.mean == 0 else math.copysign(math.inf, found.mean),
+            float(found.mean == 0),
+            wins,
+            len(differences),
+        )
     p = float(stats.ttest_rel(second, first).pvalue)
     return Comparison(found, found.mean / spread, p, wins, len(differences))

@@ -22,7 +22,7 @@ def mean(rows: Rows, name: str) -> float | None:
 
 
 def summary(rows: Rows, sft: Rows) -> dict[str, float | None]:
-    """Every metric over all studies, over the critical and over the normal; against SFT, how many got worse or better."""
+    """Every metric over all studies, the critical and the normal; how many are worse or better than under SFT."""
     values: dict[str, float | None] = {"distinct": distinct_share([str(row["report"]) for row in rows])}
     before = {row["id"]: row for row in sft}
     kinds: dict[str, Callable[[Mapping[str, object]], bool]] = {
