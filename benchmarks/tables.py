@@ -28,6 +28,7 @@ from study.purpose import course, purpose_page
 from study.values import per_seed
 from tqdm import tqdm
 
+CORES = len(os.sched_getaffinity(0))
 DATASETS = ("chest", "carotid", "iu")
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 
@@ -67,7 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=seeds, default=(0, 1, 2, 3, 4), help="with commas (default: 0,1,2,3,4)")
     parser.add_argument("--only", help="names of rows, with commas; by default all of the table")
     parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="(default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side (default: all cores)")
+    parser.add_argument("--jobs", type=int, default=CORES, help="runs side by side (default: all cores)")
     parser.add_argument("--encoder", type=Path, help="directory of BERTScore's encoder (default: the package's MiniLM)")
     asked = parser.parse_args()
     asked.encoder = asked.encoder or packaged_encoder()
@@ -103,7 +104,7 @@ def packaged_encoder() -> Path:
 def train_all(asked: argparse.Namespace, folders: Sequence[Path], arms: Sequence[Arm]) -> None:
     """Every base, and its arms as soon as it is there, in `--jobs` processes that share out the cores."""
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // asked.jobs)
+    threads = max(1, CORES // asked.jobs)
     with (
         concurrent.futures.ProcessPoolExecutor(asked.jobs, context, torch.set_num_threads, (threads,)) as pool,
         tqdm(total=len(folders) * (1 + len(arms)), desc=f"table {asked.table}, {asked.dataset}", unit="run") as bar,

@@ -22,19 +22,20 @@ class Arm:
     title: str
     changes: Mapping[str, object] = field(default_factory=dict)  # dotted key of the config -> value
     trains: Literal["rl", "sft", "nothing"] = "rl"  # sft: on the selected studies, from the same checkpoint
+    followed: bool = False  # report held-out studies on the way too
 
 
 SFT = Arm("sft", "SFT (base)", trains="nothing")
 HIER = Arm("hier", "+ hierarchical reward (GRPO, all studies)", {"rl.tightening": 1, "explore.fraction": 1})
 CAPO = Arm("capo", "+ CAPO (all studies)", {"explore.fraction": 1})
-OURS = Arm("ours", "+ Target Exploration: the full method")
+OURS = Arm("ours", "+ Target Exploration: the full method", followed=True)
 
 RANK_BLEU = Arm("rank_bleu", "ranking: BLEU-2", ranked_by("bleu2"))
 RANK_BERT = Arm("rank_bertscore", "ranking: BERTScore", ranked_by("bertscore"))
 SFT_HARD = Arm("sft_hard", "paradigm: SFT on the selected studies", trains="sft")
 REWARD_BLEU = Arm("reward_bleu", "reward: BLEU-2", {"reward.preset": "bleu"})
 REWARD_BERT = Arm("reward_bertscore", "reward: BERTScore", {"reward.preset": "bertscore"})
-GRPO = Arm("grpo", "objective: GRPO", {"rl.tightening": 1})
+GRPO = Arm("grpo", "objective: GRPO", {"rl.tightening": 1}, followed=True)
 DAPO = Arm("dapo", "objective: DAPO", {"rl.objective": "dapo", "rl.tightening": 1})
 DAPO_CASE = Arm("dapo_case", "objective: DAPO, a range per case", {"rl.objective": "dapo"})
 _GSPO = {"rl.objective": "gspo", "rl.eps_normal": 3e-4}

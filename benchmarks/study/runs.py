@@ -25,6 +25,7 @@ from run_folder import open_run, read_config
 from stages import MAY_CHANGE, PRODUCTS, Config, Run, load_policy, reported
 
 HERE = Path(__file__).parent
+KL_STRIDE = 2  # every second held-out study is sampled once more for its KL to the SFT policy
 SHARED = ("start", "warmup", "sft", "criticality.jsonl")  # what an arm takes over from the seed's base
 
 
@@ -66,7 +67,8 @@ def run_arm(dataset: str, seed: int, folder: Path, encoder: Path, arm: Arm) -> N
     mine = folder / arm.name
     if (mine / "result.jsonl").exists():
         return
-    run = dataclasses.replace(base, config=config_of(dataset, seed, mine, arm.changes, encoder))
+    quiet = {} if arm.followed else {"tracking.evaluate_every": 0}
+    run = dataclasses.replace(base, config=config_of(dataset, seed, mine, {**arm.changes, **quiet}, encoder))
     with open_run(mine, run.config, may_change=MAY_CHANGE):
         take_over(base.folder, mine)
         began = time.process_time()
@@ -127,10 +129,11 @@ def measured(run: Run, stage: str) -> list[dict[str, object]]:
     kl: Sequence[float | None] = [None] * len(studies)
     if stage != "sft":
         policy, reference = (load_policy(run.folder / name / "model", run) for name in (stage, "sft"))
-        kl = kl_to_reference(policy, reference, run, studies)
+        found = iter(kl_to_reference(policy, reference, run, studies[::KL_STRIDE]))
+        kl = [next(found) if place % KL_STRIDE == 0 else None for place in range(len(studies))]
     return [
-        {**row, **found, "critical": label.critical, "kl": divergence}
-        for row, found, label, divergence in zip(rows, errors, critical, kl, strict=True)
+        {**row, **wrong, "critical": label.critical, "kl": divergence}
+        for row, wrong, label, divergence in zip(rows, errors, critical, kl, strict=True)
     ]
 
 
