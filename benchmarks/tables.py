@@ -38,27 +38,33 @@ def main() -> None:
     folders = [asked.out / asked.dataset / f"seed{seed}" for seed in asked.seeds]
     arms = chosen(TABLES[asked.table], asked.only)
     train_all(asked, folders, arms)
-    values = per_seed(folders, arms)
-    name = f"table_{asked.table}_{asked.dataset}"
-    setting = f"{asked.dataset}, seeds {', '.join(map(str, asked.seeds))}"
+    name, setting = f"table_{asked.table}_{asked.dataset}", f"{asked.dataset}, seeds {', '.join(map(str, asked.seeds))}"
     if asked.table == "purpose":
-        pair = {
-            arm.name: [
-                course(folder, arm.name, asked.dataset, seed, asked.encoder)
-                for seed, folder in zip(asked.seeds, folders, strict=True)
-            ]
-            for arm in (GRPO, OURS)
-        }
-        write(name, purpose_page(pair, setting))
-        draw(pair, FIGURES / f"purpose_{asked.dataset}.svg")
+        write_purpose(asked, folders, name, setting)
         return
-    if asked.table == "sensitivity":
-        write(name, sensitivity_page(values, arms, folders, setting))
-        return
-    write(name, rows_page(values, arms, setting))
+    values = per_seed(folders, arms)
+    page = (
+        sensitivity_page(values, arms, folders, setting)
+        if asked.table == "sensitivity"
+        else rows_page(values, arms, setting)
+    )
+    write(name, page)
     known = {arm.name for arm in arms}
     claims = [c for c in CLAIMS[CLAIMS_OF[asked.table]] if {c.first.name, c.second.name} <= known]
-    write(f"{name}_tests", claims_page(values, claims, setting))
+    if claims:
+        write(f"{name}_tests", claims_page(values, claims, setting))
+
+
+def write_purpose(asked: argparse.Namespace, folders: Sequence[Path], name: str, setting: str) -> None:
+    pair = {
+        arm.name: [
+            course(folder, arm.name, asked.dataset, seed, asked.encoder)
+            for seed, folder in zip(asked.seeds, folders, strict=True)
+        ]
+        for arm in (GRPO, OURS)
+    }
+    write(name, purpose_page(pair, setting))
+    draw(pair, FIGURES / f"purpose_{asked.dataset}.svg")
 
 
 def arguments() -> argparse.Namespace:

@@ -46,16 +46,27 @@ ABLATION = (SFT, HIER, CAPO, OURS)
 CHOICES = (
     SFT, RANK_BLEU, RANK_BERT, SFT_HARD, REWARD_BLEU, REWARD_BERT, GRPO, DAPO, DAPO_CASE, GSPO, GSPO_CASE, OURS,
 )  # fmt: skip
+INNER_4 = Arm("inner_4", "inner epochs = 4", {"rl.inner_epochs": 4})
+INNER_4_GRPO = Arm("inner_4_grpo", "inner epochs = 4, GRPO", {**INNER_4.changes, "rl.tightening": 1})
+FAST = Arm("fast", "learning rate = 1e-3", {"rl.optimizer.lr": 1e-3})
+FAST_GRPO = Arm("fast_grpo", "learning rate = 1e-3, GRPO", {**FAST.changes, "rl.tightening": 1})
+LABELS_FIRST = Arm("labels_first", "consistency x 0.25, gamma = 2", {"reward.consistent": 0.25, "reward.gamma": 2})
+BOTTOM = tuple(Arm(f"bottom_{n}", f"bottom {n} %", {"explore.fraction": n / 100}) for n in (5, 10, 30))
 SENSITIVITY = (
     SFT,
     OURS,
     GRPO,  # ratio 1
     *(Arm(f"ratio_{n}", f"eps_normal / eps_critical = {n}", {"rl.tightening": n}) for n in (2, 8)),
     *(Arm(f"group_{n}", f"G = {n}", {"rl.group_size": n}) for n in (2, 8)),
-    *(Arm(f"inner_{n}", f"inner epochs = {n}", {"rl.inner_epochs": n}) for n in (1, 4)),
+    Arm("inner_1", "inner epochs = 1", {"rl.inner_epochs": 1}),
+    INNER_4,
+    INNER_4_GRPO,
+    FAST,
+    FAST_GRPO,
     *(Arm(f"beta_{n:g}", f"beta = {n:g}", {"rl.beta": n}) for n in (0, 0.02, 0.2)),
     *(Arm(f"gamma_{n:g}", f"gamma = {n:g}", {"reward.gamma": n}) for n in (0, 0.5, 2)),
-    *(Arm(f"bottom_{n}", f"bottom {n} %", {"explore.fraction": n / 100}) for n in (5, 10, 30)),
+    LABELS_FIRST,
+    *BOTTOM,
     CAPO,  # bottom 100 %
 )
 TABLES = {
@@ -95,5 +106,12 @@ CLAIMS = {
         Claim("DAPO: a range per case over one for all", DAPO, DAPO_CASE),
         Claim("GSPO: a range per case over one for all", GSPO, GSPO_CASE),
     ),
+    # Where the clip range acts more often, and where the choice of studies is as narrow as the paper's.
+    "regimes": (
+        Claim("CAPO over GRPO, 4 inner epochs", INNER_4_GRPO, INNER_4),
+        Claim("CAPO over GRPO, learning rate 1e-3", FAST_GRPO, FAST),
+        Claim("bottom 10 % over all studies", CAPO, BOTTOM[1]),
+        Claim("consistency x 0.25 and gamma 2 over 1 and 1", OURS, LABELS_FIRST),
+    ),
 }
-CLAIMS_OF = {"3": "ablation", "4": "ablation", "5": "choices", "6": "choices"}
+CLAIMS_OF = {"3": "ablation", "4": "ablation", "5": "choices", "6": "choices", "sensitivity": "regimes"}
