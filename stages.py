@@ -45,7 +45,7 @@ from rewards.judge_config import ANSWERS_DEPEND_ON, JudgeConfig
 from run_folder import open_run, plain
 from run_scores import score_reports
 
-WARMUP_PHANTOMS = 2400  # drawn in about 13 s; a step sees each with another shift, scale and turn
+WARMUP_PHANTOMS = 2400  # drawn in about 13 s
 STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate", "export")
 
 

@@ -21,8 +21,8 @@ class WarmupConfig:
     steps: int = 0
     """Optimiser steps on the corpus; 0 leaves the warm-up out."""
     phantom_steps: int = 0
-    """Steps before those on chest phantoms, of which there are enough and whose labels are true: a small corpus alone
-    teaches a tower too slowly (chest labels only)."""
+    """Steps before those on chest phantoms, whose labels are true and of which there are as many as wanted; for the
+    14 chest labels only."""
     batch_size: int = 24
     """Studies a step."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
