@@ -19,14 +19,25 @@ class WarmupConfig:
     """How long the tower learns to name labels before SFT."""
 
     steps: int = 0
-    """Optimiser steps; 0 leaves it out."""
+    """Optimiser steps on the corpus; 0 leaves the warm-up out."""
+    phantom_steps: int = 0
+    """Steps before those on chest phantoms, whose labels are true and of which there are as many as wanted; for the
+    14 chest labels only."""
     batch_size: int = 24
     """Studies a step."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 1:
-            raise ValueError(f"expected steps >= 0 and batch_size >= 1, got {self.steps} and {self.batch_size}")
+        if min(self.steps, self.phantom_steps) < 0 or self.batch_size < 1:
+            raise ValueError(
+                "expected steps and phantom_steps of at least 0 and batch_size of at least 1, got "
+                f"{self.steps}, {self.phantom_steps} and {self.batch_size}"
+            )
+        if self.phantom_steps and not self.steps:
+            raise ValueError(
+                f"expected warmup.steps with warmup.phantom_steps {self.phantom_steps}, got 0: what was learned on "
+                "phantoms has to be carried over to the corpus"
+            )
 
 
 class LabelReader(nn.Module):
