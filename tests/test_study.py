@@ -69,7 +69,10 @@ def test_studies_that_got_worse_are_counted_by_kind():
 def test_a_perfect_report_makes_nothing_up_and_misses_nothing_of_the_true_state():
     studies = make_studies("chest", num_train=40, num_val=0, num_test=0, seed=0)
     perfect = ["Findings: {} Impression: {}".format(*perfect_report(study.state)) for study in studies]
-    assert all(row == {"hallucinated": 0, "dropped": 0} for row in finding_errors(ChexpertRules(), perfect, studies))
+    assert all(
+        row == {"hallucinated": 0, "dropped": 0, "wrong": 0}
+        for row in finding_errors(ChexpertRules(), perfect, studies)
+    )
     silent = finding_errors(ChexpertRules(), ["Findings: Normal. Impression: Normal."] * 40, studies)
     assert sum(row["dropped"] for row in silent) > 0 and sum(row["hallucinated"] for row in silent) == 0
 

@@ -8,7 +8,7 @@ from rewards.base import Labeler
 
 
 def finding_errors(labeler: Labeler, reports: Sequence[str], studies: Sequence[Study]) -> list[dict[str, int]]:
-    """`hallucinated` and `dropped`: numbers of abnormal labels of each whole report.
+    """`hallucinated`, `dropped`, and their sum `wrong`: numbers of abnormal labels of each whole report.
 
     Against the true state where it is known (phantoms), which also has what the radiologist left out; otherwise
     against the reference report.
@@ -16,7 +16,7 @@ def finding_errors(labeler: Labeler, reports: Sequence[str], studies: Sequence[S
     rows = []
     for report, study in zip(reports, studies, strict=True):
         said, true = _abnormal(labeler, labeler([report])[0]), _abnormal(labeler, _truth(labeler, study))
-        rows.append({"hallucinated": len(said - true), "dropped": len(true - said)})
+        rows.append({"hallucinated": len(said - true), "dropped": len(true - said), "wrong": len(said ^ true)})
     return rows
 
 
