@@ -95,6 +95,21 @@ def test_a_course_begins_with_the_sft_policy_and_ends_with_the_result(study):
     assert points[-1]["total"] == pytest.approx(sum(result) / len(result))
 
 
+def test_systems_that_see_nothing_stand_beside_the_policies(study):
+    for arm in arms.BLIND[:3]:
+        runs.run_arm(*study, arm)
+    constant, nearest, other, sft = (
+        [row["report"] for row in runs.read_result(study[2], arm)]
+        for arm in ("constant", "nearest", "sft_other", "sft")
+    )
+    corpus = runs.base_of(*study).corpus
+    assert len(set(constant)) == 1 and {*constant, *nearest} <= {study.report for study in corpus.train}
+    # With other images the policy is judged by each study's own reference, and its second half gets the first's images.
+    own, shown = corpus.test, runs.with_other_images(corpus.test)
+    assert [study.report for study in shown] == [study.report for study in own]
+    assert shown[3].images is own[0].images and len(other) == len(sft) == 6
+
+
 def test_a_missing_result_is_named(study):
     with pytest.raises(ValueError, match="expected the result of arm dapo"):
         runs.read_result(study[2], "dapo")

@@ -23,6 +23,8 @@ class Arm:
     changes: Mapping[str, object] = field(default_factory=dict)  # dotted key of the config -> value
     trains: Literal["rl", "sft", "nothing"] = "rl"  # sft: on the selected studies, from the same checkpoint
     followed: bool = False  # report held-out studies on the way too
+    writes: Literal["policy", "constant", "nearest"] = "policy"  # what the reports come from; the others see nothing
+    looks_of: str | None = None  # an arm whose policy is shown the images of other studies
 
 
 SFT = Arm("sft", "SFT (base)", trains="nothing")
@@ -48,7 +50,14 @@ _GSPO = {"rl.objective": "gspo", "rl.eps_normal": 3e-4}
 GSPO = Arm("gspo", "objective: GSPO", {**_GSPO, "rl.tightening": 1})
 GSPO_CASE = Arm("gspo_case", "objective: GSPO, a range per case", _GSPO)
 
-ABLATION = (SFT, HIER, CAPO, OURS, PAPER)
+# What stands beside every table: systems that see nothing or only copy, and policies that are shown the wrong images.
+BLIND = (
+    Arm("constant", "best constant report", trains="nothing", writes="constant"),
+    Arm("nearest", "nearest neighbour", trains="nothing", writes="nearest"),
+    Arm("sft_other", "SFT, other images", trains="nothing", looks_of="sft"),
+    Arm("capo_other", "CAPO (all studies), other images", trains="nothing", looks_of="capo"),
+)
+ABLATION = (SFT, HIER, CAPO, OURS, PAPER, *BLIND)
 CHOICES = (
     SFT, RANK_BLEU, RANK_BERT, SFT_HARD, REWARD_BLEU, REWARD_BERT, GRPO, DAPO, DAPO_CASE, GSPO, GSPO_CASE, OURS,
 )  # fmt: skip
@@ -101,6 +110,10 @@ CLAIMS = {
         Claim("CAPO, all studies, over SFT", SFT, CAPO),
         Claim("the full method over SFT", SFT, OURS),
         Claim("weights 0.25 and 2 over all 1", PAPER, CAPO),
+        Claim("SFT: own images over others'", BLIND[2], SFT),
+        Claim("CAPO: own images over others'", BLIND[3], CAPO),
+        Claim("CAPO over the best constant", BLIND[0], CAPO),
+        Claim("CAPO over the nearest neighbour", BLIND[1], CAPO),
     ),
     "choices": (
         Claim("combined ranking over BLEU-2", RANK_BLEU, OURS),

@@ -20,8 +20,11 @@ from capo.journal import read_lines, write_json, write_lines
 from capo.ranks import Ranks
 from capo.stopping import StopSignal
 from data.corpus import Corpus
+from data.sections import parse_sections
 from rewards.criticality import CriticalityRules
+from rewards.hierarchy import HierarchicalReward
 from run_folder import open_run, read_config
+from run_scores import constant_report, nearest_reports, score_reports, with_other_images
 from stages import MAY_CHANGE, PRODUCTS, Config, Run, load_policy, reported
 
 HERE = Path(__file__).parent
@@ -71,10 +74,42 @@ def run_arm(dataset: str, seed: int, folder: Path, encoder: Path, arm: Arm) -> N
     run = dataclasses.replace(base, config=config_of(dataset, seed, mine, {**arm.changes, **quiet}, encoder))
     with open_run(mine, run.config, may_change=MAY_CHANGE):
         take_over(base.folder, mine)
-        began = time.process_time()
-        stage = {"nothing": lambda _: "sft", "rl": reinforced, "sft": imitated}[arm.trains](run)
-        note_cost(mine, "train", time.process_time() - began)
-        write_lines(mine / "result.jsonl", measured(run, stage))
+        write_lines(mine / "result.jsonl", results(run, arm))
+
+
+def results(run: Run, arm: Arm) -> list[dict[str, object]]:
+    """A row a held-out study: id, critical, report, every metric, wrong findings, KL to the SFT policy."""
+    if arm.writes != "policy":
+        reports = blind_reports(run, arm.writes)
+        columns = score_reports(run.reward, reports, run.corpus.test)
+        rows = [
+            {"id": study.id, "report": report, **{name: values[i] for name, values in columns.items()}}
+            for i, (study, report) in enumerate(zip(run.corpus.test, reports, strict=True))
+        ]
+        return with_errors(run, rows)
+    if arm.looks_of is not None:
+        trained = dataclasses.replace(
+            run, config=dataclasses.replace(run.config, run_dir=run.folder.parent / arm.looks_of)
+        )
+        stage = "rl" if (trained.folder / PRODUCTS["rl"]).exists() else "sft"
+        others = with_other_images(run.corpus.test)
+        return with_errors(run, reported(trained, stage, others, run.folder / "reports", title=arm.name))
+    began = time.process_time()
+    stage = {"nothing": lambda _: "sft", "rl": reinforced, "sft": imitated}[arm.trains](run)
+    note_cost(run.folder, "train", time.process_time() - began)
+    rows = reported(run, stage, run.corpus.test, run.folder / "reports", title=run.folder.name)
+    return with_errors(run, rows, None if stage == "sft" else stage)
+
+
+def blind_reports(run: Run, kind: str) -> list[str]:
+    """One report for all, the best of a sample of the training reports by the labels of the Impression; or each time
+    that of the training study whose image is most alike."""
+    train_studies, test = run.corpus.train, run.corpus.test
+    if kind == "nearest":
+        return nearest_reports(train_studies, test)
+    only_rules = HierarchicalReward.from_config(run.config.reward, parse_sections)
+    best = constant_report(only_rules, train_studies, run.config.evaluate.baseline_sample)
+    return [best["label_f1_rules"]] * len(test)
 
 
 def take_over(base: Path, mine: Path) -> None:
@@ -120,17 +155,15 @@ def imitated(run: Run) -> str:
     return "again/sft"
 
 
-def measured(run: Run, stage: str) -> list[dict[str, object]]:
-    """A row a held-out study: id, critical, report, every metric, wrong and missing findings, KL to the SFT policy."""
+def with_errors(run: Run, rows: Sequence[Mapping[str, object]], stage: str | None = None) -> list[dict[str, object]]:
+    """The rows with made-up and missed findings and criticality, and with the KL of the policy of `stage`, if any."""
     studies = run.corpus.test
-    rows = reported(run, stage, studies, run.folder / "reports", title=run.folder.name)
     errors = finding_errors(run.reward.expert.labeler, [str(row["report"]) for row in rows], studies)
     critical = CriticalityRules(run.reward.expert.labeler)([study.report for study in studies])
-    kl: Sequence[float | None] = [None] * len(studies)
-    if stage != "sft":
+    kl: list[float | None] = [None] * len(studies)
+    if stage is not None:
         policy, reference = (load_policy(run.folder / name / "model", run) for name in (stage, "sft"))
-        found = iter(kl_to_reference(policy, reference, run, studies[::KL_STRIDE]))
-        kl = [next(found) if place % KL_STRIDE == 0 else None for place in range(len(studies))]
+        kl[::KL_STRIDE] = kl_to_reference(policy, reference, run, studies[::KL_STRIDE])
     return [
         {**row, **wrong, "critical": label.critical, "kl": divergence}
         for row, wrong, label, divergence in zip(rows, errors, critical, kl, strict=True)
