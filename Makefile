@@ -2,7 +2,7 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 PEERS := .venv-peers/bin
-BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/tables.py,$(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/tables.py benchmarks/tower.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: demo test test-peers mutants kills lint check bench study clean help
@@ -39,6 +39,7 @@ study: .venv/.study ## train and test every row of docs/results.md on 2 cores (h
 	@for dataset in chest carotid iu; do for table in 3 5 purpose; do \
 		PYTHONPATH=. $(BIN)/python benchmarks/tables.py --table $$table --dataset $$dataset $(ARGS) || exit 1; done; done
 	PYTHONPATH=. $(BIN)/python benchmarks/tables.py --table sensitivity --dataset chest $(ARGS)
+	PYTHONPATH=. $(BIN)/python benchmarks/tower.py $(ARGS)
 
 clean: ## remove the environment, builds and caches; runs/ stays
 	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

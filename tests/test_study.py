@@ -5,6 +5,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,6 +80,14 @@ def test_a_perfect_report_makes_nothing_up_and_misses_nothing_of_the_true_state(
 
 def points(*pairs):
     return [{"total": total, "kl": kl} for total, kl in pairs]
+
+
+def test_auc_by_hand_and_with_a_tie():
+    import tower  # it reads what tables.py left behind; only its arithmetic is tested here
+
+    # positives score 3 and 1, negatives 2 and 0: three of the four pairs are in order
+    assert tower.auc(np.array([3.0, 2.0, 1.0, 0.0]), np.array([True, False, True, False])) == 0.75
+    assert tower.auc(np.array([1.0, 1.0]), np.array([True, False])) == 0.5
 
 
 def test_courses_meet_at_the_highest_reward_that_both_reach():
