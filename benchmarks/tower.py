@@ -1,9 +1,8 @@
-"""What the small vision tower sees on real X-rays: how its warm-up head ranks held-out studies, label by label, and what
-label F1 of the Impression could be had from that.
+"""What the small vision tower sees on real X-rays: how its warm-up head ranks held-out studies, and what it is worth.
 
     PYTHONPATH=. python benchmarks/tower.py --seeds 0,1,2        after benchmarks/tables.py --table 3 --dataset iu
 
-The F1 is an upper bound: "No Finding", unless the head's probability of it falls below a threshold, then the likeliest
+The label F1 of the Impression is an upper bound: "No Finding", unless the head's probability of it falls below a threshold, then the likeliest
 finding; and the threshold is the best one *for these held-out studies*. A policy has to find it without them.
 """
 
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 def measured(run: Run) -> dict[str, float]:
-    """AUC of the labels in `SHOWN`; F1 of the constant and of the best threshold; how many studies that decides anew."""
+    """AUC of the labels in `SHOWN`; F1 of the constant and of the best threshold; how many studies it changes."""
     names, labeler = run.reward.expert.labeler.labels, run.reward.expert.labeler
     chances = probabilities(run)
     reports = labeler([study.report for study in run.corpus.test])
