@@ -2,8 +2,9 @@
 
     PYTHONPATH=. python benchmarks/tower.py --seeds 0,1,2        after benchmarks/tables.py --table 3 --dataset iu
 
-The label F1 of the Impression is an upper bound: "No Finding", unless the head's probability of it falls below a threshold, then the likeliest
-finding; and the threshold is the best one *for these held-out studies*. A policy has to find it without them.
+The label F1 of the Impression is an upper bound: "No Finding", unless the head's probability of it falls below a
+threshold, then the likeliest finding; and the threshold is the best one *for these held-out studies*. A policy has to
+find it without them.
 """
 
 import argparse
