@@ -119,12 +119,12 @@ def train_all(asked: argparse.Namespace, folders: Sequence[Path], arms: Sequence
             (asked.dataset, seed, folder, asked.encoder) for seed, folder in zip(asked.seeds, folders, strict=True)
         ]
         bases = {pool.submit(logged, "base", runs.train_base, *given): given for given in inputs}
-        trained, shown = [], [arm for arm in arms if arm.looks_of is not None]
+        trained, shown = [], [arm for arm in arms if arm.policy_of is not None]
         try:
             for future in concurrent.futures.as_completed(bases):
                 future.result()
                 bar.update()
-                own = [arm for arm in arms if arm.looks_of is None]
+                own = [arm for arm in arms if arm.policy_of is None]
                 trained += [pool.submit(logged, arm.name, runs.run_arm, *bases[future], arm) for arm in own]
             for future in concurrent.futures.as_completed(trained):
                 future.result()

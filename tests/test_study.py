@@ -109,7 +109,7 @@ def test_every_row_changes_keys_that_there_are_and_no_two_rows_are_the_same(tabl
     for arm in arms.TABLES[table]:
         for key in arm.changes:
             assert functools.reduce(lambda node, part: node[part], key.split("."), plain(CONFIG)) is not None, key
-    kinds = [(arm.trains, arm.writes, arm.looks_of, *arm.changes.items()) for arm in arms.TABLES[table]]
+    kinds = [(arm.trains, arm.writes, arm.policy_of, arm.reports, *arm.changes.items()) for arm in arms.TABLES[table]]
     assert len(set(kinds)) == len(kinds) == len({arm.name for arm in arms.TABLES[table]})
 
 

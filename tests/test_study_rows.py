@@ -96,7 +96,7 @@ def test_a_course_begins_with_the_sft_policy_and_ends_with_the_result(study):
 
 
 def test_systems_that_see_nothing_stand_beside_the_policies(study):
-    for arm in arms.BLIND[:3]:
+    for arm in (*arms.BLIND[:3], arms.SAMPLED[0]):
         runs.run_arm(*study, arm)
     constant, nearest, other, sft = (
         [row["report"] for row in runs.read_result(study[2], arm)]
@@ -108,6 +108,8 @@ def test_systems_that_see_nothing_stand_beside_the_policies(study):
     own, shown = corpus.test, runs.with_other_images(corpus.test)
     assert [study.report for study in shown] == [study.report for study in own]
     assert shown[3].images is own[0].images and len(other) == len(sft) == 6
+    sampled = [row["report"] for row in runs.read_result(study[2], "sft_sampled")]
+    assert sampled != sft and len(set(sampled)) == 6
 
 
 def test_a_missing_result_is_named(study):

@@ -24,7 +24,8 @@ class Arm:
     trains: Literal["rl", "sft", "nothing"] = "rl"  # sft: on the selected studies, from the same checkpoint
     followed: bool = False  # report held-out studies on the way too
     writes: Literal["policy", "constant", "nearest"] = "policy"  # what the reports come from; the others see nothing
-    looks_of: str | None = None  # an arm whose policy is shown the images of other studies
+    policy_of: str | None = None  # an arm whose policy reports once more, in the way that `reports` says
+    reports: Literal["greedy", "sampled", "other images"] = "greedy"
 
 
 SFT = Arm("sft", "SFT (base)", trains="nothing")
@@ -54,10 +55,15 @@ GSPO_CASE = Arm("gspo_case", "objective: GSPO, a range per case", _GSPO)
 BLIND = (
     Arm("constant", "best constant report", trains="nothing", writes="constant"),
     Arm("nearest", "nearest neighbour", trains="nothing", writes="nearest"),
-    Arm("sft_other", "SFT, other images", trains="nothing", looks_of="sft"),
-    Arm("capo_other", "CAPO (all studies), other images", trains="nothing", looks_of="capo"),
+    Arm("sft_other", "SFT, other images", trains="nothing", policy_of="sft", reports="other images"),
+    Arm("capo_other", "CAPO (all studies), other images", trains="nothing", policy_of="capo", reports="other images"),
 )
-ABLATION = (SFT, HIER, CAPO, OURS, PAPER, *BLIND)
+# One report each as RL samples them, at temperature 1: what the objective is about, greedy reports only show its mode.
+SAMPLED = (
+    Arm("sft_sampled", "SFT, sampled reports", trains="nothing", policy_of="sft", reports="sampled"),
+    Arm("capo_sampled", "CAPO (all studies), sampled reports", trains="nothing", policy_of="capo", reports="sampled"),
+)
+ABLATION = (SFT, HIER, CAPO, OURS, PAPER, *SAMPLED, *BLIND)
 CHOICES = (
     SFT, RANK_BLEU, RANK_BERT, SFT_HARD, REWARD_BLEU, REWARD_BERT, GRPO, DAPO, DAPO_CASE, GSPO, GSPO_CASE, OURS,
 )  # fmt: skip
@@ -110,6 +116,7 @@ CLAIMS = {
         Claim("CAPO, all studies, over SFT", SFT, CAPO),
         Claim("the full method over SFT", SFT, OURS),
         Claim("weights 0.25 and 2 over all 1", PAPER, CAPO),
+        Claim("CAPO over SFT, sampled reports", *SAMPLED),
         Claim("SFT: own images over others'", BLIND[2], SFT),
         Claim("CAPO: own images over others'", BLIND[3], CAPO),
         Claim("CAPO over the best constant", BLIND[0], CAPO),

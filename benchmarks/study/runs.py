@@ -21,6 +21,7 @@ from capo.ranks import Ranks
 from capo.stopping import StopSignal
 from data.corpus import Corpus
 from data.sections import parse_sections
+from reports_by_policy import sample_reports
 from rewards.criticality import CriticalityRules
 from rewards.hierarchy import HierarchicalReward
 from run_folder import open_run, read_config
@@ -80,25 +81,37 @@ def run_arm(dataset: str, seed: int, folder: Path, encoder: Path, arm: Arm) -> N
 def results(run: Run, arm: Arm) -> list[dict[str, object]]:
     """A row a held-out study: id, critical, report, every metric, wrong findings, KL to the SFT policy."""
     if arm.writes != "policy":
-        reports = blind_reports(run, arm.writes)
-        columns = score_reports(run.reward, reports, run.corpus.test)
-        rows = [
-            {"id": study.id, "report": report, **{name: values[i] for name, values in columns.items()}}
-            for i, (study, report) in enumerate(zip(run.corpus.test, reports, strict=True))
-        ]
-        return with_errors(run, rows)
-    if arm.looks_of is not None:
-        trained = dataclasses.replace(
-            run, config=dataclasses.replace(run.config, run_dir=run.folder.parent / arm.looks_of)
-        )
-        stage = "rl" if (trained.folder / PRODUCTS["rl"]).exists() else "sft"
-        others = with_other_images(run.corpus.test)
-        return with_errors(run, reported(trained, stage, others, run.folder / "reports", title=arm.name))
+        return with_errors(run, scored(run, blind_reports(run, arm.writes)))
+    if arm.policy_of is not None:
+        return with_errors(run, reported_again(run, arm))
     began = time.process_time()
     stage = {"nothing": lambda _: "sft", "rl": reinforced, "sft": imitated}[arm.trains](run)
     note_cost(run.folder, "train", time.process_time() - began)
     rows = reported(run, stage, run.corpus.test, run.folder / "reports", title=run.folder.name)
     return with_errors(run, rows, None if stage == "sft" else stage)
+
+
+def reported_again(run: Run, arm: Arm) -> list[dict[str, object]]:
+    """Reports of the policy that another arm trained: sampled, or of other studies' images."""
+    folder = run.folder.parent / arm.policy_of
+    stage = "rl" if (folder / PRODUCTS["rl"]).exists() else "sft"
+    trained = dataclasses.replace(run, config=dataclasses.replace(run.config, run_dir=folder))
+    if arm.reports == "other images":
+        others = with_other_images(run.corpus.test)
+        return reported(trained, stage, others, run.folder / "reports", title=arm.name)
+    policy = load_policy(folder / stage / "model", run)
+    options = {"seed": run.config.seed, "slots": run.config.evaluate.slots, "title": arm.name}
+    written = sample_reports(policy, run.processor, run.corpus.test, run.config.rollout, **options)
+    return scored(run, [report for report, _ in written])
+
+
+def scored(run: Run, reports: Sequence[str]) -> list[dict[str, object]]:
+    """Rows of id, report and every metric, of one report a held-out study."""
+    columns = score_reports(run.reward, reports, run.corpus.test)
+    return [
+        {"id": study.id, "report": report, **{name: values[i] for name, values in columns.items()}}
+        for i, (study, report) in enumerate(zip(run.corpus.test, reports, strict=True))
+    ]
 
 
 def blind_reports(run: Run, kind: str) -> list[str]:
