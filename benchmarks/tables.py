@@ -37,12 +37,14 @@ def main() -> None:
     asked = arguments()
     folders = [asked.out / asked.dataset / f"seed{seed}" for seed in asked.seeds]
     arms = chosen(TABLES[asked.table], asked.only)
-    train_all(asked, folders, arms)
+    if not asked.done:
+        train_all(asked, folders, arms)
     name, setting = f"table_{asked.table}_{asked.dataset}", f"{asked.dataset}, seeds {', '.join(map(str, asked.seeds))}"
     if asked.table == "purpose":
         write_purpose(asked, folders, name, setting)
         return
     values = per_seed(folders, arms)
+    arms = [arm for arm in arms if arm.name in values]
     page = (
         sensitivity_page(values, arms, folders, setting)
         if asked.table == "sensitivity"
@@ -73,6 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", choices=DATASETS, required=True)
     parser.add_argument("--seeds", type=seeds, default=(0, 1, 2, 3, 4), help="with commas (default: 0,1,2,3,4)")
     parser.add_argument("--only", help="names of rows, with commas; by default all of the table")
+    parser.add_argument("--done", action="store_true", help="train nothing: the table of what is done, seed by seed")
     parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="(default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=CORES, help="runs side by side (default: all cores)")
     parser.add_argument("--encoder", type=Path, help="directory of BERTScore's encoder (default: the package's MiniLM)")

@@ -48,6 +48,24 @@ def test_equal_rows_differ_in_nothing_and_one_seed_tests_nothing():
     assert pages.test_cell(alone) == "+1.000"
 
 
+def test_the_same_difference_on_every_seed_up_to_rounding_is_no_effect_of_a_million():
+    found = seeds.compare([0.1, 0.3], [0.4, 0.6])
+    assert found.effect == math.inf and found.p == 0.0
+
+
+def test_a_claim_is_tested_on_the_seeds_that_both_rows_have_and_the_rest_is_left_out():
+    claim, other = arms.CLAIMS["choices"][2], arms.CLAIMS["choices"][5]
+
+    def seed(total):
+        return {"total": total}
+
+    rows = {"sft_hard": [seed(1.0), None, seed(1.0)], "ours": [seed(2.0), seed(9.0), seed(3.0)], "grpo": [None] * 3}
+    page = pages.claims_page(rows, [claim, other], "")
+    # differences 1 and 2; the second seed lacks a row, the second claim has no seed at all
+    assert [row[:2] for row in page["rows"]] == [[claim.title, "2"]]
+    assert page["tests"]["total"][0]["difference"]["mean"] == 1.5
+
+
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=3, max_size=8), st.floats(-3, 3))
 def test_a_shift_of_both_rows_changes_no_test(pairs, shift):
     first, second = [a for a, _ in pairs], [b for _, b in pairs]

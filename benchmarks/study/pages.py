@@ -7,12 +7,12 @@ from pathlib import Path
 
 from study.arms import Arm, Claim
 from study.seeds import Comparison, Estimate, compare, estimate
-from study.values import abnormal_share, cpu_seconds
+from study.values import Seed, abnormal_share, cpu_seconds
 
 from rewards.statistics import holm
 from run_scores import TRUTH
 
-Values = Mapping[str, Sequence[Mapping[str, float | None]]]  # arm -> metric -> value, for each seed
+Values = Mapping[str, Sequence[Seed | None]]  # arm -> one a seed, None where it is not done
 BERTSCORE = "BERTScore (MiniLM)"  # not the published encoder, hence its own name
 NAMES = {
     "total": "total reward",
@@ -34,10 +34,13 @@ TESTED = ("total", "label_f1_rules", TRUTH, "wrong", "hallucinated", "bertscore"
 def rows_page(values: Values, arms: Sequence[Arm], setting: str) -> dict[str, object]:
     """A row an arm: mean over seeds and half the width of the 95 % interval of each metric."""
     shown = [name for name in NAMES if known(values, name)]
-    rows = [[arm.title, *(cell(estimate([seed[name] for seed in values[arm.name]])) for name in shown)] for arm in arms]
+    rows = [
+        [arm.title, str(len(done(values[arm.name]))), *(cell_or_dash(values[arm.name], name) for name in shown)]
+        for arm in arms
+    ]
     return {
         "setting": f"{setting}: mean over seeds ± half of the 95 % interval (Student's t)",
-        "columns": ["row", *(NAMES[name] for name in shown)],
+        "columns": ["row", "seeds", *(NAMES[name] for name in shown)],
         "rows": rows,
         "per_seed": values,
     }
@@ -46,18 +49,16 @@ def rows_page(values: Values, arms: Sequence[Arm], setting: str) -> dict[str, ob
 def claims_page(values: Values, claims: Sequence[Claim], setting: str) -> dict[str, object]:
     """A row a claim: the paired difference of each tested metric with its interval, effect size and p."""
     tested = [name for name in TESTED if known(values, name)]
-    found = {
-        name: [compare(*([seed[name] for seed in values[arm.name]] for arm in (c.first, c.second))) for c in claims]
-        for name in tested
-    }
+    claims = [claim for claim in claims if common(values, claim)]
+    found = {name: [compared(values, claim, name) for claim in claims] for name in tested}
     corrected = {name: corrected_p(tests) for name, tests in found.items()}
     rows = [
-        [claim.title, *(test_cell(found[name][i], corrected[name][i]) for name in tested)]
+        [claim.title, str(found["total"][i].seeds), *(test_cell(found[name][i], corrected[name][i]) for name in tested)]
         for i, claim in enumerate(claims)
     ]
     return {
         "setting": f"{setting}: difference ± half of its 95 % interval; d_z; p of the paired t-test, and after Holm",
-        "columns": ["claim", *(NAMES[name] for name in tested)],
+        "columns": ["claim", "seeds", *(NAMES[name] for name in tested)],
         "rows": rows,
         "tests": {
             name: [{**asdict(test), "p_holm": p} for test, p in zip(found[name], corrected[name], strict=True)]
@@ -81,7 +82,7 @@ def sensitivity_page(values: Values, arms: Sequence[Arm], folders: Sequence[Path
     }
     full, rows = cpu_seconds(folders, "ours"), []
     for arm in arms:
-        cells = [cell_or_dash([seed[name] for seed in values[arm.name]]) for name in columns]
+        cells = [cell_or_dash(values[arm.name], name) for name in columns]
         cost = cpu_seconds(folders, arm.name)
         rows.append(
             [arm.title, *cells, share(abnormal_share(folders, arm.name)), f"{cost / full:.2f}" if cost else "-"]
@@ -95,21 +96,38 @@ def sensitivity_page(values: Values, arms: Sequence[Arm], folders: Sequence[Path
 
 
 def known(values: Values, name: str) -> bool:
-    """Every seed of every arm has a value."""
-    return all(seed.get(name) is not None for seeds in values.values() for seed in seeds)
+    """Every seed of every arm that is done has a value."""
+    return all(seed.get(name) is not None for seeds in values.values() for seed in done(seeds))
+
+
+def done(seeds: Sequence[Seed | None]) -> list[Seed]:
+    return [seed for seed in seeds if seed is not None]
+
+
+def compared(values: Values, claim: Claim, name: str) -> Comparison:
+    both = common(values, claim)
+    return compare([first[name] for first, _ in both], [second[name] for _, second in both])
+
+
+def common(values: Values, claim: Claim) -> list[tuple[Seed, Seed]]:
+    """Both rows of a claim, on the seeds for which both are done."""
+    pairs = zip(values[claim.first.name], values[claim.second.name], strict=True)
+    return [(first, second) for first, second in pairs if first is not None and second is not None]
 
 
 def corrected_p(tests: Sequence[Comparison]) -> list[float]:
-    p = [test.p for test in tests]
-    return p if any(map(math.isnan, p)) else holm(p)
+    """Holm's p; a claim that has one seed only is not tested, and counts for nothing."""
+    tested = iter(holm([test.p for test in tests if not math.isnan(test.p)]))
+    return [math.nan if math.isnan(test.p) else next(tested) for test in tests]
 
 
 def cell(value: Estimate) -> str:
     return f"{value.mean:.3f}" if math.isnan(value.half) else f"{value.mean:.3f} ± {value.half:.3f}"
 
 
-def cell_or_dash(values: Sequence[float | None]) -> str:
-    return "-" if any(value is None for value in values) else cell(estimate([float(v) for v in values]))
+def cell_or_dash(seeds: Sequence[Seed | None], name: str) -> str:
+    values = [seed.get(name) for seed in done(seeds)]
+    return "-" if None in values else cell(estimate([float(value) for value in values]))
 
 
 def share(value: float | None) -> str:

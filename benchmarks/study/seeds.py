@@ -51,7 +51,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
     if len(differences) < 2:
         return Comparison(found, math.nan, math.nan, wins, len(differences))
     spread = statistics.stdev(differences)
-    if spread == 0:
+    if spread <= 1e-12 * max(1.0, abs(found.mean)):  # the same difference on every seed, up to rounding
         return Comparison(
             found,
             0.0 if found.mean == 0 else math.copysign(math.inf, found.mean),

@@ -53,20 +53,25 @@ def training(folder: Path) -> dict[str, float | None]:
     return found
 
 
-def per_seed(folders: Iterable[Path], arms: Sequence[Arm]) -> dict[str, list[dict[str, float | None]]]:
-    """Arm -> the values of each seed, in the order of the seeds' folders."""
-    table: dict[str, list[dict[str, float | None]]] = {arm.name: [] for arm in arms}
+Seed = Mapping[str, float | None]  # metric -> value
+
+
+def per_seed(folders: Iterable[Path], arms: Sequence[Arm]) -> dict[str, list[Seed | None]]:
+    """Arm -> the values of each seed, in the order of the seeds' folders; None where the arm is not done yet."""
+    table: dict[str, list[Seed | None]] = {arm.name: [] for arm in arms}
     for folder in folders:
         sft = read_result(folder, "sft")
         for arm in arms:
-            values = summary(read_result(folder, arm.name), sft)
-            table[arm.name].append({**values, **training(folder / arm.name)})
-    return table
+            done = (folder / arm.name / "result.jsonl").exists()
+            values = summary(read_result(folder, arm.name), sft) if done else None
+            table[arm.name].append(values and {**values, **training(folder / arm.name)})
+    return {name: seeds for name, seeds in table.items() if any(seeds)}
 
 
 def cpu_seconds(folders: Sequence[Path], arm: str) -> float:
     """CPU seconds that training the arm took, mean over seeds; 0 for one that trains nothing."""
-    costs = (json.loads((folder / arm / "cost.json").read_text(encoding="utf-8"))["train"] for folder in folders)
+    done = [folder / arm / "cost.json" for folder in folders if (folder / arm / "result.jsonl").exists()]
+    costs = (json.loads(path.read_text(encoding="utf-8"))["train"] for path in done)
     return 0.0 if arm == "sft" else statistics.fmean(costs)
 
 
@@ -76,8 +81,8 @@ def abnormal_share(folders: Sequence[Path], arm: str) -> float | None:
     for folder in folders:
         path = folder / arm / "explore" / "selection.json"
         if not path.exists():
-            return None
+            continue
         critical = {str(row["id"]): bool(row["critical"]) for row in read_lines(folder / "base" / "criticality.jsonl")}
         selected = json.loads(path.read_text(encoding="utf-8"))["selected"]
         shares.append(statistics.fmean(critical[study_id] for study_id in selected))
-    return statistics.fmean(shares)
+    return statistics.fmean(shares) if shares else None
