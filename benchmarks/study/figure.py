@@ -10,7 +10,7 @@ COLOURS = {"grpo": ("GRPO", "#b5482a"), "ours": ("CAPO", "#1f5f8b")}
 
 
 def draw(courses: Mapping[str, Sequence[Sequence[Point]]], path: Path) -> None:
-    """A panel a quantity over mean held-out reward: thin lines are seeds, the thick one is their mean at each step."""
+    """A panel a quantity over the gain in mean held-out reward: thin lines are seeds, the thick one is their mean at each step."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -24,7 +24,7 @@ def draw(courses: Mapping[str, Sequence[Sequence[Point]]], path: Path) -> None:
             for points in courses[arm]:
                 panel.plot(*series(points, name), color=colour, alpha=0.25, linewidth=0.8)
             panel.plot(*series(mean_course(courses[arm]), name), color=colour, linewidth=2, marker="o", label=label)
-        panel.set(xlabel="total reward, all held-out studies", title=QUANTITIES[name])
+        panel.set(xlabel="gain in total reward, all held-out studies", title=QUANTITIES[name])
         panel.title.set_fontsize(9)
     panels[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,8 @@ def draw(courses: Mapping[str, Sequence[Sequence[Point]]], path: Path) -> None:
 
 
 def series(points: Sequence[Point], name: str) -> tuple[list[float], list[float]]:
-    return [point["total"] for point in points], [point[name] for point in points]
+    """What was gained over the SFT policy, where every course begins, and the quantity."""
+    return [point["total"] - points[0]["total"] for point in points], [point[name] for point in points]
 
 
 def mean_course(courses: Sequence[Sequence[Point]]) -> list[Point]:
