@@ -10,7 +10,7 @@ COLOURS = {"grpo": ("GRPO", "#b5482a"), "ours": ("CAPO", "#1f5f8b")}
 
 
 def draw(courses: Mapping[str, Sequence[Sequence[Point]]], path: Path) -> None:
-    """A panel a quantity over the gain in mean held-out reward: thin lines are seeds, the thick one is their mean at each step."""
+    """A panel a quantity, over the gain in held-out reward: thin lines are seeds, the thick one is their mean."""
     import matplotlib
 
     matplotlib.use("svg")
