@@ -55,7 +55,8 @@ def test_k3_is_never_negative_and_nothing_is_clamped(logp, reference):
     value = k3(
         *(torch.tensor([[x]], dtype=torch.float64) for x in (logp, reference)), torch.ones(1, 1, dtype=torch.bool)
     )
-    assert value >= 0
+    # Where the two nearly agree, 1 is taken from a number that is 1 up to its last place.
+    assert value >= -(2.0**-52)
     gap = reference - logp
     torch.testing.assert_close(float(value), math.expm1(gap) - gap, rtol=1e-9, atol=1e-12)
 

@@ -51,7 +51,7 @@ def test_wheel_needs_torch_alone(wheel):
 def test_wheel_says_what_it_is(wheel):
     info = read_metadata(wheel)
     assert (info["Name"], info["License-Expression"], info["Requires-Python"]) == ("radflow", "Apache-2.0", ">=3.11")
-    assert set(info.get_all("Provides-Extra")) == {"train", "eval", "test", "dicom", "tensorboard", "wandb"}
+    assert set(info.get_all("Provides-Extra")) == {"train", "eval", "study", "test", "dicom", "tensorboard", "wandb"}
 
 
 def test_the_readmes_import_works_from_the_wheel_alone(wheel, tmp_path):
