@@ -1,6 +1,6 @@
 """What the small vision tower sees on real X-rays: how its warm-up head ranks held-out studies, and what it is worth.
 
-    PYTHONPATH=. python benchmarks/tower.py --seeds 0,1,2        after benchmarks/tables.py --table 3 --dataset iu
+    PYTHONPATH=. python benchmarks/tower.py --seeds 0,1,2        after benchmarks/tables.py --table 4 --dataset iu
 
 The label F1 of the Impression is an upper bound: "No Finding", unless the head's probability of it falls below a
 threshold, then the likeliest finding; and the threshold is the best one *for these held-out studies*. A policy has to

@@ -94,6 +94,7 @@ def test_a_perfect_report_makes_nothing_up_and_misses_nothing_of_the_true_state(
     )
     silent = finding_errors(ChexpertRules(), ["Findings: Normal. Impression: Normal."] * 40, studies)
     assert sum(row["dropped"] for row in silent) > 0 and sum(row["hallucinated"] for row in silent) == 0
+    assert all(row["wrong"] == row["dropped"] for row in silent)
 
 
 def points(*pairs):
