@@ -9,7 +9,7 @@ from capo.stopping import StopRequested
 from models.qwen_vl import QwenVL
 from reporting.run_files import evenly
 from reports_by_policy import write_reports
-from run_scores import score_reports
+from run_scores import scored_rows
 from stages import Run
 
 
@@ -56,8 +56,4 @@ def _own(policy: QwenVL, run: Run, studies: list, step: int) -> list[dict[str, o
             )  # fmt: skip
     except StopRequested:
         return None
-    columns = score_reports(run.reward, reports, studies)
-    return [
-        {"id": study.id, "report": report, **{name: values[i] for name, values in columns.items()}}
-        for i, (study, report) in enumerate(zip(studies, reports, strict=True))
-    ]
+    return scored_rows(run.reward, reports, studies)

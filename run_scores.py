@@ -35,6 +35,17 @@ def score_reports(reward: HierarchicalReward, reports: Sequence[str], studies: S
     return columns
 
 
+def scored_rows(
+    reward: HierarchicalReward, reports: Sequence[str], studies: Sequence[Study]
+) -> list[dict[str, object]]:
+    """The same study by study: rows of id, report and every metric."""
+    columns = score_reports(reward, reports, studies)
+    return [
+        {"id": study.id, "report": report, **{name: values[i] for name, values in columns.items()}}
+        for i, (study, report) in enumerate(zip(studies, reports, strict=True))
+    ]
+
+
 def _scored(reward: HierarchicalReward, reports: Sequence[str], studies: Sequence[Study]) -> Columns:
     """Total and metrics, these on the texts as written (the reward itself reads them without line breaks).
 

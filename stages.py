@@ -43,7 +43,7 @@ from rewards.corrections import CriticalityConfig
 from rewards.hierarchy import HierarchicalReward
 from rewards.judge_config import ANSWERS_DEPEND_ON, JudgeConfig
 from run_folder import open_run, plain
-from run_scores import score_reports
+from run_scores import scored_rows
 
 WARMUP_PHANTOMS = 2400  # drawn in about 13 s
 STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate", "export")
@@ -168,11 +168,7 @@ def reported(run: Run, model: str, studies: Sequence[Study], folder: Path, *, ti
         reports = write_reports(
             policy[0], run.processor, part, run.config.evaluate, title=name, stop=run.stop, shown=run.ranks.first
         )
-        columns = score_reports(run.reward, reports, part)
-        return [
-            {"id": study.id, "report": report, **{metric: values[i] for metric, values in columns.items()}}
-            for i, (study, report) in enumerate(zip(part, reports, strict=True))
-        ]
+        return scored_rows(run.reward, reports, part)
 
     return in_parts(folder, studies, run.config.explore.part_size, work, run.ranks, title=title)
 

@@ -25,7 +25,7 @@ from reports_by_policy import sample_reports
 from rewards.criticality import CriticalityRules
 from rewards.hierarchy import HierarchicalReward
 from run_folder import open_run, read_config
-from run_scores import constant_report, nearest_reports, score_reports, with_other_images
+from run_scores import constant_report, nearest_reports, scored_rows, with_other_images
 from stages import MAY_CHANGE, PRODUCTS, Config, Run, load_policy, reported
 
 HERE = Path(__file__).parent
@@ -81,7 +81,7 @@ def run_arm(dataset: str, seed: int, folder: Path, encoder: Path, arm: Arm) -> N
 def results(run: Run, arm: Arm) -> list[dict[str, object]]:
     """A row a held-out study: id, critical, report, every metric, wrong findings, KL to the SFT policy."""
     if arm.writes != "policy":
-        return with_errors(run, scored(run, blind_reports(run, arm.writes)))
+        return with_errors(run, scored_rows(run.reward, blind_reports(run, arm.writes), run.corpus.test))
     if arm.policy_of is not None:
         return with_errors(run, reported_again(run, arm))
     began = time.process_time()
@@ -102,16 +102,7 @@ def reported_again(run: Run, arm: Arm) -> list[dict[str, object]]:
     policy = load_policy(folder / stage / "model", run)
     options = {"seed": run.config.seed, "slots": run.config.evaluate.slots, "title": arm.name}
     written = sample_reports(policy, run.processor, run.corpus.test, run.config.rollout, **options)
-    return scored(run, [report for report, _ in written])
-
-
-def scored(run: Run, reports: Sequence[str]) -> list[dict[str, object]]:
-    """Rows of id, report and every metric, of one report a held-out study."""
-    columns = score_reports(run.reward, reports, run.corpus.test)
-    return [
-        {"id": study.id, "report": report, **{name: values[i] for name, values in columns.items()}}
-        for i, (study, report) in enumerate(zip(run.corpus.test, reports, strict=True))
-    ]
+    return scored_rows(run.reward, [report for report, _ in written], run.corpus.test)
 
 
 def blind_reports(run: Run, kind: str) -> list[str]:

@@ -42,7 +42,7 @@ def summary(rows: Rows, sft: Rows) -> dict[str, float | None]:
 
 
 def training(folder: Path) -> dict[str, float | None]:
-    """What the RL stage's own metrics say: the largest |r - 1| met, the mean share of clipped tokens, CPU seconds."""
+    """From the RL stage's own metrics, means over steps: the largest |r - 1| of a step, the share of clipped tokens."""
     rows = read_lines(folder / "rl" / "metrics.jsonl")
     if not rows:
         return {}
