@@ -193,7 +193,7 @@ def warm_up(run: Run, start: Path) -> None:
     found = run.reward.expert.labeler([study.report for study in corpus.train])
     labels = torch.tensor([[float(label in named) for label in names] for named in found])
     phantoms, truths = warmup_phantoms(names, seed=config.seed, size=config.data.image_size) if first else ((), None)
-    reader = LabelReader(policy, policy.vision, labels.mean(0))
+    reader = LabelReader(policy, policy.vision, labels.mean(0), grid=config.warmup.grid)
     steps = first + config.warmup.steps
     trainer = Trainer(reader, config.warmup.optimizer, num_steps=steps, ranks=run.ranks, stop=run.stop)
     stage = TrainingStage(run, "warmup", trainer, every=config.sft.checkpoint_every)

@@ -76,7 +76,8 @@ def measured(run: Run) -> dict[str, float]:
 def probabilities(run: Run) -> np.ndarray:
     """[N, L], of the warm-up's own head, from its last checkpoint."""
     policy = load_policy(run.folder / "start", run)
-    reader = LabelReader(policy, policy.vision, torch.full((len(run.reward.expert.labeler.labels),), 0.5))
+    labels, grid = run.reward.expert.labeler.labels, run.config.warmup.grid
+    reader = LabelReader(policy, policy.vision, torch.full((len(labels),), 0.5), grid=grid)
     trainer = Trainer(reader, run.config.warmup.optimizer, num_steps=1)
     identity = {"config": config_hash(run.config), "studies": run.corpus.fingerprint}
     if Checkpoints(run.folder / "warmup" / "checkpoints", Ranks(), identity=identity).load(trainer.state()[0]) is None:

@@ -34,6 +34,9 @@ class Policy(Protocol):
     def features(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         """Image features of each prompt, [image tokens, W]; one run of the vision tower for all."""
 
+    def feature_shapes(self, prompt: Prompt) -> list[tuple[int, int]]:
+        """Rows and columns of the features of each image of a prompt; their products add up to its image tokens."""
+
     def embed(self, prompts: Sequence[Prompt], features: Sequence[Tensor]) -> list[Tensor]:
         """Input embeddings of each prompt, [P, W], image features in place; channels beyond D are 0 at text tokens."""
 

@@ -23,6 +23,9 @@ class WarmupConfig:
     phantom_steps: int = 0
     """Steps before those on chest phantoms, whose labels are true and of which there are as many as wanted; for the
     14 chest labels only."""
+    grid: int = 0
+    """Cells a side by which the head tells places of an image apart; 0 reads the mean over all images. Real images,
+    whose findings differ in where they are more than in what they look like, need it."""
     batch_size: int = 24
     """Studies a step."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -33,6 +36,8 @@ class WarmupConfig:
                 "expected steps and phantom_steps of at least 0 and batch_size of at least 1, got "
                 f"{self.steps}, {self.phantom_steps} and {self.batch_size}"
             )
+        if self.grid < 0:
+            raise ValueError(f"expected warmup.grid of at least 0, got {self.grid}")
         if self.phantom_steps and not self.steps:
             raise ValueError(
                 f"expected warmup.steps with warmup.phantom_steps {self.phantom_steps}, got 0: what was learned on "
@@ -41,25 +46,48 @@ class WarmupConfig:
 
 
 class LabelReader(nn.Module):
-    """A linear layer on the mean image feature of a study; trains itself and the tower, not the language model.
+    """A linear layer on the image features of a study; trains itself and the tower, not the language model.
+
+    It reads their mean, or, with a grid, their means in each cell of the first image and of the others. A Qwen tower
+    knows where patches lie to each other, not where they lie in the image: only positions in the prompt say that, to
+    the language model. A head on one mean over all of them would have to do without.
 
     Args:
         policy: gives the features.
         vision: the policy's tower, trained in place.
         prevalence: [L], share of studies with each label; the layer starts there.
+        grid: cells a side; 0 reads the mean.
     """
 
-    def __init__(self, policy: Policy, vision: nn.Module, prevalence: Tensor) -> None:
+    def __init__(self, policy: Policy, vision: nn.Module, prevalence: Tensor, *, grid: int = 0) -> None:
         super().__init__()
-        self.vision, self.features = vision, policy.features
+        self.vision, self.features, self.shapes, self.grid = vision, policy.features, policy.feature_shapes, grid
         width = policy.output_weight().shape[1]
-        self.head = nn.Linear(width, len(prevalence), device=policy.device)
+        self.head = nn.Linear(width * (2 * grid**2 or 1), len(prevalence), device=policy.device)
         nn.init.zeros_(self.head.weight)
         self.head.bias.data.copy_(prevalence.clamp(0.01, 0.99).logit())
 
     def forward(self, prompts: Sequence[Prompt]) -> Tensor:
         """Logits [B, L]."""
-        return self.head(torch.stack([features.mean(0) for features in self.features(prompts)]))
+        features = self.features(prompts)
+        if self.grid == 0:
+            return self.head(torch.stack([image.mean(0) for image in features]))
+        cells = [self._cells(images, prompt) for images, prompt in zip(features, prompts, strict=True)]
+        return self.head(torch.stack(cells))
+
+    def _cells(self, features: Tensor, prompt: Prompt) -> Tensor:
+        """[image tokens, W] -> [2 x grid x grid x W]: the first image, and the mean of the others, 0 without any."""
+        shapes = self.shapes(prompt)
+        images = features.split([height * width for height, width in shapes])
+        pooled = [self._pooled(image, *shape) for image, shape in zip(images, shapes, strict=True)]
+        others = torch.stack(pooled[1:]).mean(0) if pooled[1:] else torch.zeros_like(pooled[0])
+        # Of one size however many cells there are: an optimiser's step moves every weight of the head by about as much.
+        return torch.cat([pooled[0], others]) / (2 * self.grid**2) ** 0.5
+
+    def _pooled(self, image: Tensor, height: int, width: int) -> Tensor:
+        """[height x width, W] in rows -> [W x grid x grid]. Normalised first: an untrained tower's features are not."""
+        rows = nn.functional.layer_norm(image, image.shape[-1:]).T.unflatten(1, (height, width))
+        return nn.functional.adaptive_avg_pool2d(rows[None], self.grid).flatten()
 
 
 def read_labels(

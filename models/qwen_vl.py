@@ -82,8 +82,13 @@ class QwenVL(nn.Module):
         self._mark(torch.is_grad_enabled())
         output = self.vision(pixels, grid_thw=grids)
         merged = torch.cat([output.pooler_output, *(getattr(output, "deepstack_features", None) or ())], -1)
-        merge = self.vision.spatial_merge_size**2
-        return list(merged.split([int(p.image_grid_thw.prod(-1).sum()) // merge for p in prompts]))
+        shapes = [self.feature_shapes(prompt) for prompt in prompts]
+        return list(merged.split([sum(height * width for height, width in images) for images in shapes]))
+
+    def feature_shapes(self, prompt: Prompt) -> list[tuple[int, int]]:
+        """Rows and columns of the features of each image of a prompt: neighbouring patches are merged into one."""
+        merge = self.vision.spatial_merge_size
+        return [(int(h) // merge, int(w) // merge) for _, h, w in prompt.image_grid_thw]
 
     def embed(self, prompts: Sequence[Prompt], features: Sequence[Tensor]) -> list[Tensor]:
         """Input embeddings of each prompt, [P, W], with its image features at the image tokens."""

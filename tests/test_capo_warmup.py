@@ -20,6 +20,58 @@ def test_the_tower_learns_to_tell_two_images_apart_and_the_language_model_stays(
         assert torch.equal(parameter, before[name]) != ("visual" in name), name
 
 
+class Given:
+    """Features as they are given: each study has its images, [rows, columns, 2]."""
+
+    device = torch.device("cpu")
+
+    def output_weight(self):
+        return torch.zeros(5, 2)
+
+    def features(self, prompts):
+        return [torch.cat([image.flatten(0, 1) for image in images]) for images in prompts]
+
+    def feature_shapes(self, images):
+        return [tuple(image.shape[:2]) for image in images]
+
+
+UP, DOWN = [1.0, -1.0], [-1.0, 1.0]  # of mean 0 and variance 1: what the head normalises them to
+
+
+@torch.no_grad()
+def weigh_one(reader, place):
+    reader.head.weight.zero_()
+    reader.head.weight[0, place] = 1.0
+
+
+def test_the_grid_tells_where_in_the_image_and_in_which_image():
+    left = torch.tensor([[UP, DOWN], [UP, DOWN]])
+    right, lateral = left.flip(1), torch.tensor([[UP] * 4, [DOWN] * 4])
+    policy, nothing = Given(), torch.nn.Identity()
+    mean, grid = (LabelReader(policy, nothing, torch.tensor([0.5]), grid=cells) for cells in (0, 2))
+    weigh_one(mean, 0)
+    # the head's inputs: channel 0 of the four cells, then channel 1; of the first image and then of the others
+    weigh_one(grid, 0)
+    assert mean([[left], [right]]).flatten().tolist() == [0.0, 0.0]
+    torch.testing.assert_close(grid([[left], [right]]).flatten(), torch.tensor([1.0, -1.0]) / 8**0.5)
+    weigh_one(grid, 8 + 3)  # lower right, of the others
+    alone, second, third = grid([[left], [left, lateral], [left, lateral, right]]).flatten()
+    assert alone == 0
+    torch.testing.assert_close(torch.stack([second, third]), torch.tensor([-1.0, (-1.0 + 1.0) / 2]) / 8**0.5)
+
+
+def test_a_tower_is_trained_through_the_grid_too(policy, processor, studies):
+    prompts = [prompt_of(processor, study) for study in studies[:2]]
+    assert [sum(h * w for h, w in policy.feature_shapes(p)) for p in prompts] == [
+        len(images) for images in policy.features(prompts)
+    ]
+    trainer = Trainer(
+        LabelReader(policy, policy.vision, torch.tensor([0.5]), grid=2), OptimizerConfig(lr=2e-3), num_steps=20
+    )
+    losses = [read_labels(trainer, prompts, torch.tensor([[1.0], [0.0]]))["loss"] for _ in range(20)]
+    assert abs(losses[0] - 0.6931) < 1e-3 and losses[-1] < 0.1
+
+
 def test_rare_and_absent_labels_start_at_their_prevalence(policy):
     reader = LabelReader(policy, policy.vision, torch.tensor([0.0, 0.25]))
     # an absent label is taken as 1 %: its logit must stay finite
@@ -42,3 +94,5 @@ def test_a_warm_up_on_phantoms_is_refused_where_their_labels_are_not_the_corpus_
         stages.warmup_phantoms(["stenosis"], seed=0, size=56)
     with pytest.raises(ValueError, match="carried over"):
         WarmupConfig(phantom_steps=10)
+    with pytest.raises(ValueError, match=r"warmup\.grid of at least 0, got -1"):
+        WarmupConfig(grid=-1)
