@@ -46,11 +46,11 @@ class WarmupConfig:
 
 
 class LabelReader(nn.Module):
-    """A linear layer on the image features of a study; trains itself and the tower, not the language model.
+    """Linear layers on the image features of a study; they train themselves and the tower, not the language model.
 
-    It reads their mean, or, with a grid, their means in each cell of the first image and of the others. A Qwen tower
-    knows where patches lie to each other, not where they lie in the image: only positions in the prompt say that, to
-    the language model. A head on one mean over all of them would have to do without.
+    One reads the mean over all features, so that each of them comes to carry the labels. With a grid another one reads
+    the means in each cell of the first image and of the others: a Qwen tower knows where patches lie to each other, not
+    where they lie in the image, and on real images the first head alone does not begin to learn.
 
     Args:
         policy: gives the features.
@@ -63,17 +63,19 @@ class LabelReader(nn.Module):
         super().__init__()
         self.vision, self.features, self.shapes, self.grid = vision, policy.features, policy.feature_shapes, grid
         width = policy.output_weight().shape[1]
-        self.head = nn.Linear(width * (2 * grid**2 or 1), len(prevalence), device=policy.device)
-        nn.init.zeros_(self.head.weight)
-        self.head.bias.data.copy_(prevalence.clamp(0.01, 0.99).logit())
+        sizes = [width, *([2 * grid**2 * width] if grid else [])]
+        self.heads = nn.ModuleList(nn.Linear(size, len(prevalence), device=policy.device) for size in sizes)
+        for head in self.heads:
+            nn.init.zeros_(head.weight)
+            head.bias.data.copy_(prevalence.clamp(0.01, 0.99).logit())
 
     def forward(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Logits [B, L]."""
+        """Logits [H, B, L]: of the head on the mean, and of the one on the cells if there is a grid."""
         features = self.features(prompts)
-        if self.grid == 0:
-            return self.head(torch.stack([image.mean(0) for image in features]))
-        cells = [self._cells(images, prompt) for images, prompt in zip(features, prompts, strict=True)]
-        return self.head(torch.stack(cells))
+        read = [torch.stack([images.mean(0) for images in features])]
+        if self.grid:
+            read.append(torch.stack([self._cells(f, p) for f, p in zip(features, prompts, strict=True)]))
+        return torch.stack([head(values) for head, values in zip(self.heads, read, strict=True)])
 
     def _cells(self, features: Tensor, prompt: Prompt) -> Tensor:
         """[image tokens, W] -> [2 x grid x grid x W]: the first image, and the mean of the others, 0 without any."""
@@ -93,7 +95,7 @@ class LabelReader(nn.Module):
 def read_labels(
     trainer: Trainer, prompts: Sequence[Prompt], labels: Tensor, *, num_studies: int | None = None
 ) -> dict[str, float]:
-    """One optimiser step on the binary cross-entropy of each label, averaged over studies and labels.
+    """One optimiser step on the binary cross-entropy of each label, averaged over studies, labels and heads.
 
     Args:
         trainer: of a `LabelReader`.
@@ -102,7 +104,8 @@ def read_labels(
     """
     trainer.check_stop()
     logits = trainer.policy(prompts)
-    total = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="sum")
-    loss = total / ((num_studies or len(prompts)) * labels.shape[1])
+    target = labels.to(logits).expand_as(logits)
+    total = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+    loss = total / ((num_studies or len(prompts)) * labels.shape[1] * len(logits))
     loss.backward()
     return {"loss": trainer.ranks.total(float(loss.detach())), **trainer.step()}

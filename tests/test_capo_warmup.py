@@ -39,23 +39,24 @@ UP, DOWN = [1.0, -1.0], [-1.0, 1.0]  # of mean 0 and variance 1: what the head n
 
 
 @torch.no_grad()
-def weigh_one(reader, place):
-    reader.head.weight.zero_()
-    reader.head.weight[0, place] = 1.0
+def weigh_one(head, place):
+    head.weight.zero_()
+    head.weight[0, place] = 1.0
 
 
 def test_the_grid_tells_where_in_the_image_and_in_which_image():
     left = torch.tensor([[UP, DOWN], [UP, DOWN]])
     right, lateral = left.flip(1), torch.tensor([[UP] * 4, [DOWN] * 4])
-    policy, nothing = Given(), torch.nn.Identity()
-    mean, grid = (LabelReader(policy, nothing, torch.tensor([0.5]), grid=cells) for cells in (0, 2))
+    reader = LabelReader(Given(), torch.nn.Identity(), torch.tensor([0.5]), grid=2)
+    mean, cells = reader.heads
     weigh_one(mean, 0)
-    # the head's inputs: channel 0 of the four cells, then channel 1; of the first image and then of the others
-    weigh_one(grid, 0)
-    assert mean([[left], [right]]).flatten().tolist() == [0.0, 0.0]
-    torch.testing.assert_close(grid([[left], [right]]).flatten(), torch.tensor([1.0, -1.0]) / 8**0.5)
-    weigh_one(grid, 8 + 3)  # lower right, of the others
-    alone, second, third = grid([[left], [left, lateral], [left, lateral, right]]).flatten()
+    # its inputs: channel 0 of the four cells, then channel 1; of the first image and then of the others
+    weigh_one(cells, 0)
+    of_mean, of_cells = reader([[left], [right]])
+    assert of_mean.flatten().tolist() == [0.0, 0.0]
+    torch.testing.assert_close(of_cells.flatten(), torch.tensor([1.0, -1.0]) / 8**0.5)
+    weigh_one(cells, 8 + 3)  # lower right, of the others
+    alone, second, third = reader([[left], [left, lateral], [left, lateral, right]])[1].flatten()
     assert alone == 0
     torch.testing.assert_close(torch.stack([second, third]), torch.tensor([-1.0, (-1.0 + 1.0) / 2]) / 8**0.5)
 
@@ -75,7 +76,7 @@ def test_a_tower_is_trained_through_the_grid_too(policy, processor, studies):
 def test_rare_and_absent_labels_start_at_their_prevalence(policy):
     reader = LabelReader(policy, policy.vision, torch.tensor([0.0, 0.25]))
     # an absent label is taken as 1 %: its logit must stay finite
-    torch.testing.assert_close(reader.head.bias.detach().sigmoid(), torch.tensor([0.01, 0.25]))
+    torch.testing.assert_close(reader.heads[0].bias.detach().sigmoid(), torch.tensor([0.01, 0.25]))
 
 
 def test_phantoms_of_the_warm_up_carry_true_labels_and_no_image_of_another_day(monkeypatch):
