@@ -4,6 +4,7 @@ import functools
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from study import arms, figure, pages, purpose, runs, seeds, values  # noqa: E40
 from study.errors import finding_errors  # noqa: E402
 
 from data.phantoms import make_studies, perfect_report  # noqa: E402
+from data.studies import Study  # noqa: E402
 from models.start import ModelConfig  # noqa: E402
 from rewards.chexpert_rules import ChexpertRules  # noqa: E402
 from run_folder import plain  # noqa: E402
@@ -107,6 +109,26 @@ def test_auc_by_hand_and_with_a_tie():
     # positives score 3 and 1, negatives 2 and 0: three of the four pairs are in order
     assert tower.auc(np.array([3.0, 2.0, 1.0, 0.0]), np.array([True, False, True, False])) == 0.75
     assert tower.auc(np.array([1.0, 1.0]), np.array([True, False])) == 0.5
+
+
+def test_the_linear_model_finds_the_bright_corner_that_the_label_stands_for():
+    import tower
+
+    rng = np.random.default_rng(0)
+
+    def study(number):
+        ill, image = number % 3 == 0, rng.integers(0, 128, (64, 64), dtype=np.uint8)
+        image[32:, 32:] += np.uint8(100 * ill)
+        findings = "The heart is enlarged." if ill else "Clear."
+        return Study(str(number), str(number), "train", (image, image), findings, "")
+
+    studies = [study(number) for number in range(120)]
+    expert = SimpleNamespace(labeler=ChexpertRules())
+    corpus = SimpleNamespace(train=studies[:90], test=studies[90:])
+    run = SimpleNamespace(reward=SimpleNamespace(expert=expert), corpus=corpus)
+    found = tower.linear_probabilities(run)[:, expert.labeler.labels.index("Cardiomegaly")]
+    ill = np.arange(90, 120) % 3 == 0
+    assert found[ill].min() > found[~ill].max()
 
 
 def test_courses_meet_at_the_highest_reward_that_both_reach():
