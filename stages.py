@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -26,7 +26,6 @@ from capo.trainer import DivergedError, RlConfig, Trainer
 from capo.warmup import WarmupConfig
 from data.augment import jitter
 from data.corpus import Corpus, DataConfig
-from data.phantoms import make_studies, state_labels
 from data.studies import Study
 from models.adapter_files import save_adapter
 from models.lora import add_lora, merge_lora, reference
@@ -45,7 +44,6 @@ from rewards.judge_config import ANSWERS_DEPEND_ON, JudgeConfig
 from run_folder import open_run, plain
 from run_scores import scored_rows
 
-WARMUP_PHANTOMS = 2400  # drawn in about 13 s
 STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate", "export")
 
 
@@ -310,23 +308,6 @@ def keep_policy(policy: QwenVL, run: Run, stage: str, *, base: Path) -> None:
 
 def augmentation(config: Config, stage: str, step: int, place: int) -> Callable | None:
     return jitter(sample_seed(config.seed, f"augment {stage}", step, "", place)) if config.sft.augment else None
-
-
-def warmup_phantoms(labels: Sequence[str], *, seed: int, size: int) -> tuple[list[Study], torch.Tensor]:
-    """Chest phantoms without their prior images, and whether each of `labels` is true of them, [N, L] float.
-
-    Raises:
-        ValueError: `labels` are not those of chest phantoms.
-    """
-    drawn = make_studies("chest", num_train=WARMUP_PHANTOMS, num_val=0, num_test=0, seed=seed, size=size)
-    truths = [state_labels(study.state) for study in drawn]
-    if unknown := [label for label in labels if label not in truths[0]]:
-        raise ValueError(
-            f"expected the 14 CheXpert labels with warmup.phantom_steps, got {unknown[0]!r} from reward.expert; "
-            "phantoms of other kinds teach nothing here: set warmup.phantom_steps to 0"
-        )
-    table = torch.tensor([[float(truth[label]) for label in labels] for truth in truths])
-    return [replace(study, prior_images=()) for study in drawn], table
 
 
 def balanced_weights(studies: Sequence[Study], reward: HierarchicalReward, balance: float) -> list[float] | None:

@@ -74,7 +74,6 @@ from stages import (
     prepare_training,
     reported,
     timed,
-    warmup_phantoms,
 )
 
 # Beside the stages; each is given the words after its name.
@@ -181,34 +180,27 @@ def take_stages(run: Run, start: Path) -> None:
 
 
 def warm_up(run: Run, start: Path) -> None:
-    """The vision tower learns to name labels -> warmup/model. Without steps: nothing.
-
-    First those of phantoms, where asked, and then those of the reference reports.
-    """
+    """The vision tower learns to name the labels of the reference reports -> warmup/model. Without steps: nothing."""
     config, corpus = run.config, run.corpus
     if config.warmup.steps == 0:
         return
-    policy, first = load_policy(start, run), config.warmup.phantom_steps
-    names = run.reward.expert.labeler.labels
-    found = run.reward.expert.labeler([study.report for study in corpus.train])
-    labels = torch.tensor([[float(label in named) for label in names] for named in found])
-    phantoms, truths = warmup_phantoms(names, seed=config.seed, size=config.data.image_size) if first else ((), None)
+    policy, labeler = load_policy(start, run), run.reward.expert.labeler
+    found = labeler([study.report for study in corpus.train])
+    labels = torch.tensor([[float(label in named) for label in labeler.labels] for named in found])
     reader = LabelReader(policy, policy.vision, labels.mean(0), grid=config.warmup.grid)
-    steps = first + config.warmup.steps
+    steps, size = config.warmup.steps, config.warmup.batch_size
     trainer = Trainer(reader, config.warmup.optimizer, num_steps=steps, ranks=run.ranks, stop=run.stop)
     stage = TrainingStage(run, "warmup", trainer, every=config.sft.checkpoint_every)
-    size = config.warmup.batch_size
+    batches = shuffled_batches(len(corpus.train), size, seed=config.seed + 2, start_step=stage.first)
 
     def step(number: int) -> dict[str, float]:
-        studies, known, start_step = (phantoms, truths, 0) if number < first else (corpus.train, labels, first)
-        seed = config.seed + 2
-        chosen = next(shuffled_batches(len(studies), size, seed=seed, start_step=number - start_step))
+        chosen = next(batches)
         own = run.ranks.share([1] * size)
         prompts = [
-            prompt_of(run.processor, studies[chosen[place]], augmentation(config, "warmup", number, place))
+            prompt_of(run.processor, corpus.train[chosen[place]], augmentation(config, "warmup", number, place))
             for place in own
         ]
-        return read_labels(trainer, prompts, known[[chosen[place] for place in own]], num_studies=size)
+        return read_labels(trainer, prompts, labels[[chosen[place] for place in own]], num_studies=size)
 
     stage.run(steps, step, title="warm-up", shown="loss")
     policy.save(run.folder / "warmup" / "model", run.processor, write=run.ranks.first)

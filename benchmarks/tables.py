@@ -28,6 +28,8 @@ from study.purpose import course, purpose_page
 from study.values import per_seed
 from tqdm import tqdm
 
+from run_folder import plain
+
 CORES = len(os.sched_getaffinity(0))
 DATASETS = ("chest", "carotid", "iu")
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
@@ -36,7 +38,7 @@ FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 def main() -> None:
     asked = arguments()
     folders = [asked.out / asked.dataset / f"seed{seed}" for seed in asked.seeds]
-    arms = chosen(TABLES[asked.table], asked.only)
+    arms = without_repeats(chosen(TABLES[asked.table], asked.only), asked.dataset, asked.encoder)
     if not asked.done:
         train_all(asked, folders, arms)
     name, setting = f"table_{asked.table}_{asked.dataset}", f"{asked.dataset}, seeds {', '.join(map(str, asked.seeds))}"
@@ -99,6 +101,18 @@ def chosen(arms: Sequence[Arm], only: str | None) -> list[Arm]:
     if unknown := set(names) - {arm.name for arm in arms}:
         sys.exit(f"error: expected rows among {', '.join(arm.name for arm in arms)}, got {', '.join(sorted(unknown))}")
     return [arm for arm in arms if arm.name in names or arm.name == "sft"]
+
+
+def without_repeats(arms: Sequence[Arm], dataset: str, encoder: Path) -> list[Arm]:
+    """Each way to train once: what a row changes may be what the dataset's config says already."""
+    kept: list[Arm] = []
+    met: list[object] = []
+    for arm in arms:
+        config = plain(runs.config_of(dataset, 0, Path("run"), arm.changes, encoder))
+        if arm.trains == "nothing" or (arm.trains, config) not in met:
+            kept.append(arm)
+            met.append((arm.trains, config))
+    return kept
 
 
 def packaged_encoder() -> Path:

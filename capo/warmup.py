@@ -20,9 +20,6 @@ class WarmupConfig:
 
     steps: int = 0
     """Optimiser steps on the corpus; 0 leaves the warm-up out."""
-    phantom_steps: int = 0
-    """Steps before those on chest phantoms, whose labels are true and of which there are as many as wanted; for the
-    14 chest labels only."""
     grid: int = 0
     """Cells a side by which the head tells places of an image apart; 0 reads the mean over all images. Real images,
     whose findings differ in where they are more than in what they look like, need it."""
@@ -31,17 +28,10 @@ class WarmupConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.phantom_steps) < 0 or self.batch_size < 1:
+        if min(self.steps, self.grid) < 0 or self.batch_size < 1:
             raise ValueError(
-                "expected steps and phantom_steps of at least 0 and batch_size of at least 1, got "
-                f"{self.steps}, {self.phantom_steps} and {self.batch_size}"
-            )
-        if self.grid < 0:
-            raise ValueError(f"expected warmup.grid of at least 0, got {self.grid}")
-        if self.phantom_steps and not self.steps:
-            raise ValueError(
-                f"expected warmup.steps with warmup.phantom_steps {self.phantom_steps}, got 0: what was learned on "
-                "phantoms has to be carried over to the corpus"
+                "expected steps and grid of at least 0 and batch_size of at least 1, got "
+                f"{self.steps}, {self.grid} and {self.batch_size}"
             )
 
 

@@ -138,6 +138,18 @@ def test_courses_meet_at_the_highest_reward_that_both_reach():
     assert purpose.at_equal_reward(points((1.0, 0.0), (0.5, 1.0)), points((1.0, 0.0), (2.0, 4.0))) is None
 
 
+def test_a_row_that_changes_nothing_on_a_dataset_is_not_trained_there():
+    import tables
+
+    def left_out(dataset):
+        kept = tables.without_repeats(arms.ABLATION, dataset, Path("encoder"))
+        return {arm.name for arm in arms.ABLATION} - {arm.name for arm in kept}
+
+    # carotid phantoms have the paper's weights anyway; only IU X-ray draws rare Impressions more often
+    assert left_out("carotid") == {"paper_weights", "plain"}
+    assert left_out("chest") == {"plain"} and left_out("iu") == set()
+
+
 @pytest.mark.parametrize("dataset", ["chest", "carotid", "iu"])
 def test_the_configs_of_the_study_are_configs_of_train(dataset, tmp_path):
     config = runs.config_of(dataset, 3, tmp_path, arms.GSPO.changes, Path("encoder"))

@@ -38,6 +38,8 @@ PAPER = Arm(
     "CAPO (all studies), all weights 1 as printed",
     {"reward.consistent": 1, "reward.gamma": 1, "explore.fraction": 1},
 )
+# Where the configs draw rare Impressions more often (IU X-ray): as often as they are.
+PLAIN = Arm("plain", "CAPO (all studies), studies drawn as they come", {"rl.balance": 0, "explore.fraction": 1})
 
 RANK_BLEU = Arm("rank_bleu", "ranking: BLEU-2", ranked_by("bleu2"))
 RANK_BERT = Arm("rank_bertscore", "ranking: BERTScore", ranked_by("bertscore"))
@@ -63,7 +65,7 @@ SAMPLED = (
     Arm("sft_sampled", "SFT, sampled reports", trains="nothing", policy_of="sft", reports="sampled"),
     Arm("capo_sampled", "CAPO (all studies), sampled reports", trains="nothing", policy_of="capo", reports="sampled"),
 )
-ABLATION = (SFT, HIER, CAPO, OURS, PAPER, *SAMPLED, *BLIND)
+ABLATION = (SFT, HIER, CAPO, OURS, PAPER, PLAIN, *SAMPLED, *BLIND)
 CHOICES = (
     SFT, RANK_BLEU, RANK_BERT, SFT_HARD, REWARD_BLEU, REWARD_BERT, GRPO, DAPO, DAPO_CASE, GSPO, GSPO_CASE, OURS,
 )  # fmt: skip
@@ -120,6 +122,7 @@ CLAIMS = {
         Claim("SFT: own images over others'", BLIND[2], SFT),
         Claim("CAPO: own images over others'", BLIND[3], CAPO),
         Claim("CAPO over the best constant", BLIND[0], CAPO),
+        Claim("CAPO, studies as they come, over the best constant", BLIND[0], PLAIN),
         Claim("CAPO over the nearest neighbour", BLIND[1], CAPO),
     ),
     "choices": (
