@@ -11,7 +11,7 @@ from tiny_encoders import tiny_roberta
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
-from study import arms, purpose, runs, values  # noqa: E402
+from study import arms, pages, purpose, runs, values  # noqa: E402
 
 SMALL = {
     "data": {"source": "phantoms", "modality": "carotid", "num_train": 20, "num_test": 6, "image_size": 56},
@@ -83,6 +83,20 @@ def test_a_result_has_every_metric_and_the_distance_from_sft(study):
     (seed,) = values.per_seed([study[2]], [arms.OURS])["ours"]
     for name in ("total", "bertscore", "keyword_f1_rules", "label_f1_true_state", "gap critical", "distinct"):
         assert seed[name] is not None, name
+
+
+def test_the_page_of_settings_has_what_each_cost_and_chose(study):
+    for arm in (arms.OURS, arms.SFT_HARD):
+        runs.run_arm(*study, arm)
+    rows, folders = [arms.SFT, arms.OURS, arms.SFT_HARD], [study[2]]
+    page = pages.sensitivity_page(values.per_seed(folders, rows), rows, folders, "small")
+    cells = {row[0]: dict(zip(page["columns"], row, strict=True)) for row in page["rows"]}
+    assert {row["seeds"] for row in cells.values()} == {"1"}
+    assert cells[arms.OURS.title]["cost"] == "1.00" and cells[arms.SFT.title]["cost"] == "-"
+    critical = {row["id"]: row["critical"] for row in runs.read_lines(study[2] / "base" / "criticality.jsonl")}
+    chosen = json.loads((study[2] / "ours" / "explore" / "selection.json").read_text())["selected"]
+    share = sum(critical[study_id] for study_id in chosen) / len(chosen)
+    assert cells[arms.OURS.title]["abnormal among the selected"] == f"{100 * share:.0f} %"
 
 
 def test_a_course_begins_with_the_sft_policy_and_ends_with_the_result(study):

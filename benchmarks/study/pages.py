@@ -85,11 +85,17 @@ def sensitivity_page(values: Values, arms: Sequence[Arm], folders: Sequence[Path
         cells = [cell_or_dash(values[arm.name], name) for name in columns]
         cost = cpu_seconds(folders, arm.name)
         rows.append(
-            [arm.title, *cells, share(abnormal_share(folders, arm.name)), f"{cost / full:.2f}" if cost else "-"]
+            [
+                arm.title,
+                str(len(done(values[arm.name]))),
+                *cells,
+                share(abnormal_share(folders, arm.name)),
+                f"{cost / full:.2f}" if cost else "-",
+            ]
         )
     return {
         "setting": f"{setting}: mean over seeds ± half of the 95 % interval; cost in CPU time, the full method's = 1",
-        "columns": ["setting", *columns.values(), "abnormal among the selected", "cost"],
+        "columns": ["setting", "seeds", *columns.values(), "abnormal among the selected", "cost"],
         "rows": rows,
         "per_seed": values,
     }
