@@ -3,10 +3,6 @@
 import os
 from pathlib import Path
 
-# Before torch is imported, and for every process that a test starts: with several threads the rounding of a matrix
-# product is not promised to be the same twice, and a killed run once differed from a quiet one in the last digits.
-os.environ["OMP_NUM_THREADS"] = "1"
-
 import pytest
 import torch
 
@@ -14,6 +10,8 @@ from data.phantoms import make_studies
 from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import load
 from models.tiny import TinyConfig, build_tiny
+
+torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def test_a_model_labels_every_reference_once_and_the_stage_of_a_run_asks_no_more
 def start(argv, *, launcher=()):
     return subprocess.Popen(
         [sys.executable, *launcher, "train.py", *argv], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def launch(size, *arguments, program="rank_work.py"):
         sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--nproc-per-node", str(size // nodes),
         "--master-addr", "127.0.0.1", "--master-port", str(port),
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
             [*command, "--node-rank", str(node), str(ROOT / "tests" / program), *map(str, arguments)],

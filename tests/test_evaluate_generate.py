@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -89,7 +90,10 @@ def test_two_ranks_write_what_one_does(tmp_path, manifest, tiny_dir, greedy):
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "evaluate.py"]
     options = ["--data", manifest, "--model", tiny_dir, "--max-new-tokens", TOKENS, "--part-size", 2]
     command = [*ranks, "generate", *options, "--out", tmp_path / "two.json"]
-    run = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "two.json").read_text() == greedy[0].read_text()
 

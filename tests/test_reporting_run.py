@@ -18,7 +18,7 @@ TRACKED = ["--tracking.evaluate-every", "2", "--tracking.evaluate-studies", "3",
 def start(folder, *options):
     command = [sys.executable, str(ROOT / "train.py"), "--run-dir", str(folder), *SMALL, *SHOWN, *options]
     return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ def start(folder, *, ranks=1, restarts=0, options=()):
     command = [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / "train.py"), "--run-dir", str(folder)]
     return subprocess.Popen(
         [*command, *SMALL, *options], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
