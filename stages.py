@@ -198,6 +198,7 @@ def in_run(config: Config, work: Callable[[Ranks, StopSignal], None]) -> None:
         print(f"rank {ranks.rank}: {request}; start the same command again to go on", flush=True)
     except (ValueError, DivergedError, CheckpointError) as error:
         sys.exit(f"error: {error}")
+    ranks.leave()
 
 
 def pick_device() -> torch.device:

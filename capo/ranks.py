@@ -18,14 +18,17 @@ class Ranks:
     What they tell one another travels as JSON through gloo, whatever the device: numbers and token ids.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, *, timeout_s: float = 600.0) -> None:
+    def __init__(
+        self, rank: int = 0, size: int = 1, *, timeout_s: float = 600.0, group: dist.ProcessGroup | None = None
+    ) -> None:
         self.rank, self.size, self.timeout_s = rank, size, timeout_s
         self.stage = "start"  # named when another rank does not answer
+        self._group = group  # of the messages; gradients and sharded weights travel in the default group
 
     @classmethod
     def join(cls, *, timeout_s: float) -> "Ranks":
         """Meet the other processes that torchrun's environment names; without it, be alone."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        size, group = int(os.environ.get("WORLD_SIZE", "1")), None
         if size > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             if torch.cuda.is_available():
@@ -35,7 +38,21 @@ class Ranks:
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
             )
-        return cls(int(os.environ.get("RANK", "0")), size, timeout_s=timeout_s)
+        if size > 1:
+            # DTensor's caches keep the default group alive for good; this one ends when `leave` says so.
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        return cls(int(os.environ.get("RANK", "0")), size, timeout_s=timeout_s, group=group)
+
+    def leave(self) -> None:
+        """End the connections, as the last thing a program does.
+
+        gloo's threads may let go of the tensors of the last exchange a moment after it returned. If Python has begun
+        to end by then, the process aborts ("terminate called without an active exception"), and torchrun reports a
+        run that is complete as failed. So the threads end first.
+        """
+        if self.size > 1:
+            self._group = None
+            dist.destroy_process_group()
 
     @property
     def first(self) -> bool:
@@ -50,7 +67,7 @@ class Ranks:
         """
         if self.size > 1:
             try:
-                dist.monitored_barrier(timeout=timedelta(seconds=self.timeout_s), wait_all_ranks=True)
+                dist.monitored_barrier(self._group, timeout=timedelta(seconds=self.timeout_s), wait_all_ranks=True)
             except RuntimeError as error:
                 raise RuntimeError(self._silence(error)) from error
 
@@ -61,12 +78,12 @@ class Ranks:
         self.meet()
         mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(mine)]))
+        dist.all_gather(lengths, torch.tensor([len(mine)]), group=self._group)
         longest = max(int(length) for length in lengths)
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: len(mine)] = mine
         theirs = [torch.zeros_like(padded) for _ in range(self.size)]
-        dist.all_gather(theirs, padded)
+        dist.all_gather(theirs, padded, group=self._group)
         return [json.loads(t[: int(n)].numpy().tobytes()) for t, n in zip(theirs, lengths, strict=True)]
 
     def total(self, number: float) -> float:

@@ -80,11 +80,16 @@ def generate(config: GenerateConfig) -> int:
         _same_settings(config, studies)
     ranks.meet()
     work = _by_model(config, stop, ranks) if config.endpoint is None else _by_endpoint(config.endpoint, stop)
-    rows = in_parts(config.parts, studies, config.part_size, work, ranks, title="reports")
+    try:
+        rows = in_parts(config.parts, studies, config.part_size, work, ranks, title="reports")
+    except StopRequested:
+        ranks.leave()
+        raise
     if ranks.first:
         write_json(config.out, {row["id"]: {"report": row["report"]} for row in rows})
         cut = sum(bool(row["truncated"]) for row in rows)
         print(f"{len(rows)} reports in {config.out}; {cut} were cut at the token limit")
+    ranks.leave()
     return len(rows)
 
 

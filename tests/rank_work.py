@@ -116,7 +116,7 @@ def main(model, out, *settings):
             save_file({n: t.contiguous() for n, t in gradients.items()}, f"{name}.gradients")
             save_file({n: t.contiguous() for n, t in weights.items()}, f"{name}.weights")
             Path(f"{name}.json").write_text(json.dumps(facts))
-        ranks.meet()
+    ranks.leave()
 
 
 if __name__ == "__main__":
