@@ -36,9 +36,9 @@ bench: .venv-peers/.installed ## every program of benchmarks/, one after the oth
 
 # Every table of docs/results.md. What is done is not done again: one that was killed goes on.
 study: .venv/.study ## train and test every row of docs/results.md on 2 cores (hours); ARGS='--seeds 0,1' for fewer seeds
-	@for table in '3 chest' '5 chest' 'purpose chest' '3 carotid' '5 carotid' 'purpose carotid' '4 iu' '6 iu' 'purpose iu'; do \
+	@for table in '3 chest' '5 chest' 'purpose chest' 'sensitivity chest' 'regimes chest' 'contested chest_short' \
+		'3 carotid' '5 carotid' 'purpose carotid' '4 iu' '6 iu' 'purpose iu'; do \
 		set -- $$table; PYTHONPATH=. $(BIN)/python benchmarks/tables.py --table $$1 --dataset $$2 $(ARGS) || exit 1; done
-	PYTHONPATH=. $(BIN)/python benchmarks/tables.py --table sensitivity --dataset chest $(ARGS)
 	PYTHONPATH=. $(BIN)/python benchmarks/tower.py $(ARGS)
 
 clean: ## remove the environment, builds and caches; runs/ stays

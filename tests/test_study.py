@@ -150,11 +150,25 @@ def test_a_row_that_changes_nothing_on_a_dataset_is_not_trained_there():
     assert left_out("chest") == {"plain"} and left_out("iu") == set()
 
 
-@pytest.mark.parametrize("dataset", ["chest", "carotid", "iu"])
+@pytest.mark.parametrize("dataset", runs.DATASETS)
 def test_the_configs_of_the_study_are_configs_of_train(dataset, tmp_path):
     config = runs.config_of(dataset, 3, tmp_path, arms.GSPO.changes, Path("encoder"))
     assert (config.seed, config.rl.objective, config.rl.tightening) == (3, "gspo", 1)
     assert config.reward.bertscore.path == "encoder"
+    # every table has BERTScore and is followed on the way, with one process a row
+    assert "bertscore" in config.evaluate.metrics
+    assert (config.tracking.evaluate_every, config.reward.workers) == (10, 0)
+
+
+def test_short_sft_is_all_that_differs_between_the_two_chest_sets(tmp_path):
+    long, short = (plain(runs.config_of(name, 0, tmp_path, {}, Path("e"))) for name in ("chest", "chest_short"))
+    assert (long["sft"].pop("steps"), short["sft"].pop("steps")) == (300, 100) and long == short
+
+
+def test_without_seeds_a_table_has_as_many_as_fit_into_its_time():
+    # CPU minutes of a row times rows times seeds, halved: docs/results.md has the measured ones
+    assert arms.usual_seeds("3", "carotid") == arms.usual_seeds("4", "iu") == arms.usual_seeds("5", "chest") == 5
+    assert arms.usual_seeds("5", "carotid") == arms.usual_seeds("6", "iu") == arms.usual_seeds("regimes", "chest") == 3
 
 
 @pytest.mark.parametrize("table", arms.TABLES)

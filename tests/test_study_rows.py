@@ -37,7 +37,7 @@ def study(tmp_path_factory):
     here = tmp_path_factory.mktemp("study")
     (here / "small.yaml").write_text(yaml.safe_dump(SMALL))
     patched = pytest.MonkeyPatch()
-    patched.setattr(runs, "HERE", here)
+    patched.setitem(runs.DATASETS, "small", (here / "small.yaml", {}))
     given = ("small", 1, here / "seed1", tiny_roberta(here / "encoder"))
     runs.train_base(*given)
     runs.run_arm(*given, arms.SFT)

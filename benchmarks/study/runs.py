@@ -29,15 +29,31 @@ from run_scores import constant_report, nearest_reports, scored_rows, with_other
 from stages import MAY_CHANGE, PRODUCTS, Config, Run, load_policy, reported
 
 HERE = Path(__file__).parent
+# The config of each dataset and what the study changes of it. That of IU X-ray is the one its users run.
+DATASETS: Mapping[str, tuple[Path, Mapping[str, object]]] = {
+    "chest": (HERE / "chest.yaml", {}),
+    "chest_short": (HERE / "chest.yaml", {"sft.steps": 100}),  # an SFT policy that has much left to learn
+    "carotid": (HERE / "carotid.yaml", {}),
+    "iu": (
+        HERE.parent.parent / "configs" / "iu_xray_tiny.yaml",
+        {
+            "reward.workers": 0,  # several seeds run side by side
+            "reward.bertscore.num_layers": 3,
+            "evaluate.metrics": "bertscore",
+            "tracking.evaluate_every": 10,
+            "tracking.evaluate_studies": 100,
+        },
+    ),
+}
 KL_STRIDE = 2  # every second held-out study is sampled once more for its KL to the SFT policy
 SHARED = ("start", "warmup", "sft", "criticality.jsonl")  # what an arm takes over from the seed's base
 
 
 def config_of(dataset: str, seed: int, folder: Path, changes: Mapping[str, object], encoder: Path) -> Config:
     """The dataset's config with an arm's changes."""
-    given = {"seed": seed, "run-dir": folder, "reward.bertscore.path": encoder, **changes}
+    path, of_study = DATASETS[dataset]
+    given = {"seed": seed, "run-dir": folder, "reward.bertscore.path": encoder, **of_study, **changes}
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    path = HERE / f"{dataset}.yaml"
     return read_config(Config, ["--config", str(path), *words], default=path, description="")
 
 
