@@ -147,6 +147,7 @@ CLAIMS = {
         Claim("CAPO over GRPO, learning rate 1e-3", FAST_GRPO, FAST),
         Claim("CAPO over GRPO, 120 steps", LONG_GRPO, LONG),
         Claim("Target Exploration over all studies, 120 steps", LONG_ALL, LONG),
+        Claim("the full method over SFT, 120 steps", SFT, LONG),
     ),
     "contested": (
         Claim("combined ranking over BLEU-2", RANK_BLEU, OURS),
