@@ -149,14 +149,12 @@ CLAIMS = {
         Claim("Target Exploration over all studies, 120 steps", LONG_ALL, LONG),
         Claim("the full method over SFT, 120 steps", SFT, LONG),
     ),
-    "contested": (
-        Claim("combined ranking over BLEU-2", RANK_BLEU, OURS),
-        Claim("combined ranking over BERTScore", RANK_BERT, OURS),
-        Claim("Target Exploration over all studies", CAPO, OURS),
-        Claim("CAPO over GRPO, selected studies", GRPO, OURS),
-        Claim("the full method over SFT", SFT, OURS),
-    ),
 }
+CLAIMS["contested"] = tuple(
+    claim
+    for claim in (*CLAIMS["choices"], *CLAIMS["ablation"])
+    if {claim.first.name, claim.second.name} <= {arm.name for arm in CONTESTED}
+)
 CLAIMS_OF = {
     "3": "ablation",
     "4": "ablation",
