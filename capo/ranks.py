@@ -44,7 +44,7 @@ class Ranks:
         return cls(int(os.environ.get("RANK", "0")), size, timeout_s=timeout_s, group=group)
 
     def leave(self) -> None:
-        """End the connections, as the last thing a program does.
+        """End the connections, as the last thing a program does; not after an error, when others may still exchange.
 
         gloo's threads may let go of the tensors of the last exchange a moment after it returned. If Python has begun
         to end by then, the process aborts ("terminate called without an active exception"), and torchrun reports a

@@ -10,11 +10,14 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
 
 import evaluate
+from capo.ranks import Ranks
+from capo.stopping import StopRequested
 from data.readers.manifest import read_manifest
 from evaluation import generate as generation
 from reports_by_policy import EvaluateConfig, write_reports
@@ -96,6 +99,19 @@ def test_two_ranks_write_what_one_does(tmp_path, manifest, tiny_dir, greedy):
     )
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "two.json").read_text() == greedy[0].read_text()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_every_rank_leaves_at_the_end_and_when_it_is_stopped(stopped, manifest, tiny_dir, tmp_path, monkeypatch):
+    left = []
+    monkeypatch.setattr(Ranks, "leave", lambda ranks: left.append(ranks.rank))
+    if stopped:
+        monkeypatch.setattr(generation, "in_parts", Mock(side_effect=StopRequested("stopped")))
+        with pytest.raises(SystemExit, match="stopped; start the same command again"):
+            by_model(manifest, tiny_dir, tmp_path / "p.json")
+    else:
+        by_model(manifest, tiny_dir, tmp_path / "p.json")
+    assert left == [0]
 
 
 @contextmanager

@@ -16,6 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
+from capo.ranks import Ranks
+from capo.stopping import StopRequested
+from models.start import ModelConfig
+from stages import Config, in_run
 
 ROOT = Path(train.__file__).parent
 SMALL = [
@@ -215,3 +219,16 @@ def test_every_config_is_valid(path, monkeypatch):
     config = train.read_config(train.Config, ["--config", str(path)], default=path, description="")
     written = yaml.safe_load(path.read_text())
     assert str(config.run_dir) == written["run_dir"] and config.rl.steps == written["rl"]["steps"]
+
+
+def test_every_rank_leaves_when_its_work_is_done_and_when_it_is_stopped(tmp_path, monkeypatch):
+    left = []
+    monkeypatch.setattr(Ranks, "leave", lambda ranks: left.append(ranks.rank))
+    config = Config(run_dir=tmp_path / "run", model=ModelConfig(training="full"))
+
+    def stopped(ranks, stop):
+        raise StopRequested("stopped")
+
+    for work in (lambda ranks, stop: None, stopped):
+        in_run(config, work)
+    assert left == [0, 0]
