@@ -1,5 +1,6 @@
 """LoRA adapters on chosen linear layers: identity at the start, folded into the base for a while or for good."""
 
+import copy
 import math
 import re
 from collections.abc import Iterator
@@ -54,7 +55,8 @@ class LoraConfig:
 class LoraLinear(nn.Module):
     """y = W x + (alpha / rank) B A x, with W frozen and B = 0 at the start.
 
-    A and B are float32 whatever the base is: small updates would vanish in bf16.
+    A and B are float32 whatever the base is: small updates would vanish in bf16. They are multiplied in the type of the
+    input, as the base is.
 
     Source: LoRA, arXiv:2106.09685, section 4.1.
     """
@@ -66,19 +68,32 @@ class LoraLinear(nn.Module):
         a = torch.empty(config.rank, base.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_a = nn.Parameter(a.to(base.weight.device))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, config.rank, device=base.weight.device))
+        self._copies: tuple[Tensor, Tensor] | None = None  # of A^T and B^T, in the base's type
+        self._use_copies = False
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.base(x)
         if not self.enabled:
-            return out
-        return out + (self.scale * (x.to(self.lora_a.dtype) @ self.lora_a.t() @ self.lora_b.t())).to(out.dtype)
+            return self.base(x)
+        a, b = self._copies if self._use_copies else (m.t().to(x.dtype) for m in (self.lora_a, self.lora_b))
+        rows = x.flatten(0, -2)
+        # In place: out of place would copy the base's product first, one more kernel per layer and token.
+        return self.base(rows).addmm_(rows @ a, b, alpha=self.scale).unflatten(0, x.shape[:-1])
 
     @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """The base layer with the adapter folded in; added in float32, then rounded to the base's type."""
-        weight = self.base.weight.float() + self.scale * self.lora_b @ self.lora_a
-        self.base.weight.copy_(weight.to(self.base.weight.dtype))
-        return self.base
+    def use_copies(self, use: bool) -> None:
+        """Multiply with copies of A and B as they are now, cast once, at the same addresses each time."""
+        if use and self._copies is None:
+            self._copies = tuple(m.t().to(self.base.weight.dtype, copy=True) for m in (self.lora_a, self.lora_b))
+        elif use:
+            for copied, own in zip(self._copies, (self.lora_a, self.lora_b), strict=True):
+                copied.copy_(own.t())
+        self._use_copies = use
+
+    @torch.no_grad()
+    def merge_into(self, layer: nn.Linear) -> nn.Linear:
+        """Write the base weight with the adapter folded in to `layer`; added in float32, then rounded to its type."""
+        layer.weight.copy_(torch.addmm(self.base.weight.float(), self.lora_b, self.lora_a, alpha=self.scale))
+        return layer
 
 
 def add_lora(policy: QwenVL, config: LoraConfig, *, seed: int) -> list[str]:
@@ -128,28 +143,40 @@ def reference(policy: QwenVL) -> Iterator[QwenVL]:
             adapter.enabled = True
 
 
+@contextmanager
+def cast_once(policy: QwenVL) -> Iterator[QwenVL]:
+    """Adapters in the base's type for the time of a `with` in which they do not change, instead of a cast at every use:
+    generation uses each of them at every token. Recorded decoding steps of an earlier `with` read the new values."""
+    held = adapters(policy).values()
+    try:
+        for adapter in held:
+            adapter.use_copies(True)
+        yield policy
+    finally:
+        for adapter in held:
+            adapter.use_copies(False)
+
+
 def merge_lora(policy: QwenVL) -> None:
     """Fold every adapter into its base layer and remove it, for good; a model without adapters stays as it is."""
     for name, adapter in adapters(policy).items():
-        _replace(policy.model, name, adapter.merged())
+        _replace(policy.model, name, adapter.merge_into(adapter.base))
 
 
 @contextmanager
 def merged(policy: QwenVL) -> Iterator[QwenVL]:
     """Adapters folded in for the time of a `with`: inside, the model has the layers and names of one without adapters.
 
-    Afterwards every base weight is what it was, bit for bit: a copy is kept, because W + D - D is not W once it is
-    rounded (in bfloat16 the third digit would change). It costs the memory of the adapted weights a second time.
+    The merged weights are copies and the base is never written, because W + D - D is not W once it is rounded (in
+    bfloat16 the third digit would change). It costs the memory of the adapted weights a second time.
     """
     held = adapters(policy)
-    before = {name: adapter.base.weight.detach().clone() for name, adapter in held.items()}
-    for name, adapter in held.items():
-        _replace(policy.model, name, adapter.merged())
     try:
+        for name, adapter in held.items():
+            _replace(policy.model, name, adapter.merge_into(copy.deepcopy(adapter.base)))
         yield policy
     finally:
         for name, adapter in held.items():
-            adapter.base.weight.data.copy_(before[name])
             _replace(policy.model, name, adapter)
 
 

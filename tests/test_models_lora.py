@@ -14,6 +14,7 @@ from models.lora import (
     LoraLinear,
     adapters,
     add_lora,
+    cast_once,
     merge_lora,
     merged,
     reference,
@@ -113,7 +114,46 @@ def test_one_layer_by_hand():
     layer.lora_a.data.fill_(3.0)
     layer.lora_b.data.fill_(5.0)
     assert layer(torch.ones(1, 1)).item() == 242.0
-    assert float(layer.merged()(torch.ones(1, 1))) == 242.0
+    assert float(layer.merge_into(linear)(torch.ones(1, 1))) == 242.0
+
+
+def test_a_bf16_layer_keeps_no_float32_copies_for_its_backward_pass_and_still_trains_float32_weights():
+    # x and the product in float32 were a third of a training pass's memory.
+    torch.manual_seed(0)
+    layer = LoraLinear(torch.nn.Linear(64, 96, dtype=torch.bfloat16), LoraConfig(rank=4), torch.Generator())
+    layer.lora_b.data.normal_(0, 0.1)
+    x, kept = torch.randn(2, 50, 64, dtype=torch.bfloat16, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        out = layer(x)
+    assert out.dtype == torch.bfloat16 and out.shape == (2, 50, 96)
+    assert not [t.shape for t in kept if t.dtype == torch.float32]
+    # the activations that must be kept: x (for A) and A x (for B)
+    assert sum(t.numel() for t in kept if t.numel() % 100 == 0) == 100 * (64 + 4)
+    out.float().square().sum().backward()
+    exact = [t.detach().double().requires_grad_() for t in (x, layer.lora_a, layer.lora_b)]
+    wanted = torch.nn.functional.linear(exact[0], layer.base.weight.double(), layer.base.bias.double())
+    (wanted + 4 * exact[0] @ exact[1].t() @ exact[2].t()).square().sum().backward()
+    for mine, other in zip((x, layer.lora_a, layer.lora_b), exact, strict=True):
+        assert (mine.grad.double() - other.grad).norm() < 0.02 * other.grad.norm()  # bf16: 8 bits of mantissa
+    assert layer.lora_a.grad.dtype == layer.lora_b.grad.dtype == torch.float32
+
+
+def test_adapters_cast_once_give_the_same_output_and_follow_updates_at_the_same_addresses(
+    tiny_dir, processor, studies, states
+):
+    policy, prompt = load(tiny_dir, dtype=torch.bfloat16), prompt_of(processor, studies[0])
+    add_lora(policy, LoraConfig(rank=4), seed=0)
+    randomise(policy)
+    adapter, addresses = next(iter(adapters(policy).values())), []
+    for _ in range(2):
+        with torch.no_grad():
+            expected = states(policy, prompt)
+            with cast_once(policy):
+                assert torch.equal(states(policy, prompt), expected)
+                addresses.append([tensor.data_ptr() for tensor in adapter._copies])
+            adapter.lora_b.data.mul_(-1)
+            assert not torch.equal(states(policy, prompt), expected)  # outside, training reads the weights themselves
+    assert addresses[0] == addresses[1]
 
 
 @pytest.fixture(params=sorted(FAMILIES))
