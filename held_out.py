@@ -3,14 +3,13 @@
 import statistics
 import time
 
-from capo.fsdp import gathered
 from capo.journal import write_lines
 from capo.stopping import StopRequested
 from models.qwen_vl import QwenVL
 from reporting.run_files import evenly
-from reports_by_policy import write_reports
+from reports_by_policy import generating
 from run_scores import scored_rows
-from stages import Run
+from stages import Run, report_writer
 
 
 def held_out_row(policy: QwenVL, run: Run, step: int) -> dict[str, float | None]:
@@ -47,13 +46,12 @@ def held_out_row(policy: QwenVL, run: Run, step: int) -> dict[str, float | None]
 def _own(policy: QwenVL, run: Run, studies: list, step: int) -> list[dict[str, object]] | None:
     """Report and metrics of each of this rank's studies; None when it was stopped."""
     try:
-        with gathered(policy):
+        with generating(policy):
             if not studies:
                 return []
-            reports = write_reports(
-                policy, run.processor, studies, run.config.evaluate,
-                title=f"held-out before step {step + 1}", stop=run.stop, shown=run.ranks.first,
-            )  # fmt: skip
+            written = report_writer(policy, run, most=len(studies)).write(
+                studies, title=f"held-out before step {step + 1}"
+            )
     except StopRequested:
         return None
-    return scored_rows(run.reward, reports, studies)
+    return scored_rows(run.reward, [report for report, _ in written], studies)

@@ -3,17 +3,22 @@
 `train.py` and `evaluate.py` write with the same functions, so that a model reports alike wherever it is asked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from capo.rollout import Request, rollout
+from capo.fsdp import gathered
+from capo.rollout import Engine, Request
 from capo.sampling import SamplingConfig, sample_seed
 from capo.stopping import StopSignal
+from data.prefetch import prefetched
 from data.sections import parse_sections
 from data.studies import Study, load_image
 from models.loading import locate
+from models.lora import cast_once
 from models.processing import ReportProcessor
 from models.qwen_vl import QwenVL, load
 from rollouts import watched
@@ -56,57 +61,59 @@ def banned_mask(policy: QwenVL, processor: ReportProcessor) -> torch.Tensor:
     return banned.to(policy.device)
 
 
-def write_reports(
-    policy: QwenVL,
-    processor: ReportProcessor,
-    studies: Sequence[Study],
-    config: EvaluateConfig,
-    *,
-    title: str,
-    stop: StopSignal | None = None,
-    shown: bool = True,
-) -> list[str]:
-    """One greedy report a study, in the order of `studies`.
+@contextmanager
+def generating(policy: QwenVL) -> Iterator[None]:
+    """A policy in training as generation needs it: whole on every rank, its adapters cast once."""
+    with gathered(policy), cast_once(policy):
+        yield
 
-    Raises:
-        StopRequested: `stop` said so.
+
+class ReportWriter:
+    """A policy that writes one report per study; its engine serves every call, and prompts are built ahead of it.
+
+    Args:
+        seed: of sampled reports; a report depends on it and on its study's id, not on what is decoded next to it.
+        slots: reports decoded concurrently.
+        workers: threads that load images and build prompts; 0 builds each when the engine asks.
+        stop: asked before each token.
+        shown: whether a bar is.
     """
-    sampling = SamplingConfig(temperature=0.0, max_new_tokens=config.max_new_tokens)
-    options = {"slots": config.slots, "title": title, "stop": stop, "shown": shown}
-    return [report for report, _ in sample_reports(policy, processor, studies, sampling, seed=0, **options)]
+
+    def __init__(
+        self,
+        policy: QwenVL,
+        processor: ReportProcessor,
+        sampling: SamplingConfig,
+        *,
+        slots: int,
+        seed: int = 0,
+        workers: int = 2,
+        stop: StopSignal | None = None,
+        shown: bool = True,
+    ) -> None:
+        self.processor, self.seed, self.workers, self.stop, self.shown = processor, seed, workers, stop, shown
+        banned = banned_mask(policy, processor)
+        self.engine = Engine(policy, sampling=sampling, eos_id=processor.eos_id, banned=banned, slots=slots)
+
+    def write(self, studies: Sequence[Study], *, title: str) -> list[tuple[str, bool]]:
+        """(report, whether it was cut at the token limit) of each study, in the order of `studies`.
+
+        Raises:
+            StopRequested: `stop` said so.
+        """
+        position = {study.id: i for i, study in enumerate(studies)}
+        reports: list[tuple[str, bool]] = [("", False)] * len(studies)
+        loaded = prefetched(studies, partial(prompt_of, self.processor), workers=self.workers)
+        requests = (Request(prompt, (sample_seed(self.seed, "generate", 0, study.id, 0),)) for study, prompt in loaded)
+        written = self.engine.rollout(requests, stop=self.stop)
+        for report in watched(written, title, len(studies), shown=self.shown):
+            reports[position[report.study_id]] = self.processor.decode(report.response_ids), report.truncated
+        return reports
 
 
-def sample_reports(
-    policy: QwenVL,
-    processor: ReportProcessor,
-    studies: Sequence[Study],
-    sampling: SamplingConfig,
-    *,
-    seed: int,
-    slots: int,
-    title: str,
-    stop: StopSignal | None = None,
-    shown: bool = True,
-) -> list[tuple[str, bool]]:
-    """(report, whether it was cut at the token limit) of each study, in the order of `studies`.
-
-    A sampled report depends on the seed and its study's id, not on what is decoded beside it.
-
-    Raises:
-        StopRequested: `stop` said so.
-    """
-    position = {study.id: i for i, study in enumerate(studies)}
-    reports: list[tuple[str, bool]] = [("", False)] * len(studies)
-    requests = (
-        Request(prompt_of(processor, study), (sample_seed(seed, "generate", 0, study.id, 0),)) for study in studies
-    )
-    written = rollout(
-        policy, requests, sampling=sampling, eos_id=processor.eos_id,
-        banned=banned_mask(policy, processor), slots=min(slots, len(studies)), stop=stop,
-    )  # fmt: skip
-    for report in watched(written, title, len(studies), shown=shown):
-        reports[position[report.study_id]] = processor.decode(report.response_ids), report.truncated
-    return reports
+def greedy(sampling: SamplingConfig, *, max_new_tokens: int) -> SamplingConfig:
+    """Greedy decoding within the memory that `sampling` allows."""
+    return SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens, prefill_tokens=sampling.prefill_tokens)
 
 
 def open_model(path_or_id: str) -> tuple[QwenVL, ReportProcessor]:
@@ -120,10 +127,8 @@ def predict(policy: QwenVL, processor: ReportProcessor, study: Study, *, max_new
 
     A report that was cut at the token limit has the status `truncated`, whatever sections it got to.
     """
-    sampling = SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens)
-    options = {"sampling": sampling, "eos_id": processor.eos_id, "banned": banned_mask(policy, processor), "slots": 1}
-    (written,) = rollout(policy, [Request(prompt_of(processor, study), (0,))], **options)
-    report = processor.decode(written.response_ids)
+    writer = ReportWriter(policy, processor, greedy(SamplingConfig(), max_new_tokens=max_new_tokens), slots=1)
+    ((report, truncated),) = writer.write([study], title="report")
     sections = parse_sections(report)
-    status = "truncated" if written.truncated else sections.status
+    status = "truncated" if truncated else sections.status
     return {"report": report, "findings": sections.findings, "impression": sections.impression, "status": status}

@@ -36,7 +36,7 @@ from models.trainable import trainable_table
 from parts import in_parts
 from reporting.live import Live
 from reporting.trackers import TrackingConfig
-from reports_by_policy import EvaluateConfig, write_reports
+from reports_by_policy import EvaluateConfig, ReportWriter, greedy
 from rewards.config import RewardConfig
 from rewards.corrections import CriticalityConfig
 from rewards.hierarchy import HierarchicalReward
@@ -158,17 +158,23 @@ class TrainingStage:
 
 def reported(run: Run, model: str, studies: Sequence[Study], folder: Path, *, title: str) -> list[dict[str, object]]:
     """One greedy report a study by the policy of stage `model`: rows with id, report and each metric."""
-    policy: list[QwenVL] = []  # loaded when the first part is decoded; a finished stage needs none
+    size, writers = run.config.explore.part_size, []  # made for the first part; a finished stage needs none
 
     def work(part: Sequence[Study], name: str) -> list[dict[str, object]]:
-        if not policy:
-            policy.append(load_policy(run.folder / model / "model", run))
-        reports = write_reports(
-            policy[0], run.processor, part, run.config.evaluate, title=name, stop=run.stop, shown=run.ranks.first
-        )
-        return scored_rows(run.reward, reports, part)
+        if not writers:
+            writers.append(report_writer(load_policy(run.folder / model / "model", run), run, most=size))
+        return scored_rows(run.reward, [report for report, _ in writers[0].write(part, title=name)], part)
 
-    return in_parts(folder, studies, run.config.explore.part_size, work, run.ranks, title=title)
+    return in_parts(folder, studies, size, work, run.ranks, title=title)
+
+
+def report_writer(policy: QwenVL, run: Run, *, most: int) -> ReportWriter:
+    """Greedy reports as the run's config asks for them, of at most `most` studies at one time."""
+    config = run.config
+    return ReportWriter(
+        policy, run.processor, greedy(config.rollout, max_new_tokens=config.evaluate.max_new_tokens),
+        slots=min(config.evaluate.slots, most), workers=config.data.workers, stop=run.stop, shown=run.ranks.first,
+    )  # fmt: skip
 
 
 MAY_CHANGE = (

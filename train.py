@@ -17,18 +17,18 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import annotate as annotation
 from capo.explore import composite_score, explored, select_hard
-from capo.fsdp import gathered
 from capo.journal import read_lines, write_json, write_lines, write_whole
 from capo.ranks import Ranks
-from capo.rollout import Request, rollout
+from capo.rollout import Engine, Request
 from capo.sampling import sample_seed
 from capo.sft import imitate
 from capo.stopping import StopRequested, StopSignal
@@ -41,7 +41,7 @@ from data.sections import parse_sections
 from data.studies import Study
 from held_out import held_out_row
 from models.loading import locate
-from models.processing import ReportProcessor
+from models.processing import Prompt, ReportProcessor
 from models.processor_files import load_image_processor, tokens_of_largest_image
 from models.qwen_vl import QwenVL
 from models.start import start_path
@@ -49,7 +49,7 @@ from plan import Load, sizes_at, table
 from reporting.commands import compare_command, report_command, watch_command
 from reporting.live import Live
 from reporting.studies import StudySource
-from reports_by_policy import banned_mask, prompt_of
+from reports_by_policy import banned_mask, generating, prompt_of
 from rewards.hierarchy import HierarchicalReward
 from rewards.workers import RewardWorkers
 from rollouts import Batch, exchange, sample_and_score, watched, write_batch
@@ -290,16 +290,16 @@ def reinforce(run: Run) -> None:
     stage = TrainingStage(run, "rl", trainer, every=config.rl.checkpoint_every, identity={"selection": selection})
     critical = {str(row["id"]): bool(row["critical"]) for row in read_lines(run.folder / "criticality.jsonl")}
     banned = banned_mask(policy, run.processor)
-    batches = shuffled_batches(
-        len(studies), min(config.rl.studies_per_step, len(studies)), seed=config.seed + 1, start_step=stage.first,
-        weights=balanced_weights(studies, run.reward, config.rl.balance),
-    )  # fmt: skip
+    size = min(config.rl.studies_per_step, len(studies))
+    batches = rl_batches(run, studies, size, first=stage.first)
+    new_engine = partial(sampler, policy, run, size, banned)
+    kept = None if trainer.sharded else new_engine()
     with RewardWorkers(config.reward, parse_sections, judge=config.judge) as workers:
 
         def step(number: int) -> dict[str, float | None]:
             measured = held_out_row(policy, run, number)
             stage.phase("sampling")
-            batch = sample(policy, run, [studies[i] for i in next(batches)], number, banned, workers)
+            batch = sample(kept or new_engine(), run, *next(batches), number, workers)
             cases, spread = batch.cases(critical, config.rl)
             stage.phase("update")
             began = time.perf_counter()
@@ -313,25 +313,53 @@ def reinforce(run: Run) -> None:
     keep_policy(policy, run, "rl", base=before)
 
 
+def rl_batches(
+    run: Run, studies: Sequence[Study], size: int, *, first: int
+) -> Iterator[tuple[Sequence[Study], Sequence[Prompt]]]:
+    """Studies of each step from `first` on, and the prompts of this rank's share, built while the step before runs."""
+    config = run.config
+    batches = shuffled_batches(
+        len(studies), size, seed=config.seed + 1, start_step=first,
+        weights=balanced_weights(studies, run.reward, config.rl.balance),
+    )  # fmt: skip
+    return prefetched(
+        ([studies[i] for i in chosen] for chosen in batches),
+        lambda batch: [prompt_of(run.processor, batch[i]) for i in run.ranks.share([1] * len(batch))],
+        workers=config.data.workers, ahead=1,
+    )  # fmt: skip
+
+
+def sampler(policy: QwenVL, run: Run, num_studies: int, banned: torch.Tensor) -> Engine:
+    """The engine of this rank for steps of so many studies."""
+    config = run.config
+    reports = -(-num_studies // run.ranks.size) * config.rl.group_size
+    return Engine(
+        policy, sampling=config.rollout, eos_id=run.processor.eos_id, banned=banned,
+        slots=min(config.evaluate.slots, reports),
+    )  # fmt: skip
+
+
 def sample(
-    policy: QwenVL, run: Run, studies: Sequence[Study], step: int, banned: torch.Tensor, workers: RewardWorkers
+    engine: Engine, run: Run, studies: Sequence[Study], prompts: Sequence[Prompt], step: int, workers: RewardWorkers
 ) -> Batch:
-    """G reports for each study, and their rewards: each rank samples its share, and all learn of all."""
-    config, group = run.config, run.config.rl.group_size
+    """G reports for each study, and their rewards: each rank samples its share, and all learn of all.
+
+    Args:
+        studies: of the whole step.
+        prompts: of this rank's share of them.
+    """
+    seed, group = run.config.seed, run.config.rl.group_size
     own = [studies[i] for i in run.ranks.share([1] * len(studies))]
     requests = [
-        Request(
-            prompt_of(run.processor, study),
-            tuple(sample_seed(config.seed, "rl", step, study.id, i) for i in range(group)),
-        )
-        for study in own
+        Request(prompt, tuple(sample_seed(seed, "rl", step, study.id, i) for i in range(group)))
+        for prompt, study in zip(prompts, own, strict=True)
     ]
-    options = {"sampling": config.rollout, "eos_id": run.processor.eos_id, "banned": banned, "stop": run.stop}
-    slots = min(config.evaluate.slots, max(1, len(own)) * group)
     try:
-        with gathered(policy):
-            written = rollout(policy, requests, slots=slots, **options)
-            written = watched(written, f"rollouts of step {step}", len(own) * group, leave=False, shown=run.ranks.first)
+        with generating(engine.policy):
+            written = watched(
+                engine.rollout(requests, stop=run.stop), f"rollouts of step {step}", len(own) * group,
+                leave=False, shown=run.ranks.first,
+            )  # fmt: skip
             mine = sample_and_score(written, requests, own, run.processor.decode, workers)
     except StopRequested:
         mine = None

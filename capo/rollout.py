@@ -1,8 +1,9 @@
-"""Generation engine: one vision-tower run and one prefill a study, its cache copied to G slots, slots refilled from a
-queue as reports end."""
+"""Continuous batching: encode and prefill each study once, copy its KV cache to G slots, refill slots as reports
+finish."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from capo.sampling import SamplingConfig, choose, uniforms
 from capo.static_decode import REACH, CudaGraphs, Recorder, StaticDecoder
 from capo.stopping import StopRequested, StopSignal
 from capo.types import Policy, Prompt, Rollout
+from capo.vocabulary import product, working_dtype
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,12 @@ class SlotCache:
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens a slot, keeping what is cached."""
         missing = _rounded(length) - self.keys[0].shape[2]
-        if missing > 0:
-            self.version += 1
-            self.keys = [torch.nn.functional.pad(k, (0, 0, 0, missing)) for k in self.keys]
-            self.values = [torch.nn.functional.pad(v, (0, 0, 0, missing)) for v in self.values]
+        if missing <= 0:
+            return
+        self.version += 1
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):  # one by one: both sizes exist of one layer only
+                tensors[layer] = torch.nn.functional.pad(tensor, (0, 0, 0, missing))
 
     def at(self, lengths: Tensor, reach: int) -> "SlotCache":
         """Write the next token of slot i, for i < len(lengths), at position lengths[i]; read `reach` positions."""
@@ -94,55 +98,6 @@ class _Slot:
     logps: list[float]
 
 
-@torch.no_grad()
-def rollout(
-    policy: Policy,
-    requests: Iterable[Request],
-    *,
-    sampling: SamplingConfig,
-    eos_id: int,
-    banned: Tensor,
-    slots: int = 64,
-    record: Recorder | None = None,
-    stop: StopSignal | None = None,
-) -> Iterator[Rollout]:
-    """Write every requested report; yield each as it ends.
-
-    A report depends on its prompt and its seed, not on the other requests.
-
-    Args:
-        requests: consumed lazily, so that prompts of thousands of studies need not exist at one time.
-        banned: [V] bool, tokens never sampled (vision and chat tokens); score with the same mask.
-        slots: reports decoded side by side; memory is slots x (longest prompt + max_new_tokens).
-        stop: asked before each token; raises `StopRequested` when it says so.
-        record: replays a decoding step instead of launching it kernel by kernel; by default CUDA graphs on a GPU.
-    """
-    if record is None and policy.device.type == "cuda":
-        record = CudaGraphs()
-    waiting = _Queue(requests, slots)
-    cache: SlotCache | None = None
-    active: list[_Slot] = []
-    while active or waiting.next_size:
-        if stop is not None and stop.requested:
-            raise StopRequested(f"stopped with {len(active)} reports unfinished, as asked")
-        # Prefilling study by study would waste the batch: wait until an eighth of the slots is free.
-        if not active or slots - len(active) >= max(waiting.next_size, slots // 8):
-            admitted = waiting.take(slots - len(active))
-            if admitted:
-                length = max(len(request.prompt.input_ids) for request in admitted) + sampling.max_new_tokens
-                hidden, prefill = _prefill(policy, [request.prompt for request in admitted])
-                if cache is None:
-                    cache = SlotCache(policy, slots, length, prefill.keys[0])
-                    decode = _Decoder(policy, cache, sampling, banned, record)
-                cache.reserve(length)
-                first = len(active)
-                active += _fill(admitted, cache, prefill, first, sampling)
-                _first_tokens(policy, hidden, admitted, active[first:], sampling, banned)
-        yield from _retire(active, cache, eos_id, sampling.max_new_tokens)
-        if active:
-            decode(active)
-
-
 class _Queue:
     """Requests taken from an iterable only when there is room for them."""
 
@@ -155,10 +110,14 @@ class _Queue:
         """Reports of the next request; 0 when there is none."""
         return len(self.head.seeds) if self.head else 0
 
-    def take(self, free: int) -> list[Request]:
-        """The next requests that fit into `free` slots, in order."""
-        taken = []
+    def take(self, free: int, tokens: int) -> list[Request]:
+        """The next requests that fit into `free` slots and, padded to the longest, `tokens`, in order; the first is
+        never too long."""
+        taken, longest = [], 0
         while 0 < self.next_size <= free:
+            longest = max(longest, self.head.prompt.num_tokens)
+            if taken and (len(taken) + 1) * longest > tokens:
+                break
             free -= self.next_size
             taken.append(self.head)
             self.head = self._advance()
@@ -174,6 +133,122 @@ class _Queue:
         return request
 
 
+class Engine:
+    """Writes the reports of a policy, and keeps its cache and its recorded steps from one `rollout` to the next.
+
+    Recorded steps hold the addresses of the weights: between calls weights may change in place and not be replaced. A
+    sharded policy gathers its weights to new memory each time, so it takes a new engine each time.
+
+    A report depends on its prompt and its seed, not on the other requests, slots or ranks; in float32, because in
+    bfloat16 products of another shape round so differently that the choice between two tokens may flip.
+
+    Args:
+        banned: [V] bool, tokens never sampled (vision and chat tokens); score with the same mask.
+        slots: reports decoded concurrently; memory is slots x (longest prompt + max_new_tokens).
+        new_recorder: makes what replays a decoding step instead of launching it kernel by kernel; by default CUDA
+            graphs on a GPU.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        sampling: SamplingConfig,
+        eos_id: int,
+        banned: Tensor,
+        slots: int = 64,
+        new_recorder: Callable[[], Recorder] | None = None,
+    ) -> None:
+        if new_recorder is None and policy.device.type == "cuda":
+            new_recorder = CudaGraphs
+        self.policy, self.sampling, self.eos_id, self.banned, self.slots = policy, sampling, eos_id, banned, slots
+        self.static = StaticDecoder(self._step, slots, policy.device, new_recorder) if new_recorder else None
+        self.cache: SlotCache | None = None
+
+    @torch.no_grad()
+    def rollout(self, requests: Iterable[Request], *, stop: StopSignal | None = None) -> Iterator[Rollout]:
+        """Write every requested report; yield each as it ends.
+
+        Args:
+            requests: consumed lazily, so that prompts of thousands of studies need not exist at one time.
+            stop: asked before each token.
+
+        Raises:
+            StopRequested: `stop` said so.
+            ValueError: a request for more reports than there are slots.
+        """
+        waiting = _Queue(requests, self.slots)
+        active: list[_Slot] = []
+        self.head = _head(self.policy)
+        while active or waiting.next_size:
+            if stop is not None and stop.requested:
+                raise StopRequested(f"stopped with {len(active)} reports unfinished, as asked")
+            # Prefilling study by study would waste the batch: wait until an eighth of the slots is free.
+            if not active or self.slots - len(active) >= max(waiting.next_size, self.slots // 8):
+                while admitted := waiting.take(self.slots - len(active), self.sampling.prefill_tokens):
+                    active += self._admit(admitted, len(active))
+            yield from _retire(active, self.cache, self.eos_id, self.sampling.max_new_tokens)
+            if active:
+                self._decode(active)
+
+    def _admit(self, requests: Sequence[Request], first: int) -> list[_Slot]:
+        """Slots for the reports of `requests`, from slot `first` on, each with its first token."""
+        hidden, prefill = _prefill(self.policy, [request.prompt for request in requests])
+        length = max(len(request.prompt.input_ids) for request in requests) + self.sampling.max_new_tokens
+        if self.cache is None:
+            self.cache = SlotCache(self.policy, self.slots, length, prefill.keys[0])
+        self.cache.reserve(length)
+        filled = _fill(requests, self.cache, prefill, first, self.sampling)
+        # A prompt's last hidden state gives the first token of all of its reports.
+        repeats = torch.tensor([len(request.seeds) for request in requests], device=hidden.device)
+        uniform = torch.tensor([slot.uniform[0] for slot in filled], dtype=torch.float64, device=hidden.device)
+        _append(filled, *self._choose(hidden.repeat_interleave(repeats, 0), uniform))
+        return filled
+
+    def _decode(self, active: Sequence[_Slot]) -> None:
+        """Feed each busy slot its last token and choose its next."""
+        state, reach = _state(active).to(self.policy.device), max(slot.cached for slot in active) + 1
+        if self.static:
+            tokens, logps = self.static(state, reach, self.cache.version)
+        else:
+            tokens, logps = self._step(state, reach)
+        for slot in active:
+            slot.cached += 1
+        _append(active, tokens, logps)
+
+    def _step(self, state: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+        tokens, lengths, positions = state[:3].long()
+        visible = torch.arange(reach, device=state.device) <= lengths[:, None]
+        # Added to the scores, as attention kernels want it: made once here and not once per layer.
+        mask = self.cache.keys[0].new_zeros(visible.shape).masked_fill(~visible, -torch.inf)
+        hidden = self.policy.trunk(
+            self.policy.embed_tokens(tokens)[:, None],
+            positions.expand(3, -1)[..., None],
+            mask[:, None, None],
+            self.cache.at(lengths, reach),
+        )
+        return self._choose(hidden[:, 0], state[3])
+
+    def _choose(self, hidden: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        # The product that training uses, so that rounding the logits adds nothing to the gap between the two. The head
+        # first: with few slots a CPU multiplies it two to four times faster from this side.
+        logits = product(self.head, hidden.t(), working_dtype(hidden)).t()
+        return choose(logits, uniform, self.sampling, self.banned)
+
+
+def rollout(
+    policy: Policy, requests: Iterable[Request], *, stop: StopSignal | None = None, **options: Any
+) -> Iterator[Rollout]:
+    """The reports of an `Engine` that serves this once; `options` are its arguments."""
+    return Engine(policy, **options).rollout(requests, stop=stop)
+
+
+def _head(policy: Policy) -> Tensor:
+    """[V, D], as the product of the logits needs it: only a GPU multiplies half precision to float32."""
+    weight = policy.output_weight()
+    return weight if weight.is_cuda else weight.to(working_dtype(weight))
+
+
 def _prefill(policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, PrefillCache]:
     """Hidden state of each prompt's last token, [B, D], and the keys and values of all of them."""
     embeds = policy.embed(prompts, policy.features(prompts))
@@ -184,10 +259,9 @@ def _prefill(policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, Prefill
         [torch.nn.functional.pad(p.positions, (0, length - p.positions.shape[1])) for p in prompts], 1
     )
     positions = positions.to(padded.device)
-    # Padding lies to the right of every prompt, where causal attention cannot see it.
-    causal = torch.ones(length, length, dtype=torch.bool, device=padded.device).tril()
     cache = PrefillCache()
-    hidden = policy.trunk(padded, positions, causal.expand(len(prompts), 1, length, length), cache)
+    # Padding lies to the right of every prompt, where causal attention cannot see it.
+    hidden = policy.trunk(padded, positions, None, cache)
     return hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1], cache
 
 
@@ -204,20 +278,6 @@ def _fill(
     return filled
 
 
-def _first_tokens(
-    policy: Policy,
-    hidden: Tensor,
-    admitted: Sequence[Request],
-    filled: Sequence[_Slot],
-    sampling: SamplingConfig,
-    banned: Tensor,
-) -> None:
-    """A prompt's last hidden state gives the first token of all of its reports."""
-    repeats = torch.tensor([len(request.seeds) for request in admitted], device=hidden.device)
-    uniform = torch.tensor([slot.uniform[0] for slot in filled], dtype=torch.float64, device=hidden.device)
-    _append(filled, *choose(_logits(policy, hidden.repeat_interleave(repeats, 0)), uniform, sampling, banned))
-
-
 def _state(active: Sequence[_Slot]) -> Tensor:
     """Last token, cached keys, position and uniform number of each slot, [4, S] float64 (exact for all of them)."""
     return torch.tensor(
@@ -229,42 +289,6 @@ def _state(active: Sequence[_Slot]) -> Tensor:
         ],
         dtype=torch.float64,
     )
-
-
-class _Decoder:
-    """Feeds each busy slot its last token and chooses its next."""
-
-    def __init__(
-        self, policy: Policy, cache: SlotCache, sampling: SamplingConfig, banned: Tensor, record: Recorder | None
-    ) -> None:
-        self.policy, self.cache, self.sampling, self.banned = policy, cache, sampling, banned
-        self.static = StaticDecoder(self._step, cache.slots, policy.device, record) if record else None
-
-    def __call__(self, active: Sequence[_Slot]) -> None:
-        state, reach = _state(active).to(self.policy.device), max(slot.cached for slot in active) + 1
-        if self.static:
-            tokens, logps = self.static(state, reach, self.cache.version)
-        else:
-            tokens, logps = self._step(state, reach)
-        for slot in active:
-            slot.cached += 1
-        _append(active, tokens, logps)
-
-    def _step(self, state: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-        tokens, lengths, positions = state[:3].long()
-        mask = torch.arange(reach, device=state.device) <= lengths[:, None]
-        hidden = self.policy.trunk(
-            self.policy.embed_tokens(tokens)[:, None],
-            positions.expand(3, -1)[..., None],
-            mask[:, None, None],
-            self.cache.at(lengths, reach),
-        )
-        return choose(_logits(self.policy, hidden[:, 0]), state[3], self.sampling, self.banned)
-
-
-def _logits(policy: Policy, hidden: Tensor) -> Tensor:
-    # The head first: with few slots a CPU multiplies it two to four times faster from this side.
-    return (policy.output_weight() @ hidden.t()).t()
 
 
 def _append(active: Sequence[_Slot], tokens: Tensor, logps: Tensor) -> None:

@@ -21,6 +21,8 @@ class SamplingConfig:
     """Keep this many most probable tokens; 0 keeps all."""
     max_new_tokens: int = 128
     """A report without EOS after this many tokens is cut and marked truncated."""
+    prefill_tokens: int = 16384
+    """Prompt tokens of one prefill; more prompts wait for the next. Lower it if memory is short."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
@@ -28,6 +30,8 @@ class SamplingConfig:
                 "expected temperature >= 0, 0 < top_p <= 1, top_k >= 0 and max_new_tokens >= 1, got "
                 f"{self.temperature}, {self.top_p}, {self.top_k} and {self.max_new_tokens}"
             )
+        if self.prefill_tokens < 1:
+            raise ValueError(f"expected prefill_tokens of at least 1, got {self.prefill_tokens}")
 
 
 def sample_seed(seed: int, stage: str, step: int, study_id: str, sample: int) -> int:

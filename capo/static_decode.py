@@ -18,7 +18,7 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Records steps as CUDA graphs that share their memory."""
+    """Records steps as CUDA graphs that share a pool of memory."""
 
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
@@ -32,7 +32,8 @@ class CudaGraphs:
             step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # Other threads may use CUDA meanwhile: by default that would break the recording.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             outputs = step()
 
         def replay() -> tuple[Tensor, Tensor]:
@@ -50,7 +51,7 @@ class StaticDecoder:
     Args:
         step: (state [4, slots] float64, reach) -> tokens and logps, [slots] each; it may not read a tensor's value on
             the host.
-        cache_version: changes when the buffers that a recording points to are replaced.
+        new_recorder: called at the start, and again when the buffers that recordings point to were replaced.
     """
 
     def __init__(
@@ -58,21 +59,32 @@ class StaticDecoder:
         step: Callable[[Tensor, int], tuple[Tensor, Tensor]],
         slots: int,
         device: torch.device,
-        record: Recorder,
+        new_recorder: Callable[[], Recorder],
     ) -> None:
-        self.step, self.record = step, record
+        self.step, self.new_recorder = step, new_recorder
         self.state = torch.zeros(4, slots, dtype=torch.float64, device=device)
-        self.recorded: dict[tuple[int, int], Step] = {}
+        self.version = 0
+        self._forget()
 
     def __call__(self, state: Tensor, reach: int, version: int) -> tuple[Tensor, Tensor]:
-        """State of the busy slots, [4, S] -> their next tokens and logps, [S] each."""
+        """State of the busy slots, [4, S] -> their next tokens and logps, [S] each.
+
+        Args:
+            version: of the buffers that recordings point to; changes when they are replaced.
+        """
         busy = state.shape[1]
         self.state.zero_()
         self.state[:, :busy] = state
         rounded = -(-reach // REACH) * REACH
-        if any(old != version for old, _ in self.recorded):
-            self.recorded.clear()
-        if (version, rounded) not in self.recorded:
-            self.recorded[version, rounded] = self.record(lambda: self.step(self.state, rounded))
-        tokens, logps = self.recorded[version, rounded]()
+        if version != self.version:
+            self.version = version
+            self._forget()
+        if rounded not in self.recorded:
+            self.recorded[rounded] = self.record(lambda: self.step(self.state, rounded))
+        tokens, logps = self.recorded[rounded]()
         return tokens[:busy], logps[:busy]
+
+    def _forget(self) -> None:
+        self.recorded: dict[int, Step] = {}
+        # A pool whose last recording is gone may not be used again.
+        self.record = self.new_recorder()

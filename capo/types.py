@@ -43,10 +43,13 @@ class Policy(Protocol):
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """[...] int64 -> [..., D]."""
 
-    def trunk(self, embeds: Tensor, positions: Tensor, mask: Tensor | BlockMask, cache: object | None = None) -> Tensor:
-        """[B, L, D or W], [3, B, L], bool [B, 1, L, S] (True: may attend) -> hidden [B, L, D] after the last norm.
+    def trunk(
+        self, embeds: Tensor, positions: Tensor, mask: Tensor | BlockMask | None, cache: object | None = None
+    ) -> Tensor:
+        """[B, L, D or W], [3, B, L], mask [B, 1, L, S] -> hidden [B, L, D] after the last norm.
 
-        On a GPU the mask of a training pass is a block mask of FlexAttention.
+        The mask is bool (True: may attend) or added to the scores; None is causal. On a GPU that of a training pass is
+        a block mask of FlexAttention.
         """
 
     def output_weight(self) -> Tensor:

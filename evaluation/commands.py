@@ -24,6 +24,8 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="sample among the tokens of this probability")
     parser.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
     parser.add_argument("--slots", type=int, default=64, help="reports decoded side by side (default: 64)")
+    parser.add_argument("--prefill-tokens", type=int, default=16384, help="prompt tokens read at one time; lower it if "
+                        "memory is short (default: 16384)")  # fmt: skip
     parser.add_argument("--part-size", type=int, help="studies a part; a kill loses at most one part a rank "
                         "(default: 256, with --endpoint 32)")  # fmt: skip
     served = parser.add_argument_group("a served model instead of --model (OpenAI-compatible, with images)")
@@ -54,7 +56,8 @@ def generate_command(args: argparse.Namespace) -> None:
             temperature=args.temperature, concurrency=args.concurrency, retries=args.retries, timeout_s=args.timeout_s,
         )  # fmt: skip
     sampling = SamplingConfig(
-        temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens
+        temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens,
+        prefill_tokens=args.prefill_tokens,
     )  # fmt: skip
     part_size = args.part_size if args.part_size is not None else (256 if endpoint is None else 32)
     generate(GenerateConfig(

@@ -15,7 +15,7 @@ from data.readers.manifest import read_manifest
 from data.studies import Study, check_studies, decode_studies
 from evaluation.endpoint import Endpoint, EndpointConfig
 from parts import Row, in_parts
-from reports_by_policy import open_model, sample_reports
+from reports_by_policy import ReportWriter, open_model
 
 RANKS_TIMEOUT_S = 1800.0  # a part of long reports takes its time
 
@@ -94,16 +94,14 @@ def generate(config: GenerateConfig) -> int:
 
 
 def _by_model(config: GenerateConfig, stop: StopSignal, ranks: Ranks) -> Callable[[Sequence[Study], str], list[Row]]:
-    loaded: list = []  # with the first part: where all are there, no model is needed
+    writers: list[ReportWriter] = []  # with the first part: where all are there, no model is needed
+    slots = min(config.slots, config.part_size)
 
     def work(part: Sequence[Study], name: str) -> list[Row]:
-        if not loaded:
-            loaded.extend(open_model(config.model))
-        written = sample_reports(
-            *loaded, part, config.sampling, seed=config.seed, slots=config.slots, title=name, stop=stop,
-            shown=ranks.first,
-        )  # fmt: skip
-        return [_row(study, *found) for study, found in zip(part, written, strict=True)]
+        if not writers:
+            options = {"seed": config.seed, "slots": slots, "stop": stop, "shown": ranks.first}
+            writers.append(ReportWriter(*open_model(config.model), config.sampling, **options))
+        return [_row(study, *found) for study, found in zip(part, writers[0].write(part, title=name), strict=True)]
 
     return work
 

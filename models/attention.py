@@ -16,7 +16,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | BlockMask,
+    attention_mask: Tensor | BlockMask | None,
     *,
     scaling: float,
     **options: object,

@@ -104,8 +104,10 @@ class QwenVL(nn.Module):
     def embed_tokens(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)
 
-    def trunk(self, embeds: Tensor, positions: Tensor, mask: Tensor | BlockMask, cache: object | None = None) -> Tensor:
-        """[B, L, D or W], [3, B, L], bool [B, 1, L, S] or a block mask -> hidden [B, L, D] after the last norm."""
+    def trunk(
+        self, embeds: Tensor, positions: Tensor, mask: Tensor | BlockMask | None, cache: object | None = None
+    ) -> Tensor:
+        """[B, L, D or W], [3, B, L], mask [B, 1, L, S] or of blocks or None (causal) -> hidden [B, L, D], normed."""
         embeds, *deeper = embeds.split(self.hidden_size, -1)
         extra = {}
         if deeper:
@@ -122,7 +124,7 @@ class QwenVL(nn.Module):
             **extra,
         ).last_hidden_state
 
-    def _as_it_is(self, mask: Tensor | BlockMask) -> Tensor | BlockMask | dict[str, Tensor | BlockMask]:
+    def _as_it_is(self, mask: Tensor | BlockMask | None) -> Tensor | BlockMask | dict[str, object] | None:
         """The form in which this family takes a mask without building a causal one of its own."""
         return mask if self.model.config.model_type == "qwen3_vl" else {"full_attention": mask}
 

@@ -1,6 +1,7 @@
 """One report for one study on the command line."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,15 +51,18 @@ def test_the_report_is_that_of_a_greedy_decoding_by_transformers(tiny_dir, image
 
 
 @pytest.fixture
-def writes(monkeypatch):
+def writes(monkeypatch, image):
     """Have the model write a given text, ended or cut."""
 
     def set_report(text: str, *, truncated: bool = False) -> None:
-        class Written:
-            response_ids, study_id = text, "s"
+        class Writes:
+            def __init__(self, policy, **options):
+                pass
 
-        Written.truncated = truncated
-        monkeypatch.setattr(reports_by_policy, "rollout", lambda *arguments, **options: iter([Written]))
+            def rollout(self, requests, *, stop):
+                return (SimpleNamespace(response_ids=text, study_id=image, truncated=truncated) for _ in requests)
+
+        monkeypatch.setattr(reports_by_policy, "Engine", Writes)
         monkeypatch.setattr(ReportProcessor, "decode", lambda self, ids: ids)
 
     return set_report

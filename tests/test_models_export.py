@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
 import train
+from capo.sampling import SamplingConfig
 from models.adapter_files import load_adapter, read_config
 from models.export import export_merged, generation_config
 from models.model_card import Card, fenced, front_matter, inline, license_of, render
 from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import load
 from models.tiny import TinyConfig, build_tiny
-from reports_by_policy import EvaluateConfig, banned_mask, prompt_of, write_reports
+from reports_by_policy import ReportWriter, banned_mask, prompt_of
 from run_export import public, request_of
 
 SMALL = [
@@ -86,7 +87,8 @@ def test_vision_adapters_learn_under_capo_too(finished):
 def test_transformers_writes_the_reports_of_the_evaluation_by_default(finished, studies):
     merged = finished / "export" / "rl" / "merged"
     policy, processor = load(merged), ReportProcessor.load(merged, ProcessorConfig())
-    ours = write_reports(policy, processor, studies[:4], EvaluateConfig(max_new_tokens=12), title="x", shown=False)
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=12)
+    ours = [r for r, _ in ReportWriter(policy, processor, sampling, slots=4).write(studies[:4], title="x")]
     theirs = AutoModelForImageTextToText.from_pretrained(merged)
     for study, report in zip(studies[:4], ours, strict=True):
         prompt = prompt_of(processor, study)

@@ -16,12 +16,13 @@ from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
+from capo.sampling import SamplingConfig
 from data.studies import load_image
 from models.adapter_files import load_adapter, save_adapter
 from models.export import export_merged, generation_config
 from models.lora import LoraConfig, adapters, add_lora, merged
 from models.qwen_vl import load
-from reports_by_policy import EvaluateConfig, prompt_of, write_reports
+from reports_by_policy import ReportWriter, prompt_of
 from run_export import request_of
 
 ATTENTION, EVERYWHERE = LoraConfig(rank=4), LoraConfig(rank=8, alpha=4.0, vision=True, merger=True)
@@ -123,8 +124,9 @@ def asked(studies):
 @pytest.fixture(scope="module")
 def reports(exported, processor, asked):
     """What our rollout writes with the merged model, greedily."""
-    config = EvaluateConfig(max_new_tokens=TOKENS)
-    return write_reports(load(exported / "merged"), processor, asked, config, title="x", shown=False)
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=TOKENS)
+    writer = ReportWriter(load(exported / "merged"), processor, sampling, slots=4, shown=False)
+    return [report for report, _ in writer.write(asked, title="x")]
 
 
 @pytest.mark.parametrize("kind", ["merged", "adapter"])

@@ -21,7 +21,7 @@ from capo.ranks import Ranks
 from capo.stopping import StopSignal
 from data.corpus import Corpus
 from data.sections import parse_sections
-from reports_by_policy import sample_reports
+from reports_by_policy import ReportWriter
 from rewards.criticality import CriticalityRules
 from rewards.hierarchy import HierarchicalReward
 from run_folder import open_run, read_config
@@ -116,8 +116,9 @@ def reported_again(run: Run, arm: Arm) -> list[dict[str, object]]:
         others = with_other_images(run.corpus.test)
         return reported(trained, stage, others, run.folder / "reports", title=arm.name)
     policy = load_policy(folder / stage / "model", run)
-    options = {"seed": run.config.seed, "slots": run.config.evaluate.slots, "title": arm.name}
-    written = sample_reports(policy, run.processor, run.corpus.test, run.config.rollout, **options)
+    options = {"seed": run.config.seed, "slots": run.config.evaluate.slots}
+    writer = ReportWriter(policy, run.processor, run.config.rollout, **options)
+    written = writer.write(run.corpus.test, title=arm.name)
     return scored_rows(run.reward, [report for report, _ in written], run.corpus.test)
 
 

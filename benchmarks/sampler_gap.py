@@ -1,0 +1,153 @@
+"""How far the sampler's log-probabilities lie from the training path's in bfloat16, and how many operations a decoding
+step launches, for four ways to sample from a policy with LoRA adapters.
+
+The policy is the small one: 60 steps of SFT on phantoms in float32, cast to bfloat16, then 5 steps of its adapters.
+Operations are counted on 36 layers with 252 adapters, as Qwen2.5-VL-3B has them, at a small width.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from harness import arguments, machine, write
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import capo.rollout
+from capo.packing import pack, report_logps
+from capo.rollout import Engine, Request
+from capo.sampling import SamplingConfig, sample_seed
+from capo.sft import imitate
+from capo.trainer import OptimizerConfig, Trainer
+from data.phantoms import make_studies
+from models.lora import LoraConfig, LoraLinear, add_lora, cast_once, merged
+from models.processing import ProcessorConfig, ReportProcessor
+from models.qwen_vl import QwenVL, load
+from models.tiny import TinyConfig, build_tiny
+from reports_by_policy import banned_mask, prompt_of
+
+GROUP, TOKENS = 3, 96
+VIEWS = ("view", "reshape", "t.", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "split",
+         "detach", "alias", "unbind", "_unsafe_view", "as_strided", "lift_fresh")  # fmt: skip
+
+
+@contextmanager
+def float32_adapters(_: QwenVL) -> Iterator[None]:
+    """Adapters multiplied in float32 and added afterwards, as they once were."""
+
+    def forward(layer: LoraLinear, x: Tensor) -> Tensor:
+        out = layer.base(x)
+        added = x.to(layer.lora_a.dtype) @ layer.lora_a.t() @ layer.lora_b.t()
+        return out + (layer.scale * added).to(out.dtype)
+
+    with patch.object(LoraLinear, "forward", forward):
+        yield
+
+
+@contextmanager
+def rounded_logits(policy: QwenVL) -> Iterator[None]:
+    with patch.object(capo.rollout, "product", lambda left, right, _: left.to(right.dtype) @ right), cast_once(policy):
+        yield
+
+
+WAYS: dict[str, Callable[[QwenVL], AbstractContextManager]] = {
+    "adapters in float32": float32_adapters,
+    "adapters in the base's type, logits rounded to it": rounded_logits,
+    "adapters merged into a copy of the base": merged,
+    "RadFlow: adapters in the base's type, cast once, float32 logits": cast_once,
+}
+
+
+class Counter(TorchDispatchMode):
+    """Counts the operations that launch something: those that only look at memory otherwise do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not str(func).removeprefix("aten.").startswith(VIEWS)
+        return func(*args, **(kwargs or {}))
+
+
+def trained(folder: Path, studies: list) -> tuple[QwenVL, ReportProcessor]:
+    build_tiny(folder, [study.report for study in studies], TinyConfig(), seed=0)
+    processor = ReportProcessor.load(folder, ProcessorConfig())
+    policy = load(folder)
+    prompts = [prompt_of(processor, study) for study in studies]
+    reports = [processor.encode_report(study.report) for study in studies]
+    teach(policy, prompts, reports, steps=60, lr=1e-3)
+    policy = policy.to(torch.bfloat16)
+    add_lora(policy, LoraConfig(), seed=0)
+    teach(policy, prompts, reports, steps=5, lr=1e-3)
+    return policy, processor
+
+
+def teach(policy: QwenVL, prompts: list, reports: list, *, steps: int, lr: float) -> None:
+    trainer = Trainer(policy, OptimizerConfig(lr=lr), num_steps=steps)
+    for step in range(steps):
+        rows = [(16 * step + i) % len(prompts) for i in range(16)]
+        imitate(trainer, [prompts[i] for i in rows], [reports[i] for i in rows])
+
+
+def gaps(policy: QwenVL, processor: ReportProcessor, studies: list, way: Callable) -> Tensor:
+    """|sampler - training path| of each token, nats."""
+    banned, prompts = banned_mask(policy, processor), [prompt_of(processor, study) for study in studies]
+    requests = [Request(p, tuple(sample_seed(0, "gap", 0, p.study_id, i) for i in range(GROUP))) for p in prompts]
+    options = {"sampling": SamplingConfig(max_new_tokens=TOKENS), "eos_id": processor.eos_id, "banned": banned}
+    with way(policy):
+        reports = list(Engine(policy, **options).rollout(requests))
+    found = []
+    for prompt in prompts:
+        group = [report for report in reports if report.study_id == prompt.study_id]
+        layout = pack([prompt], [[report.response_ids for report in group]])
+        # The training path is what it is in the way's own time: float32 adapters train in float32 too.
+        with torch.no_grad(), way(policy) if way is float32_adapters else nullcontext():
+            logps, _ = report_logps(policy, layout, banned=banned)
+        found += [(logps[i, : len(r.response_ids)] - r.behaviour_logps).abs() for i, r in enumerate(group)]
+    return torch.cat(found)
+
+
+def launches(folder: Path, processor: ReportProcessor, studies: list, way: Callable) -> int:
+    """Operations of one decoding step of the trunk of 36 layers, 8 slots."""
+    policy = load(folder, dtype=torch.bfloat16)
+    add_lora(policy, LoraConfig(), seed=0)
+    nn.Module.requires_grad_(policy, False)
+    prompts = [prompt_of(processor, study) for study in studies[:8]]
+    options = {"sampling": SamplingConfig(max_new_tokens=3), "eos_id": -1, "banned": banned_mask(policy, processor)}
+    with way(policy):
+        engine, counted = Engine(policy, slots=8, **options), []
+        step = engine._step
+
+        def watched(*state: object) -> tuple[Tensor, Tensor]:
+            with Counter() as counter:
+                chosen = step(*state)
+            counted.append(counter.count)
+            return chosen
+
+        with patch.object(engine, "_step", watched):
+            list(engine.rollout([Request(prompt, (number,)) for number, prompt in enumerate(prompts)]))
+    return counted[-1]
+
+
+if __name__ == "__main__":
+    options = arguments(__doc__)
+    torch.set_num_threads(options.threads)
+    studies = make_studies("chest", num_train=200, num_val=0, num_test=0, seed=7, size=112)
+    with tempfile.TemporaryDirectory() as folder:
+        policy, processor = trained(Path(folder) / "model", studies)
+        deep = TinyConfig(hidden_size=64, layers=36, vision_hidden=64)
+        build_tiny(Path(folder) / "deep", [study.report for study in studies], deep, seed=0)
+        deep_processor = ReportProcessor.load(Path(folder) / "deep", ProcessorConfig())
+        rows = []
+        for name, way in WAYS.items():
+            gap = gaps(policy, processor, studies[:32], way)
+            cells = [f"{float(value):.5f}" for value in (gap.mean(), gap.quantile(0.99), gap.max())]
+            rows.append([name, *cells, str(launches(Path(folder) / "deep", deep_processor, studies, way))])
+    content = {"setting": f"{32 * GROUP} sampled reports, {len(gap)} tokens, nats per token"}
+    content |= {"machine": machine(options.threads), "rows": rows}
+    columns = ["sampling", "mean gap", "99th percentile", "largest", "operations per token"]
+    write("sampler_gap", {**content, "columns": columns})
