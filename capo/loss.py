@@ -87,10 +87,11 @@ def policy_loss(
     dual_clip: float | None = None,
     kl: Tensor | None = None,
     beta: float = 0.0,
+    weights: Tensor | None = None,
 ) -> LossTerms:
     """The general form, of which every named loss is a choice of parts.
 
-        L = -aggregate( surrogate(ratio, A, clip_low, clip_high) - beta kl )
+        L = -aggregate( w surrogate(ratio, A, clip_low, clip_high) - beta kl )
 
     Args:
         logps: [B, T] log-probabilities under the policy being trained. bf16 and fp16 are computed on in float32.
@@ -103,11 +104,13 @@ def policy_loss(
         dual_clip: c of `dual_clipped`; None leaves the growth of a bad report's loss unbounded.
         kl: [B, T] from `capo.kl`; needed when beta > 0, otherwise only reported.
         beta: weight of the KL term.
+        weights: [B, T] w, from `capo.ratio.sampler_weights`; no gradient. They multiply the surrogate after its clips
+            and not the KL term. None is 1 everywhere.
 
     Raises:
         ValueError: a shape, dtype or value is not as above.
     """
-    _check(logps, behaviour_logps, mask, kl, beta, dual_clip)
+    _check(logps, behaviour_logps, mask, kl, beta, dual_clip, weights)
     column = partial(per_report, like=logps)
     advantages = column(advantages, name="advantages")
     low, high = column(clip_low, name="clip_low"), column(clip_high, name="clip_high")
@@ -115,6 +118,8 @@ def policy_loss(
     objective = clipped_surrogate(ratios, advantages, low, high)
     if dual_clip is not None:
         objective = dual_clipped(objective, advantages, dual_clip)
+    if weights is not None:  # masked here: what is outside would come back as NaN gradients
+        objective = objective * torch.where(mask, weights.detach(), 1.0)
     divergence = torch.zeros_like(ratios) if kl is None else torch.where(mask, kl, 0.0)
     loss = -aggregate(objective - beta * divergence if beta else objective, mask)
     ratios = ratios.detach()
@@ -141,6 +146,7 @@ def capo_loss(
     dual_clip: float | None = None,
     kl: Tensor | None = None,
     beta: float = 0.0,
+    weights: Tensor | None = None,
 ) -> LossTerms:
     """CAPO (paper eq. 8): the GRPO objective with a clip range for each report.
 
@@ -151,7 +157,7 @@ def capo_loss(
     stops a token's gradient and not the token: other tokens may still carry its ratio further.
 
     Args:
-        logps, behaviour_logps, advantages, mask, dual_clip, kl, beta: as in `policy_loss`.
+        logps, behaviour_logps, advantages, mask, dual_clip, kl, beta, weights: as in `policy_loss`.
         clip: eps_i, a number, [B] or [B, 1], from `capo.clipping.critical_clip`.
         num_reports: N, the reports of the whole optimiser step.
         clip_high: upper range where it differs from `clip` (clip-higher).
@@ -164,7 +170,7 @@ def capo_loss(
         ratio=token_ratio,
         clip_low=clip, clip_high=clip if clip_high is None else clip_high, dual_clip=dual_clip,
         aggregate=partial(report_mean, num_reports=num_reports),
-        kl=kl, beta=beta,
+        kl=kl, beta=beta, weights=weights,
     )  # fmt: skip
 
 
@@ -178,11 +184,13 @@ def grpo_loss(
     clip: float = 0.2,
     kl: Tensor | None = None,
     beta: float = 0.0,
+    weights: Tensor | None = None,
 ) -> LossTerms:
     """GRPO (paper eq. 3; arXiv:2402.03300, eq. 3): `capo_loss` with one clip range for all."""
     return capo_loss(
-        logps, behaviour_logps, advantages, mask, clip=float(clip), num_reports=num_reports, kl=kl, beta=beta
-    )
+        logps, behaviour_logps, advantages, mask,
+        clip=float(clip), num_reports=num_reports, kl=kl, beta=beta, weights=weights,
+    )  # fmt: skip
 
 
 def dapo_loss(
@@ -196,6 +204,7 @@ def dapo_loss(
     clip_high: float | Tensor = 0.28,
     kl: Tensor | None = None,
     beta: float = 0.0,
+    weights: Tensor | None = None,
 ) -> LossTerms:
     """DAPO: every token of the step weighs alike, and the upper range is wider (clip-higher).
 
@@ -209,7 +218,7 @@ def dapo_loss(
         logps, behaviour_logps, advantages, mask,
         ratio=token_ratio, clip_low=clip_low, clip_high=clip_high,
         aggregate=partial(token_mean, num_tokens=num_tokens),
-        kl=kl, beta=beta,
+        kl=kl, beta=beta, weights=weights,
     )  # fmt: skip
 
 
@@ -224,6 +233,7 @@ def gspo_loss(
     clip_high: float | Tensor = 4e-4,
     kl: Tensor | None = None,
     beta: float = 0.0,
+    weights: Tensor | None = None,
 ) -> LossTerms:
     """GSPO: one length-normalised ratio a report, so a report is clipped whole.
 
@@ -238,7 +248,7 @@ def gspo_loss(
         logps, behaviour_logps, advantages, mask,
         ratio=sequence_ratio, clip_low=clip_low, clip_high=clip_high,
         aggregate=partial(report_mean, num_reports=num_reports),
-        kl=kl, beta=beta,
+        kl=kl, beta=beta, weights=weights,
     )  # fmt: skip
 
 
@@ -253,6 +263,7 @@ def dr_grpo_loss(
     clip: float | Tensor = 0.2,
     kl: Tensor | None = None,
     beta: float = 0.0,
+    weights: Tensor | None = None,
 ) -> LossTerms:
     """Dr. GRPO: divides by a constant length, so that no report's length changes the weight of its tokens.
 
@@ -267,7 +278,7 @@ def dr_grpo_loss(
         logps, behaviour_logps, advantages, mask,
         ratio=token_ratio, clip_low=clip, clip_high=clip,
         aggregate=partial(token_mean, num_tokens=num_reports * max_tokens),
-        kl=kl, beta=beta,
+        kl=kl, beta=beta, weights=weights,
     )  # fmt: skip
 
 
@@ -290,13 +301,14 @@ def per_report(value: float | Tensor, like: Tensor, name: str) -> Tensor:
 
 
 def _check(
-    logps: Tensor, behaviour_logps: Tensor, mask: Tensor, kl: Tensor | None, beta: float, dual_clip: float | None
-) -> None:
+    logps: Tensor, behaviour_logps: Tensor, mask: Tensor, kl: Tensor | None, beta: float, dual_clip: float | None,
+    weights: Tensor | None,
+) -> None:  # fmt: skip
     if logps.ndim != 2:
         raise ValueError(f"expected logps [B, T], got {[*logps.shape]}")
     if mask.dtype != torch.bool:
         raise ValueError(f"expected mask of dtype bool, got {mask.dtype}; pass mask.bool()")
-    for name, other in (("behaviour_logps", behaviour_logps), ("mask", mask), ("kl", kl)):
+    for name, other in (("behaviour_logps", behaviour_logps), ("mask", mask), ("kl", kl), ("weights", weights)):
         if other is not None and other.shape != logps.shape:
             raise ValueError(f"expected {name} of the shape of logps {[*logps.shape]}, got {[*other.shape]}")
     if beta and kl is None:

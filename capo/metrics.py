@@ -1,12 +1,14 @@
 """Metrics of policy losses, summed on the device over micro-batches and read once at the end of a step."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from capo.loss import LossTerms
 from capo.ranks import Ranks
+from capo.ratio import log_ratio, sampler_weights
 
 
 @dataclass(frozen=True)
@@ -103,23 +105,42 @@ class LossMetrics:
 
 
 class ScoringMetrics:
-    """What is known of the rollouts before the first update."""
+    """What is known of the rollouts before the first update.
 
-    def __init__(self) -> None:
+    Args:
+        level, cap: of the weights that the losses get (`capo.ratio.sampler_weights`); level "off" if they get none.
+    """
+
+    def __init__(self, *, level: Literal["off", "token", "report"] = "off", cap: float = 3.0) -> None:
+        self.level, self.cap = level, cap
         self._totals = _Totals()
 
     def add(self, sampled: Tensor, behaviour: Tensor, kl: Tensor, entropy: Tensor, mask: Tensor) -> None:
-        """One micro-batch; [B, T] each, 0 outside the mask."""
+        """One micro-batch; [B, T] each, KL and entropy 0 outside the mask."""
+        gap = log_ratio(behaviour, sampled, mask).abs()
         self._totals.add("tokens", mask)
         self._totals.add("kl_before", kl)
         self._totals.add("entropy", entropy)
-        self._totals.most("sampler_gap_max", (sampled - behaviour).abs())
+        self._totals.add("sampler_gap_mean", gap)
+        self._totals.most("sampler_gap_max", gap)
+        if self.level != "off":
+            # The tokens of a report share its weight: the first one counts for it.
+            counted = mask if self.level == "token" else mask & (mask.cumsum(-1) == 1)
+            weights = sampler_weights(behaviour, sampled, mask, level=self.level, cap=self.cap)
+            self._totals.add("weights", counted)
+            self._totals.add("sampler_weight_mean", torch.where(counted, weights, 0.0))
+            self._totals.add("sampler_weight_capped", counted & (weights >= self.cap))
 
     def read(self, ranks: Ranks | None = None) -> dict[str, float]:
-        """KL and entropy a token; the largest gap between the sampler's log-probabilities and the training path's."""
+        """KL and entropy per token, mean and largest gap between sampler and training path, and what the weights are.
+
+        Of the weights: their mean and the share that the cap holds, over tokens or reports as the level says; absent
+        if it is "off".
+        """
         sums, most = self._totals.read(ranks)
-        tokens = max(1.0, sums.pop("tokens"))
-        return {**{name: value / tokens for name, value in sums.items()}, **most}
+        tokens, weights = max(1.0, sums.pop("tokens")), max(1.0, sums.pop("weights", 0.0))
+        means = {name: value / (weights if "_weight_" in name else tokens) for name, value in sums.items()}
+        return {**means, **most}
 
 
 class _Totals:

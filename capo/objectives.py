@@ -1,7 +1,8 @@
 """The objectives that a run can optimise, by name, each with the paper's clip range a case (eq. 9).
 
 Every one is called alike: with a clip range eps_i for each report, with both counts of the optimiser step, of which it
-takes the one it divides by, and with the KL to the reference. What they compute is in `capo.loss`.
+takes the one it divides by, with the KL to the reference, and with the weights that correct for the sampler, if any.
+What they compute is in `capo.loss`.
 
 DAPO and GSPO clip further upwards than downwards. Their published pairs of ranges are kept as a factor of eps_i, so
 that a critical case is clipped tighter on both sides by the same factor.
@@ -33,11 +34,12 @@ class Objective(Protocol):
         num_tokens: int,
         kl: Tensor,
         beta: float,
+        weights: Tensor | None = None,
     ) -> LossTerms:
         """Loss and per-token terms.
 
         Args:
-            logps, behaviour_logps, advantages, mask, kl, beta: as in `capo.loss.policy_loss`.
+            logps, behaviour_logps, advantages, mask, kl, beta, weights: as in `capo.loss.policy_loss`.
             clip: [B] eps_i, from `capo.clipping.critical_clip`.
             num_reports: reports of the optimiser step, over all micro-batches and ranks.
             num_tokens: their tokens.
@@ -46,18 +48,21 @@ class Objective(Protocol):
 
 def capo(
     logps: Tensor, behaviour_logps: Tensor, advantages: Tensor, mask: Tensor,
-    *, clip: Tensor, num_reports: int, num_tokens: int, kl: Tensor, beta: float,
+    *, clip: Tensor, num_reports: int, num_tokens: int, kl: Tensor, beta: float, weights: Tensor | None = None,
 ) -> LossTerms:  # fmt: skip
     """Token ratios in [1 - eps_i, 1 + eps_i], mean over reports of their token means; GRPO where all eps_i are equal.
 
     Source: the paper, eq. 8.
     """
-    return capo_loss(logps, behaviour_logps, advantages, mask, clip=clip, num_reports=num_reports, kl=kl, beta=beta)
+    return capo_loss(
+        logps, behaviour_logps, advantages, mask,
+        clip=clip, num_reports=num_reports, kl=kl, beta=beta, weights=weights,
+    )  # fmt: skip
 
 
 def dapo(
     logps: Tensor, behaviour_logps: Tensor, advantages: Tensor, mask: Tensor,
-    *, clip: Tensor, num_reports: int, num_tokens: int, kl: Tensor, beta: float,
+    *, clip: Tensor, num_reports: int, num_tokens: int, kl: Tensor, beta: float, weights: Tensor | None = None,
 ) -> LossTerms:  # fmt: skip
     """Token ratios in [1 - eps_i, 1 + 1.4 eps_i], mean over the step's tokens.
 
@@ -68,13 +73,13 @@ def dapo(
     """
     return dapo_loss(
         logps, behaviour_logps, advantages, mask,
-        clip_low=clip, clip_high=DAPO_UPPER * clip, num_tokens=num_tokens, kl=kl, beta=beta,
+        clip_low=clip, clip_high=DAPO_UPPER * clip, num_tokens=num_tokens, kl=kl, beta=beta, weights=weights,
     )  # fmt: skip
 
 
 def gspo(
     logps: Tensor, behaviour_logps: Tensor, advantages: Tensor, mask: Tensor,
-    *, clip: Tensor, num_reports: int, num_tokens: int, kl: Tensor, beta: float,
+    *, clip: Tensor, num_reports: int, num_tokens: int, kl: Tensor, beta: float, weights: Tensor | None = None,
 ) -> LossTerms:  # fmt: skip
     """One ratio a report, in [1 - eps_i, 1 + 4/3 eps_i], mean over reports.
 
@@ -82,7 +87,7 @@ def gspo(
     """
     return gspo_loss(
         logps, behaviour_logps, advantages, mask,
-        clip_low=clip, clip_high=GSPO_UPPER * clip, num_reports=num_reports, kl=kl, beta=beta,
+        clip_low=clip, clip_high=GSPO_UPPER * clip, num_reports=num_reports, kl=kl, beta=beta, weights=weights,
     )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""Importance ratios between the policy being trained and the one that sampled."""
+"""Importance ratios between the policy being trained, the one that sampled, and what the sampler computed of it."""
+
+import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,3 +41,53 @@ def sequence_ratio(logps: Tensor, behaviour_logps: Tensor, mask: Tensor) -> Tens
     mean = log_ratio(logps, behaviour_logps, mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     ratio = mean.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     return torch.where(mask, ratio, 1.0)
+
+
+def sampler_weights(
+    behaviour_logps: Tensor, sampled_logps: Tensor, mask: Tensor, *, level: Literal["token", "report"], cap: float
+) -> Tensor:
+    """Truncated importance weights from the sampler to the trainer, [B, T], without gradient; 1 outside the mask.
+
+        token:   w_it = min( exp( behaviour_it - sampled_it ), cap )
+        report:  w_it = min( exp( sum_s (behaviour_is - sampled_is) ), cap )   the same on each token of report i
+
+    Sampler and trainer run the same weights through different kernels, and in bf16 their log-probabilities differ: the
+    reports come from the sampler's distribution, the gradient is of the trainer's. A token's weight corrects for the
+    difference at that token, a report's weight for that of the whole report, with more variance. It is exactly 1 where
+    both agree. Log-ratios are held within +-20 before exp.
+
+    Args:
+        behaviour_logps: [B, T] under the policy that sampled, computed on the training path.
+        sampled_logps: [B, T] as the sampler computed them.
+        mask: [B, T] bool, True on report tokens. What is outside it, NaN too, has no effect.
+        level: one weight per token or per report.
+        cap: the largest weight, above 1.
+
+    Raises:
+        ValueError: level or cap is not as above.
+
+    Source: Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training",
+    https://fengyao.notion.site/off-policy-rl. The same as `token_truncate` and `sequence_truncate` of
+    `vllm_importance_sampling_mode` in TRL, and as `rollout_is` of `token` and `sequence` in verl.
+    """
+    if level not in ("token", "report"):
+        raise ValueError(f"expected level as token or report, got {level!r}")
+    check_sampler_cap(cap)
+    difference = log_ratio(behaviour_logps.detach(), sampled_logps, mask)
+    if level == "report":
+        difference = difference.sum(-1, keepdim=True)
+    weights = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)
+    return torch.where(mask, weights, 1.0)
+
+
+def check_sampler_cap(cap: float) -> None:
+    """Refuse a cap that `sampler_weights` cannot use.
+
+    Raises:
+        ValueError: it is not above 1, or not finite.
+    """
+    if not 1 < cap < math.inf:
+        raise ValueError(
+            f"expected sampler_cap above 1 and finite, got {cap}: 1 or less also lowers the weight of tokens that "
+            "sampler and trainer agree on, and without a cap one token can outweigh the step"
+        )

@@ -17,6 +17,7 @@ from capo.metrics import LossMetrics, ScoringMetrics
 from capo.objectives import OBJECTIVES
 from capo.packing import Layout, micro_batches, pack, report_logps
 from capo.ranks import Ranks
+from capo.ratio import check_sampler_cap, sampler_weights
 from capo.stopping import StopRequested, StopSignal
 from capo.types import Case, Policy
 
@@ -73,6 +74,11 @@ class RlConfig:
     """A critical case is clipped to eps_normal / tightening; 1 clips all cases alike."""
     beta: float = 0.02
     """Weight of the KL to the frozen SFT policy."""
+    sampler_correction: Literal["off", "token", "report"] = "off"
+    """Multiplies the policy term by the trainer's probability over the sampler's, of each token or of the whole report.
+    For bf16, where the two differ (sampler_gap_mean)."""
+    sampler_cap: float = 3.0
+    """Largest such weight (TRL: 3; verl: 2)."""
     inner_epochs: int = 2
     """Passes over a batch of rollouts. With 1 pass and 1 mini-batch the clip range has no effect."""
     mini_batches: int = 1
@@ -90,6 +96,14 @@ class RlConfig:
             raise ValueError(
                 "expected 0 < eps_normal < 1, tightening >= 1 and beta >= 0, got "
                 f"{self.eps_normal}, {self.tightening} and {self.beta}"
+            )
+        if self.sampler_correction not in ("off", "token", "report"):
+            raise ValueError(f"expected sampler_correction as off, token or report, got {self.sampler_correction!r}")
+        check_sampler_cap(self.sampler_cap)
+        if self.sampler_correction == "off" and self.sampler_cap != type(self).sampler_cap:
+            raise ValueError(
+                f"sampler_cap is {self.sampler_cap} but sampler_correction is off; set it to token or report, or leave "
+                "sampler_cap out"
             )
         counts = ("steps", "studies_per_step", "inner_epochs", "mini_batches", "checkpoint_every")
         for name in counts:
@@ -238,7 +252,8 @@ class Trainer:
                 f"{len(cases)}"
             )
         self._remember()
-        before, losses = ScoringMetrics(), LossMetrics()
+        before = ScoringMetrics(level=config.sampler_correction, cap=config.sampler_cap)
+        losses = LossMetrics()
         options = {"temperature": temperature, "banned": banned}
         parts = [cases[i :: config.mini_batches] for i in range(config.mini_batches)]
         micros = [[self._prepare(rows, options) for rows in own] for own in self._shares(parts)]
@@ -311,7 +326,7 @@ class Trainer:
         """Log-probabilities of the policy that sampled, [R, T], in the very layout that is trained on.
 
         The sampler's own come from another path and differ in the last digits (in bf16 by more than a critical case's
-        clip range), so they are only compared, never used.
+        clip range), so no ratio is taken of them: they are compared, and give the weights of `sampler_correction`.
         """
         behaviour, entropy = self._logps(self.policy, micro, options)
         self._compare(micro, behaviour, entropy, before)
@@ -336,6 +351,7 @@ class Trainer:
             **counts,
             kl=k3(logps, micro.reference_logps, micro.layout.mask),
             beta=config.beta,
+            weights=_weights(micro, behaviour, config),
         )
         terms.loss.backward()
         losses.add(terms, critical=micro.critical)
@@ -381,6 +397,15 @@ class Trainer:
 def _local(tensor: Tensor) -> Tensor:
     """This rank's piece."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _weights(micro: _Scored, behaviour: Tensor, config: RlConfig) -> Tensor | None:
+    """What corrects the loss of each token for the sampler's own distribution, [R, T]; None if nothing does."""
+    if config.sampler_correction == "off":
+        return None
+    return sampler_weights(
+        behaviour, micro.sampled_logps, micro.layout.mask, level=config.sampler_correction, cap=config.sampler_cap
+    )
 
 
 def _counts(cases: Sequence[Case]) -> dict[str, int]:

@@ -59,6 +59,7 @@ def healthy_row(step: int, random_: random.Random, **changed: object) -> dict[st
         "effective_samples": 1099.0,
         "reports": 32,  # 4 studies x 4 reports x 2 passes
         "learning_reports": 30,
+        "sampler_gap_mean": 4e-7,
         "sampler_gap_max": 3e-6,
         "grad_norm": 0.25,
         "learning_rate": 1e-4,

@@ -91,7 +91,7 @@ def train(folder, name, ranks, sharding, training, budget, objective):
     for step in range(STEPS - 1):
         cases, sampled[step] = cases_of(policy, processor, studies, step, ranks)
         row = trainer.improve(cases, config, temperature=1.0, banned=banned)
-        rows.append({name: value for name, value in row.items() if name != "sampler_gap_max"})
+        rows.append({name: value for name, value in row.items() if not name.startswith("sampler_gap")})
     own = ranks.share([len(processor.encode_report(s.report)) for s in studies])
     reports = [processor.encode_report(s.report) for s in studies]
     prompts = [prompt_of(processor, studies[i]) for i in own]

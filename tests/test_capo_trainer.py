@@ -56,7 +56,7 @@ def test_kl_is_exactly_zero_before_the_first_update_and_both_clips_act_later(pol
     first = improve(trainer, cases, processor)
     assert first["kl_before"] == 0.0
     # the sampler's path and the training path differ by float32 round-off only
-    assert first["sampler_gap_max"] < 1e-4
+    assert 0 < first["sampler_gap_mean"] < 1e-5 and first["sampler_gap_max"] < 1e-4
     assert first["clip_low_critical"] + first["clip_high_critical"] > 0
     assert improve(trainer, cases, processor)["kl_before"] > 0
 
@@ -154,6 +154,61 @@ def test_dapo_on_policy_is_the_token_mean_of_advantage_weighted_log_probabilitie
     ((found,), _) = gradients_of(policy, ragged, processor, config)
     name = next(n for n, p in policy.named_parameters() if p is policy.output_weight())
     torch.testing.assert_close(found[name], wanted, rtol=1e-3, atol=1e-6)
+
+
+def with_sampled(cases, logps, mask):
+    """The cases as a sampler would have given them that computed [R, T] of these log-probabilities."""
+    rows = iter([row[tokens] for row, tokens in zip(logps.detach(), mask, strict=True)])
+    return [
+        dataclasses.replace(c, rollouts=tuple(dataclasses.replace(r, behaviour_logps=next(rows)) for r in c.rollouts))
+        for c in cases
+    ]
+
+
+@pytest.mark.parametrize("level", ["token", "report"])
+def test_sampler_correction_weighs_the_gradient_by_the_trainers_over_the_samplers_probability(
+    policy, processor, cases, level
+):
+    ragged = [dataclasses.replace(c, rollouts=tuple(cut(r, 2 + n) for r in c.rollouts)) for n, c in enumerate(cases)]
+    layout = pack([c.prompt for c in ragged], [[r.response_ids for r in c.rollouts] for c in ragged])
+    logps, _ = report_logps(policy, layout, banned=banned_mask(policy, processor))
+    lengths = layout.mask.sum(1, keepdim=True)
+    noise = torch.randn(logps.shape, generator=torch.Generator().manual_seed(0)) * layout.mask
+    off = dataclasses.replace(RL, beta=0.0, inner_epochs=1)
+    config = dataclasses.replace(off, sampler_correction=level, sampler_cap=1.5)
+    # sampled = trained - noise, so the ratio is exp(noise); GRPO on-policy is the mean over 16 reports of token means
+    ratios = noise.exp() if level == "token" else noise.sum(1, keepdim=True).exp().expand_as(noise)
+    weights, advantages = ratios.clamp(max=1.5), torch.cat([c.advantages for c in ragged])[:, None]
+    weight = policy.output_weight()
+    wanted = torch.autograd.grad(-(logps * weights * advantages / lengths).sum() / 16, weight)[0]
+    name = next(n for n, p in policy.named_parameters() if p is weight)
+
+    perturbed = with_sampled(ragged, logps - noise, layout.mask)
+    (found, *_), row = gradients_of(policy, perturbed, processor, config)
+    torch.testing.assert_close(found[name], wanted, rtol=1e-3, atol=1e-6)
+    counted = layout.mask if level == "token" else layout.mask[:, :1]
+    assert row["sampler_gap_mean"] == pytest.approx(float(noise.abs().sum() / layout.mask.sum()), rel=1e-4)
+    assert row["sampler_gap_max"] == pytest.approx(float(noise.abs().max()), rel=1e-4)
+    assert row["sampler_weight_mean"] == pytest.approx(float(weights[:, : counted.shape[1]][counted].mean()), rel=1e-4)
+    assert row["sampler_weight_capped"] == pytest.approx(
+        float((ratios > 1.5)[:, : counted.shape[1]][counted].float().mean())
+    )
+
+
+@pytest.mark.parametrize("level", ["token", "report"])
+def test_sampler_correction_changes_no_bit_where_sampler_and_trainer_agree(policy, processor, cases, level):
+    few = cases[:2]
+    layout = pack([c.prompt for c in few], [[r.response_ids for r in c.rollouts] for c in few])
+    logps, _ = report_logps(policy, layout, banned=banned_mask(policy, processor))
+    agreed = with_sampled(few, logps, layout.mask)
+    updates = []
+    for correction in ("off", level):
+        config = dataclasses.replace(RL, sampler_correction=correction)
+        gradients, row = gradients_of(copy.deepcopy(policy), agreed, processor, config)
+        updates.append(gradients)
+    assert (row["sampler_gap_max"], row["sampler_weight_mean"], row["sampler_weight_capped"]) == (0.0, 1.0, 0.0)
+    for plain, corrected in zip(*updates, strict=True):
+        assert all(torch.equal(gradient, corrected[name]) for name, gradient in plain.items())
 
 
 def test_two_plus_two_steps_equal_four_bit_for_bit(policy, processor, cases, tmp_path):

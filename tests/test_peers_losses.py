@@ -1,17 +1,23 @@
 """Loss and gradient against TRL, verl and Liger on the same random tensors in float64 (`make test-peers`)."""
 
+import dataclasses
+import math
 from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
 import torch
 from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
+from verl.trainer.config.algorithm import RolloutCorrectionConfig
 from verl.trainer.ppo.core_algos import agg_loss, compute_policy_loss_vanilla, get_policy_loss_fn, kl_penalty
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 from verl.workers.config import ActorConfig
 
 from capo.kl import corrected_k3, k1, k2, k3
 from capo.loss import capo_loss, dapo_loss, dr_grpo_loss, grpo_loss, gspo_loss
+from capo.ratio import sampler_weights
+from capo.trainer import RlConfig
 
 REPORTS, TOKENS = 6, 9
 CRITICAL = torch.tensor([True, False, True, False, False, True])
@@ -30,6 +36,7 @@ class Batch:
         self.logps = (self.behaviour + spread * draw(REPORTS, TOKENS)).requires_grad_()
         self.reference = self.behaviour + 0.3 * draw(REPORTS, TOKENS)
         self.advantages = draw(REPORTS)
+        self.weights = None  # of TRL, verl or Liger, where a test sets it
         lengths = torch.randint(1, TOKENS + 1, (REPORTS,), generator=generator)
         self.mask = torch.arange(TOKENS) < lengths[:, None]
         self.args = (self.logps, self.behaviour, self.advantages, self.mask)
@@ -51,7 +58,8 @@ def trl_loss(batch, loss_type, low, high, *, level="token", beta=0.0, delta=None
         loss_type=loss_type,
         epsilon_low=column(low),
         epsilon_high=column(high),
-        use_vllm=False,
+        use_vllm=batch.weights is not None,
+        vllm_importance_sampling_correction=True,
         max_completion_length=max_tokens,
         current_gradient_accumulation_steps=1,
         model=SimpleNamespace(training=True),
@@ -71,6 +79,7 @@ def trl_loss(batch, loss_type, low, high, *, level="token", beta=0.0, delta=None
         "old_per_token_logps": batch.behaviour,
         "ref_per_token_logps": batch.reference,
         "num_items_in_batch": batch.mask.sum(),
+        "importance_sampling_ratio": batch.weights,
     }
     return GRPOTrainer._compute_loss(stub, None, inputs)
 
@@ -91,6 +100,7 @@ def liger_loss(batch, loss_type, low, high, *, level="token", beta=0.0, delta=No
         importance_sampling_level=level,
         delta=delta,
         use_bias_correction_kl=corrected,
+        vllm_is_ratio=batch.weights,
     )
     return loss
 
@@ -125,6 +135,7 @@ def verl_loss(batch, loss_type, low, high, *, level="token", beta=0.0, delta=Non
         response_mask=mask,
         loss_agg_mode=mode,
         config=config,
+        rollout_is_weights=batch.weights,
     )
     if beta:
         divergence = kl_penalty(batch.logps, batch.reference, "low_var_kl")
@@ -202,6 +213,59 @@ def test_dual_clip(peer, seed):
     agree(batch, ours, PEERS[peer](batch, "grpo", PER_CASE, PER_CASE, delta=3.0))
 
 
+def peers_weights(peer, behaviour, sampled, mask, level):
+    """Weights as verl's function gives them; for the others as TRL forms them in `_generate_and_score_completions`."""
+    difference = behaviour - sampled
+    if peer == "verl":
+        name = {"token": "token", "report": "sequence"}[level]
+        return compute_rollout_correction_weights(difference, mask.double(), name, rollout_is_threshold=1.5)[0]
+    difference = difference * mask
+    if level == "report":
+        difference = difference.sum(dim=-1, keepdim=True)
+    return torch.clamp(torch.exp(difference), min=None, max=1.5)
+
+
+@every_peer
+@every_seed
+@pytest.mark.parametrize("level", ["token", "report"])
+@pytest.mark.parametrize("name", ["capo", "grpo with k3", "dapo", "gspo", "dr_grpo"])
+def test_weights_between_sampler_and_trainer(peer, seed, level, name):
+    batch = Batch(seed)
+    sampled = batch.behaviour + 0.5 * torch.randn(
+        REPORTS, TOKENS, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    weights = sampler_weights(batch.behaviour, sampled, batch.mask, level=level, cap=1.5)
+    assert (weights == 1.5).any() and (weights < 1).any()
+    batch.weights = peers_weights(peer, batch.behaviour, sampled, batch.mask, level)
+    theirs = batch.weights.expand(REPORTS, TOKENS)
+    torch.testing.assert_close(theirs[batch.mask], weights[batch.mask], **EXACT)
+    divergence = k3(batch.logps, batch.reference, batch.mask)
+    loss, options = {
+        "capo": (capo_loss, {"clip": PER_CASE, "num_reports": REPORTS}),
+        "grpo with k3": (grpo_loss, {"num_reports": REPORTS, "kl": divergence, "beta": 0.04}),
+        "dapo": (dapo_loss, {"num_tokens": batch.tokens, "clip_high": 0.28}),
+        "gspo": (gspo_loss, {"num_reports": REPORTS, "clip_low": 0.2, "clip_high": 0.2}),
+        "dr_grpo": (dr_grpo_loss, {"num_reports": REPORTS, "max_tokens": 32}),
+    }[name]
+    loss_type, low, high, changed = {
+        "capo": ("grpo", PER_CASE, PER_CASE, {}),
+        "grpo with k3": ("grpo", 0.2, 0.2, {"beta": 0.04}),
+        "dapo": ("dapo", 0.2, 0.28, {}),
+        "gspo": ("grpo", 0.2, 0.2, {"level": "sequence"}),
+        "dr_grpo": ("dr_grpo", 0.2, 0.2, {"max_tokens": 32}),
+    }[name]
+    ours = loss(*batch.args, **options, weights=weights)
+    theirs = PEERS[peer](batch, loss_type, low, high, **changed)
+    if (peer, name, level) != ("verl", "gspo", "token"):
+        return agree(batch, ours, theirs)
+    # docs/peers.md: the value agrees. Here and in TRL each token of a report gets the mean of its tokens' weights,
+    # in verl its own weight.
+    torch.testing.assert_close(theirs, ours.loss, **EXACT)
+    gradients = [torch.autograd.grad(x, batch.logps)[0] for x in (ours.loss, theirs)]
+    mean = torch.where(batch.mask, weights, 0.0).sum(1, keepdim=True) / batch.mask.sum(1, keepdim=True)
+    torch.testing.assert_close(*[g * w for g, w in zip(gradients, (weights, mean), strict=True)], **EXACT)
+
+
 @pytest.mark.parametrize("peer", ["trl", "liger"])  # verl has no such form
 @every_seed
 def test_bias_corrected_kl(peer, seed):
@@ -239,6 +303,22 @@ def test_where_peers_differ_on_nan_in_padding():
         batch.logps[~batch.mask] = torch.nan
     assert grpo_loss(*batch.args, num_reports=REPORTS).loss.isfinite()
     assert trl_loss(batch, "grpo", 0.2, 0.2).isnan() and liger_loss(batch, "grpo", 0.2, 0.2).isnan()
+
+
+def test_where_the_defaults_of_the_peers_truncate_sampler_weights():
+    # docs/peers.md: 3 here and in TRL, 2 in verl
+    fields = {field.name: field.default for field in dataclasses.fields(GRPOConfig)}
+    assert RlConfig().sampler_cap == fields["vllm_importance_sampling_clip_max"] == 3
+    assert RolloutCorrectionConfig().rollout_is_threshold == 2
+
+
+def test_where_verl_and_we_treat_extreme_and_missing_log_probabilities_of_the_sampler_alike():
+    # docs/peers.md: log-ratios are held at -20, and NaN stays NaN
+    behaviour, sampled = torch.tensor([[-30.0, -1.0]]), torch.tensor([[0.0, torch.nan]])
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    ours = sampler_weights(behaviour, sampled, mask, level="token", cap=1.5)
+    assert float(ours[0, 0]) == pytest.approx(math.exp(-20)) and ours[0, 1].isnan()
+    torch.testing.assert_close(peers_weights("verl", behaviour, sampled, mask, "token").float(), ours, equal_nan=True)
 
 
 def test_where_verl_clamps_k3():
