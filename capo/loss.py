@@ -118,7 +118,7 @@ def policy_loss(
     objective = clipped_surrogate(ratios, advantages, low, high)
     if dual_clip is not None:
         objective = dual_clipped(objective, advantages, dual_clip)
-    if weights is not None:  # masked here: what is outside would come back as NaN gradients
+    if weights is not None:  # masked: `aggregate` may multiply by the mask, and NaN times 0 is NaN
         objective = objective * torch.where(mask, weights.detach(), 1.0)
     divergence = torch.zeros_like(ratios) if kl is None else torch.where(mask, kl, 0.0)
     loss = -aggregate(objective - beta * divergence if beta else objective, mask)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo.kl import k3
-from capo.loss import capo_loss, dapo_loss, dr_grpo_loss, grpo_loss, gspo_loss
+from capo.loss import capo_loss, dapo_loss, dr_grpo_loss, grpo_loss, gspo_loss, policy_loss
 from capo.metrics import ScoringMetrics
 from capo.objectives import OBJECTIVES
-from capo.ratio import sampler_weights
+from capo.ratio import sampler_weights, token_ratio
 from capo.trainer import RlConfig
 
 NAN = math.nan
@@ -26,6 +26,9 @@ LOSSES = {
     "dapo": lambda *a, **k: dapo_loss(*a, num_tokens=12, **k),
     "gspo": lambda *a, **k: gspo_loss(*a, num_reports=4, clip_low=0.02, clip_high=0.02, **k),
     "dr_grpo": lambda *a, **k: dr_grpo_loss(*a, num_reports=4, max_tokens=6, **k),
+    "own aggregate": lambda *a, **k: policy_loss(
+        *a, ratio=token_ratio, clip_low=0.2, clip_high=0.2, aggregate=lambda x, mask: (x * mask).sum(), **k
+    ),
     **{
         f"objective {name}": lambda *a, f=f, **k: f(*a, clip=torch.full((4,), 0.1), num_reports=4, num_tokens=12, **k)
         for name, f in OBJECTIVES.items()
