@@ -1,6 +1,7 @@
 """A Qwen-VL checkpoint as the few operations that the algorithm calls."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
@@ -16,7 +18,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from models import attention
+from models import attention, vision
 from models.folders import written_whole
 from models.loading import architecture, check_weights, locate
 from models.processing import Prompt, ReportProcessor
@@ -43,6 +45,7 @@ class QwenVL(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        vision.rebuild(self.vision)
         text = model.config.text_config
         self.hidden_size, self.vocab_size = text.hidden_size, text.vocab_size
         self.num_layers, self.num_kv_heads = text.num_hidden_layers, text.num_key_value_heads
@@ -67,8 +70,11 @@ class QwenVL(nn.Module):
 
     def recompute_activations(self) -> None:
         """From now on a training pass keeps each layer's input only and computes the rest again on its way back."""
-        self.model.activation_checkpointing_enable()
         self._recomputed = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        # As transformers' own switch does; its name differs between versions, and the older one warns in the newer.
+        for layer in self._recomputed:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def _mark(self, recompute: bool) -> None:
         # transformers reads `training`, and drops a cache where it is set; modules inside the layer stay in eval mode.
@@ -77,10 +83,11 @@ class QwenVL(nn.Module):
 
     def features(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         """Image features of each prompt, [image tokens, W]; one run of the vision tower for all images."""
-        pixels = torch.cat([prompt.pixel_values for prompt in prompts]).to(self.device, self.output_weight().dtype)
-        grids = torch.cat([prompt.image_grid_thw for prompt in prompts]).to(self.device)
+        # The tower casts them to its own type, which need not be that of the language model.
+        pixels = torch.cat([prompt.pixel_values for prompt in prompts]).to(self.device)
+        grids = torch.cat([prompt.image_grid_thw for prompt in prompts])
         self._mark(torch.is_grad_enabled())
-        output = self.vision(pixels, grid_thw=grids)
+        output = self.vision(pixels, grid_thw=grids, **vision.tower_inputs(self.vision, grids, self.device))
         merged = torch.cat([output.pooler_output, *(getattr(output, "deepstack_features", None) or ())], -1)
         shapes = [self.feature_shapes(prompt) for prompt in prompts]
         return list(merged.split([sum(height * width for height, width in images) for images in shapes]))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from models.processing import ProcessorConfig, ReportProcessor
@@ -69,6 +70,30 @@ def test_frozen_vision_gets_no_gradient(policy, processor):
     policy.embed([prompt], policy.features([prompt]))[0].sum().backward()
     assert all(p.grad is None for p in policy.vision.parameters())
     assert policy.output_weight().grad is not None
+
+
+def test_activations_are_recomputed_as_by_transformers_own_switch_which_versions_name_differently(
+    tiny_dir, processor, monkeypatch
+):
+    prompt = processor.prompt("a", [picture(112, 112)])
+    theirs, ours = load(tiny_dir), load(tiny_dir)
+    theirs.model.activation_checkpointing_enable()
+    theirs._recomputed = [module for module in theirs.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        monkeypatch.delattr(PreTrainedModel, name)
+    ours.recompute_activations()
+    saved = []
+    for policy in (theirs, ours):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.shape) or t, lambda t: t):
+            embeds = policy.embed([prompt], policy.features([prompt]))[0][None]
+            mask = torch.ones(embeds.shape[1], embeds.shape[1], dtype=torch.bool).tril()[None, None]
+            hidden = policy.trunk(embeds, prompt.positions[:, None], mask)
+        hidden.sum().backward()
+        saved.append(kept)
+    assert saved[0] == saved[1]
+    for (name, a), b in zip(theirs.named_parameters(), ours.parameters(), strict=True):
+        assert a.grad is None or torch.equal(a.grad, b.grad), name
 
 
 @pytest.fixture
