@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-TILE_BYTES = 16 * 2**20  # temporary memory of a tile, unless the caller gives its width: it should stay in a cache
+# Temporary memory of a tile, unless the caller gives its width: it should stay in a CPU's cache, and on a GPU be large
+# enough that a GEMM has tens of thousands of columns.
+TILE_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 MAX_ROWS = 2048  # hidden states multiplied at one time: enough to keep a GEMM busy
 # Logit of a banned token. Finite, because a tile may hold banned tokens only and -inf - (-inf) is NaN; its exponential
 # beside any real logit is 0.
@@ -61,8 +63,9 @@ def logit_tiles(
 
 def tile_width(num_rows: int, weight: Tensor, dtype: torch.dtype) -> int:
     """Columns for which logits, their exponentials and an upcast tile of weights fit TILE_BYTES."""
+    memory = TILE_BYTES["cuda" if weight.is_cuda else "cpu"]
     upcast = 0 if weight.dtype == dtype or weight.is_cuda else weight.shape[1]
-    return max(1, TILE_BYTES // (dtype.itemsize * (2 * max(1, num_rows) + upcast)))
+    return max(1, memory // (dtype.itemsize * (2 * max(1, num_rows) + upcast)))
 
 
 def check_head(hidden: Tensor, weight: Tensor, temperature: float, banned: Tensor | None, chunk: int | None) -> None:

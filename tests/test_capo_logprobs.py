@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import capo.vocabulary
 from capo.logprobs import linear_logps
+from capo.vocabulary import tile_width
 
 
 def inputs(n=7, d=5, v=11, seed=0, dtype=torch.float64):
@@ -35,6 +37,15 @@ def test_equals_the_dense_path_in_value_and_gradient(chunk, rows, monkeypatch):
     torch.testing.assert_close(logps, expected)
     torch.testing.assert_close(entropy, expected_entropy)
     torch.testing.assert_close(grads, expected_grads)
+
+
+def test_a_gpu_multiplies_tens_of_thousands_of_columns_at_a_time_a_cpu_what_fits_its_cache():
+    # 2,048 rows: logits and their exponentials are 16 KiB per column, and 64 weights upcast from bf16 are 256 bytes
+    weight = torch.zeros(151_936, 64, dtype=torch.bfloat16)
+    assert tile_width(2048, weight, torch.float32) == 16 * 2**20 // (16 * 2**10 + 256)
+    with FakeTensorMode():  # a CUDA tensor without CUDA
+        weight = torch.empty(151_936, 64, dtype=torch.bfloat16, device="cuda")
+        assert tile_width(2048, weight, torch.float32) == 512 * 2**20 // (16 * 2**10) == 32_768
 
 
 def test_gradcheck():
