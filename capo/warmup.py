@@ -38,20 +38,27 @@ class WarmupConfig:
 class LabelReader(nn.Module):
     """Linear layers on the image features of a study; they train themselves and the tower, not the language model.
 
+    Both are float32 whatever the policy is: in bf16 small updates of the tower would vanish.
+
     One reads the mean over all features, so that each of them comes to carry the labels. With a grid another one reads
     the means in each cell of the first image and of the others: a Qwen tower knows where patches lie to each other, not
     where they lie in the image, and on real images the first head alone does not begin to learn.
 
     Args:
         policy: gives the features.
-        vision: the policy's tower, trained in place.
+        vision: the policy's tower, made float32 and trained in place.
         prevalence: [L], share of studies with each label; the layer starts there.
         grid: cells a side; 0 reads the mean.
     """
 
     def __init__(self, policy: Policy, vision: nn.Module, prevalence: Tensor, *, grid: int = 0) -> None:
         super().__init__()
-        self.vision, self.features, self.shapes, self.grid = vision, policy.features, policy.feature_shapes, grid
+        self.vision, self.features, self.shapes, self.grid = (
+            vision.float(),
+            policy.features,
+            policy.feature_shapes,
+            grid,
+        )
         width = policy.output_weight().shape[1]
         sizes = [width, *([2 * grid**2 * width] if grid else [])]
         self.heads = nn.ModuleList(nn.Linear(size, len(prevalence), device=policy.device) for size in sizes)

@@ -3,6 +3,7 @@ import torch
 
 from capo.trainer import OptimizerConfig, Trainer
 from capo.warmup import LabelReader, WarmupConfig, read_labels
+from models.qwen_vl import load
 from reports_by_policy import prompt_of
 
 
@@ -17,6 +18,22 @@ def test_the_tower_learns_to_tell_two_images_apart_and_the_language_model_stays(
     assert abs(losses[0] - 0.6931) < 1e-3 and losses[-1] < 0.1
     for name, parameter in policy.named_parameters():
         assert torch.equal(parameter, before[name]) != ("visual" in name), name
+
+
+def test_the_tower_of_a_bf16_policy_learns_in_float32(tiny_dir, processor, studies):
+    policy = load(tiny_dir, dtype=torch.bfloat16)
+    prompts = [prompt_of(processor, study) for study in studies[:4]]
+    labels = torch.tensor([[1.0], [0.0], [0.0], [1.0]])
+    before = [p.detach().clone() for p in policy.vision.parameters()]
+    reader = LabelReader(policy, policy.vision, torch.tensor([0.5]), grid=2)
+    # steps of 1e-4 on weights of 0.1: bf16, whose neighbours there are 5e-4 apart, would drop them
+    trainer = Trainer(reader, OptimizerConfig(lr=1e-4, final_lr_share=1.0), num_steps=8)
+    losses = [read_labels(trainer, prompts, labels)["loss"] for _ in range(8)]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.01
+    moved = [(a != b).float().mean() for a, b in zip(before, policy.vision.parameters(), strict=True)]
+    assert min(moved) > 0.9
+    assert policy.output_weight().dtype == torch.bfloat16
+    assert policy.embed(prompts[:1], policy.features(prompts[:1]))[0].dtype == torch.bfloat16
 
 
 class Given:
