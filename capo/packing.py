@@ -4,17 +4,20 @@ A report attends to the prompt and to its own earlier tokens, and its positions 
 report sees exactly what it would see alone, at P + sum(T_i) tokens instead of G (P + T).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
+from torch._dynamo import mark_dynamic
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from capo.logprobs import linear_logps
 from capo.types import Policy, Prompt
 
 PROMPT, PADDING = -1, -2  # segment ids; reports count from 0
+BLOCK = 128  # side of a block of FlexAttention's masks
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,25 @@ class Layout:
         # A row without any visible key gives NaN in softmax.
         return (visible | torch.eye(length, dtype=torch.bool, device=query.device))[:, None]
 
+    @cached_property
     def block_mask(self) -> BlockMask:
-        """The same rule for FlexAttention, whose kernel skips the blocks of one report that belong to another."""
-        rows, length = self.segments.shape
-        segments = self.segments
+        """The same rule for all rows one after another, [1, 1, M, M], for FlexAttention, whose kernel skips the blocks
+        where nothing is read."""
+        segments = one_row(self.segments, dim=0, fill=PADDING)[0]
+        rows = torch.arange(len(self.segments), device=segments.device)[:, None].expand_as(self.segments)
+        rows = one_row(rows, dim=0)[0]
 
-        def visible(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            own = segments[row, key]
-            reads = (own != PADDING) & ((own == PROMPT) | (own == segments[row, query]))
+        def visible(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            own = segments[key]
+            reads = (own != PADDING) & ((own == PROMPT) | (own == segments[query])) & (rows[query] == rows[key])
             return (query >= key) & reads | (query == key)
 
-        return create_block_mask(visible, rows, None, length, length, device=segments.device)
+        length = len(segments)
+        mask = _mask_maker(segments.device.type)(visible, 1, None, length, length, device=segments.device)
+        # Otherwise a number of blocks that happens to equal one of heads is compiled as a constant too.
+        for tensor in (segments, rows, *(part for part in mask.as_tuple() if isinstance(part, Tensor))):
+            mark_dynamic(tensor, [dim for dim, size in enumerate(tensor.shape) if size > 1])
+        return mask
 
     def to(self, device: torch.device) -> "Layout":
         """The same layout with its tensors on `device`; the prompts stay where they are."""
@@ -63,6 +74,29 @@ class Layout:
     def pad(self, flat: Tensor) -> Tensor:
         """[N] values of the report tokens -> [R, T], 0 outside the mask; differentiable."""
         return flat.new_zeros(self.mask.shape).masked_scatter(self.mask, flat)
+
+
+@cache
+def _mask_maker(device: str) -> Callable[..., BlockMask]:
+    """Compiled for a GPU, where no [M, M] mask is then ever written to memory."""
+    return torch.compile(create_block_mask, dynamic=True) if device == "cuda" else create_block_mask
+
+
+def in_blocks(layout: Layout) -> bool:
+    """Whether attention goes through FlexAttention, which has kernels with gradients on a GPU only."""
+    return layout.segments.is_cuda
+
+
+def one_row(values: Tensor, *, dim: int, fill: int = 0) -> Tensor:
+    """[.., B, L, ..] -> [.., 1, M, ..]: the rows at `dim` one after another, then `fill` up to two blocks or more.
+
+    torch.compile makes a graph of its own for every dimension of size 1. Like this neither the number of rows nor that
+    of blocks changes between 1 and more, so that one graph serves every layout; and the kernels see whole blocks only.
+    """
+    flat = values.flatten(dim, dim + 1)
+    shape = list(flat.shape)
+    shape[dim] = max(2 * BLOCK, -(-shape[dim] // BLOCK) * BLOCK) - shape[dim]
+    return torch.cat([flat, flat.new_full(shape, fill)], dim).unsqueeze(dim)
 
 
 def pack(prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]]) -> Layout:
@@ -146,8 +180,10 @@ def report_logps(
     reports = policy.embed_tokens(layout.token_ids)
     reports = torch.nn.functional.pad(reports, (0, padded.shape[-1] - reports.shape[-1]))
     embeds = torch.where(is_prompt, padded, reports)
-    mask = layout.block_mask() if layout.segments.is_cuda else layout.attention()
-    hidden = policy.trunk(embeds, layout.positions, mask)
+    if in_blocks(layout):
+        hidden = policy.trunk(one_row(embeds, dim=0), one_row(layout.positions, dim=1), layout.block_mask)
+    else:
+        hidden = policy.trunk(embeds, layout.positions, layout.attention())
     logps, entropy = linear_logps(
         hidden.flatten(0, 1)[layout.predictors], policy.output_weight(), layout.targets,
         temperature=temperature, banned=banned,

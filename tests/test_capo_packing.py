@@ -2,8 +2,13 @@
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
+from torch.nn.attention import flex_attention
+from torch.nn.functional import scaled_dot_product_attention
 
-from capo.packing import PADDING, PROMPT, micro_batches, pack, report_logps
+from capo import packing
+from capo.packing import PADDING, PROMPT, micro_batches, one_row, pack, report_logps
+from models import attention
 from reports_by_policy import banned_mask, prompt_of
 
 
@@ -100,3 +105,84 @@ def test_empty_report_is_refused_by_study(batch):
     prompts, _ = batch
     with pytest.raises(ValueError, match=prompts[0].study_id):
         pack(prompts[:1], [[torch.zeros(0, dtype=torch.int64)]])
+
+
+class Text:
+    """A prompt without images."""
+
+    study_id = "a"
+
+    def __init__(self, length):
+        self.input_ids = torch.arange(length)
+        self.positions, self.next_position = self.input_ids.expand(3, -1), length
+
+
+def layouts(count):
+    """Rows, reports and lengths change from one to the next."""
+    generator = torch.Generator().manual_seed(0)
+
+    def lengths(number, low, high):
+        return torch.randint(low, high, (number,), generator=generator).tolist()
+
+    for number in range(count):
+        rows = 1 + number % 3
+        groups = [[torch.arange(n) for n in lengths(1 + number % 2, 1, 40 + 12 * number)] for _ in range(rows)]
+        yield pack([Text(length) for length in lengths(rows, 2, 60)], groups)
+
+
+def values_and_gradients(attended, states):
+    weights = torch.linspace(-1, 1, attended.numel()).view_as(attended)
+    return [attended, *torch.autograd.grad((attended * weights).sum(), states)]
+
+
+def test_compiled_blocks_equal_the_dense_mask_over_20_layouts_in_at_most_8_graphs(monkeypatch):
+    # A graph for each new shape reaches Dynamo's limit of 8; from there on attention runs as its slow definition. The
+    # first layout has as many blocks as there are key heads: sizes that are equal by chance count as one size.
+    compiled = []
+
+    def counting(graph, inputs):
+        compiled.append(graph)
+        return aot_eager(graph, inputs)
+
+    torch._dynamo.reset()
+    flex = torch.compile(flex_attention.flex_attention, dynamic=True, backend=counting, fullgraph=True)
+    monkeypatch.setattr(attention, "_flex", lambda device: flex)
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *states: None)  # it has gradients on a CPU, slowly
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    lengths = set()
+    assert next(layouts(1)).block_mask.kv_indices.shape[-1] == 2
+    for number, layout in enumerate(layouts(20)):
+        rows, length = layout.segments.shape
+        lengths.add(length)
+        for size in (8, 48, 128) if number in (0, 1, 2) else (48,):  # the kernels have none below 16
+            torch.manual_seed(number)
+            states = [torch.randn(rows, length, heads, size, requires_grad=True) for heads in (4, 2, 2)]
+            dense = scaled_dot_product_attention(
+                *(each.transpose(1, 2) for each in states), layout.attention(), scale=0.3, enable_gqa=True
+            )
+            expected = values_and_gradients(dense.transpose(1, 2), states)
+            row = [one_row(each, dim=0).transpose(1, 2) for each in states]
+            attended = attention.attend(None, *row, layout.block_mask, scaling=0.3)[0][0, : rows * length]
+            found = values_and_gradients(attended.view_as(expected[0]), states)
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)  # two orders of summation in float32
+            with torch.no_grad():
+                row = [each.detach() for each in row]
+                again = attention.attend(None, *row, layout.block_mask, scaling=0.3)[0][0, : rows * length]
+            torch.testing.assert_close(again, attended, atol=2e-6, rtol=0)
+    assert len(lengths) > 15 and len(compiled) <= 8
+
+
+def test_a_block_mask_is_built_once_per_layout(monkeypatch):
+    built = []
+    make = packing.create_block_mask
+    monkeypatch.setattr(packing, "create_block_mask", lambda *a, **options: built.append(a) or make(*a, **options))
+    packing._mask_maker.cache_clear()
+    layout = next(layouts(1))
+    assert layout.block_mask is layout.block_mask and len(built) == 1
+    packing._mask_maker.cache_clear()
+
+
+def test_one_row_ends_with_whole_blocks_two_at_least():
+    assert one_row(torch.ones(2, 3), dim=0, fill=7).tolist() == [[1] * 6 + [7] * 250]
+    assert one_row(torch.ones(5, 2, 130, 1), dim=1).shape == (5, 1, 384, 1)
+    assert one_row(torch.ones(2, 128), dim=0).shape == (1, 256)

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from transformers_greedy import greedy
 
-from capo.packing import Layout, pack, report_logps
+from capo import packing
+from capo.packing import pack, report_logps
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
 from models.lora import LoraConfig, LoraLinear, add_lora
@@ -109,7 +110,7 @@ def test_block_masks_of_flex_attention_see_what_dense_masks_see(checkpoint, monk
     layout = pack(prompts_of(processor, 3), [ids, ids[:1], ids[1:]])  # rows of several lengths: padding too
     policy = load(folder)
     dense, _ = report_logps(policy, layout)
-    monkeypatch.setattr(Layout, "attention", Layout.block_mask)
+    monkeypatch.setattr(packing, "in_blocks", lambda layout: True)
     blocks, _ = report_logps(policy, layout)
     # two orders of summation in float32; a token seen too much or too little shows in the second digit
     torch.testing.assert_close(blocks, dense, atol=2e-5, rtol=0)
