@@ -40,7 +40,7 @@ from data.prefetch import decoded, prefetched
 from data.sections import parse_sections
 from data.studies import Study
 from held_out import held_out_row
-from models.loading import locate
+from models.loading import check_transformers, locate
 from models.processing import Prompt, ReportProcessor
 from models.processor_files import load_image_processor, tokens_of_largest_image
 from models.qwen_vl import QwenVL
@@ -135,6 +135,7 @@ def run_stages(config: Config, ranks: Ranks, stop: StopSignal) -> None:
 
 def prepared(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None) -> tuple[Run, Path]:
     """What every stage is given, and the checkpoint that the first of them starts from."""
+    check_transformers()
     corpus = load_corpus(config.data, seed=config.seed)
     if ranks.first:
         start_path(config.run_dir / "start", config.model, corpus_texts(corpus), seed=config.seed)
@@ -185,6 +186,7 @@ def warm_up(run: Run, start: Path) -> None:
     if config.warmup.steps == 0:
         return
     policy, labeler = load_policy(start, run), run.reward.expert.labeler
+    loaded = policy.output_weight().dtype
     found = labeler([study.report for study in corpus.train])
     labels = torch.tensor([[float(label in named) for label in labeler.labels] for named in found])
     reader = LabelReader(policy, policy.vision, labels.mean(0), grid=config.warmup.grid)
@@ -203,6 +205,7 @@ def warm_up(run: Run, start: Path) -> None:
         return read_labels(trainer, prompts, labels[[chosen[place] for place in own]], num_studies=size)
 
     stage.run(steps, step, title="warm-up", shown="loss")
+    policy.vision.to(loaded)  # trained in float32
     policy.save(run.folder / "warmup" / "model", run.processor, write=run.ranks.first)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -12,7 +13,23 @@ from transformers import AutoConfig, PretrainedConfig
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TEXTS = ("*.json", "*.jinja", "*.txt")  # everything that is published beside the weights, and that a model needs
+OLDEST_TRANSFORMERS = (5, 23)  # as in setup.cfg; older ones turn the name of a control token in a text into the token
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\S+))?")
+
+
+def check_transformers() -> None:
+    """Refuse a transformers that is too old.
+
+    Raises:
+        ValueError: what is installed, and how to get another.
+    """
+    installed = version("transformers")
+    if tuple(int(part) for part in installed.split(".")[:2]) < OLDEST_TRANSFORMERS:
+        oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
+        raise ValueError(
+            f"expected transformers {oldest} or newer, got {installed}: older ones take the name of a "
+            f"control token in an indication for the token; pip install 'transformers>={oldest}'"
+        )
 
 
 def locate(path_or_id: Path | str, *, weights: bool = True) -> Path:
@@ -23,8 +40,9 @@ def locate(path_or_id: Path | str, *, weights: bool = True) -> Path:
         weights: fetch them too; without, configuration and tokenizer only.
 
     Raises:
-        ValueError: neither a directory, nor an id that the hub or the cache knows.
+        ValueError: neither a directory, nor an id that the hub or the cache knows; or transformers is too old.
     """
+    check_transformers()
     directory, name = Path(path_or_id), _HUB_ID.fullmatch(str(path_or_id))
     if directory.is_dir() or name is None:
         return directory

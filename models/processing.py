@@ -1,6 +1,7 @@
 """Text and images of a study -> the tensors the model reads. Built once, unpadded, never truncated."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,6 +139,7 @@ class ReportProcessor:
                 f"expected a chat template that writes {IMAGE} once for one image, got {ids.count(self.image_id)}; "
                 "take the chat template published with the model"
             )
+        self._check_sanitised(ids)
         answer = self.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
         if ids[-len(answer) :] != answer:
             raise ValueError(
@@ -145,6 +147,22 @@ class ReportProcessor:
                 f"{self.tokenizer.decode(ids[-len(answer) :])!r}; models that think first have no place for a report "
                 "there: take the Instruct edition"
             )
+
+    def _check_sanitised(self, plain: Sequence[int]) -> None:
+        """Refuse a tokenizer that takes the name of a control token in a text for the token.
+
+        Args:
+            plain: token ids of a chat with one image and a text that names none.
+        """
+        control = self.tokenizer.added_tokens_decoder
+        expected = Counter(i for i in plain if i in control)
+        for index, token in control.items():
+            ids = self._chat([{"type": "image"}, {"type": "text", "text": f"x{token}x {token} x"}])
+            if (got := Counter(i for i in ids if i in control)) != expected:
+                raise ValueError(
+                    f"expected the name of {token} in a text to stay text, as in a chat without it, got the token "
+                    f"{got[index] - expected[index]} times more; take the tokenizer published with the model"
+                )
 
     def save(self, directory: Path) -> None:
         """Write tokenizer, chat template, preprocessor config with the pixel limits in force, and the prompt."""
@@ -184,7 +202,13 @@ class ReportProcessor:
         grids = processed["image_grid_thw"]
         counts = (grids.prod(-1) // self.image_processor.merge_size**2).tolist()
         content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in parts]
-        ids = self._expanded(self._chat(content), counts)
+        ids = self._chat(content)
+        if ids.count(self.image_id) != len(counts):
+            raise ValueError(
+                f"study {study_id}: expected {len(counts)} {IMAGE} in the prompt, one for each image, got "
+                f"{ids.count(self.image_id)}; the chat template or a text of the study holds {IMAGE}"
+            )
+        ids = self._expanded(ids, counts)
         if len(ids) > self.config.max_prompt_tokens:
             raise ValueError(
                 f"study {study_id}: the prompt has {len(ids)} tokens, {sum(counts)} of them of {len(counts)} images; "

@@ -1,5 +1,6 @@
 """Checkpoints in every published layout give transformers' own logits; whatever else lies in a directory is refused."""
 
+import configparser
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from models.loading import locate
+import evaluate
+import train
+from models import loading
+from models.loading import OLDEST_TRANSFORMERS, locate
 from models.processing import ReportProcessor
 from models.qwen_vl import FAMILIES, load
 from models.start import ModelConfig, start_path
@@ -308,3 +312,36 @@ def test_a_head_that_differs_from_the_embedding_it_should_be_tied_to_is_refused(
     assert load(damaged)  # the same twice is harmless
     reweigh(damaged, lambda weights: weights.update({"lm_head.weight": weights[embedding] + 1}))
     refused(damaged, "the weights hold two that differ")
+
+
+@pytest.fixture
+def outdated(monkeypatch):
+    monkeypatch.setattr(loading, "version", {"transformers": "5.17.0"}.__getitem__)
+
+
+TOO_OLD = r"expected transformers 5.23 or newer, got 5.17.0: .* pip install 'transformers>=5.23'"
+
+
+@pytest.mark.parametrize("loader", [load, ReportProcessor.load])
+def test_an_older_transformers_is_refused_whatever_is_loaded(outdated, tiny_dir, loader):
+    with pytest.raises(ValueError, match=TOO_OLD):
+        loader(tiny_dir)
+
+
+def test_both_programs_end_with_one_line_under_an_older_transformers(outdated, tiny_dir, tmp_path, monkeypatch):
+    picture = tmp_path / "a.png"
+    Image.new("L", (64, 64)).save(picture)
+    monkeypatch.setattr(train, "load_corpus", None)  # the run is refused before it reads a study
+    for program, words in (
+        (train, ["--run-dir", str(tmp_path / "run")]),
+        (evaluate, ["predict", "--model", str(tiny_dir), "--image", str(picture)]),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: {TOO_OLD}$"):
+            program.main(words)
+
+
+def test_the_version_that_is_refused_is_the_one_setup_cfg_asks_for():
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
+    oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
+    assert f"transformers>={oldest}" in config["options.extras_require"]["eval"].split()

@@ -352,6 +352,29 @@ def test_an_image_longer_than_the_processor_takes_is_refused_by_study(processor)
         processor.prompt("s9", [picture(56, 56), picture(1, 201)])
 
 
+@pytest.fixture
+def gullible(processor, monkeypatch):
+    """A processor whose tokenizer does not know `sanitize_control_tokens`, as that of transformers before 5.23."""
+    apply = type(processor.tokenizer).apply_chat_template
+    monkeypatch.setattr(
+        type(processor.tokenizer), "apply_chat_template",
+        lambda self, chat, sanitize_control_tokens, **options: apply(self, chat, **options),
+    )  # fmt: skip
+    return processor
+
+
+def test_a_tokenizer_that_takes_names_of_control_tokens_for_tokens_is_refused(gullible, tiny_dir):
+    with pytest.raises(
+        ValueError, match=r"model: expected the name of <\|\w+\|> in a text to stay text, .* got the token 2 times more"
+    ):
+        ReportProcessor.load(tiny_dir)
+
+
+def test_an_image_token_without_an_image_is_refused_by_study(gullible):
+    with pytest.raises(ValueError, match=r"study s7: expected 2 <\|image_pad\|> in the prompt, .* got 3"):
+        gullible.prompt("s7", [picture(56, 56)] * 2, indication="See <|image_pad|>.")
+
+
 def test_a_saved_model_is_asked_as_it_was_trained(tiny_dir, tmp_path):
     config = ProcessorConfig(
         max_pixels=84 * 84, min_pixels=56 * 56, task="carotid_us", prompt=("{images}", "Befund?"), system="é",
