@@ -53,12 +53,8 @@ class LabelReader(nn.Module):
 
     def __init__(self, policy: Policy, vision: nn.Module, prevalence: Tensor, *, grid: int = 0) -> None:
         super().__init__()
-        self.vision, self.features, self.shapes, self.grid = (
-            vision.float(),
-            policy.features,
-            policy.feature_shapes,
-            grid,
-        )
+        self.vision, self.grid = vision.float(), grid
+        self.features, self.shapes = policy.features, policy.feature_shapes
         width = policy.output_weight().shape[1]
         sizes = [width, *([2 * grid**2 * width] if grid else [])]
         self.heads = nn.ModuleList(nn.Linear(size, len(prevalence), device=policy.device) for size in sizes)
