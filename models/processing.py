@@ -1,6 +1,7 @@
 """Text and images of a study -> the tensors the model reads. Built once, unpadded, never truncated."""
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -90,6 +91,8 @@ class ReportProcessor:
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
         # None of them may come out of a text, those that the tokenizer does not call special (<tool_call>) included.
         tokenizer.chat_control_tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+        # A tokenizer is switched between sanitising and not by the call, so two threads must not use it at one time.
+        self._one_at_a_time = threading.Lock()
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         self.banned_ids: tuple[int, ...] = tuple(sorted(special - {self.eos_id}))
 
@@ -232,10 +235,11 @@ class ReportProcessor:
     def _chat(self, content: list[dict[str, str]]) -> list[int]:
         """Token ids of the checkpoint's own chat template, up to where the report begins; one token an image."""
         system = [{"role": "system", "content": self.config.system}] if self.config.system else []
+        chat = [*system, {"role": "user", "content": content}]
         # Sanitised: the name of a special token in a text is only text, not the token.
-        return self.tokenizer.apply_chat_template(
-            [*system, {"role": "user", "content": content}], add_generation_prompt=True, sanitize_control_tokens=True
-        )["input_ids"]
+        options = {"add_generation_prompt": True, "sanitize_control_tokens": True}
+        with self._one_at_a_time:
+            return self.tokenizer.apply_chat_template(chat, **options)["input_ids"]
 
     def _expanded(self, ids: Sequence[int], counts: Sequence[int]) -> list[int]:
         """As many image tokens as the vision tower gives for each image, in place of each one."""
