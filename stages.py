@@ -1,6 +1,7 @@
 """What the stages of a run share: their config, what each is given, and how each trains, reports and resumes."""
 
 import functools
+import gc
 import hashlib
 import json
 import sys
@@ -31,7 +32,7 @@ from models.adapter_files import save_adapter
 from models.lora import add_lora, merge_lora, reference
 from models.processing import ReportProcessor
 from models.qwen_vl import QwenVL, freeze_vision, load
-from models.start import ModelConfig, weights_dtype
+from models.start import ModelConfig, compute_dtype, gathered_dtype, weights_dtype
 from models.trainable import trainable_table
 from parts import in_parts
 from reporting.live import Live
@@ -106,7 +107,7 @@ class Run:
 
 class TrainingStage:
     """The steps of a stage that trains: from its last checkpoint on, written down as they come, saved on the way and
-    when the run is asked to stop.
+    when the run is asked to stop. An update that has begun is finished first.
 
     Args:
         every: steps between checkpoints.
@@ -116,7 +117,8 @@ class TrainingStage:
     def __init__(
         self, run: Run, name: str, trainer: Trainer, *, every: int, identity: Mapping[str, str] | None = None
     ) -> None:
-        self.trainer, self.every, self.ranks, self.live = trainer, every, run.ranks, run.live
+        self.trainer, self.every, self.live = trainer, every, run.live
+        self.ranks, self.stop = run.ranks, run.stop
         self.folder = run.folder / name
         known = {"config": config_hash(run.config), "studies": run.corpus.fingerprint, **(identity or {})}
         self.checkpoints = Checkpoints(self.folder / "checkpoints", run.ranks, identity=known)
@@ -134,6 +136,7 @@ class TrainingStage:
         step, self.bar = self.first, progress(title, self.first, last, shown=self.ranks.first)
         try:
             for step in self.bar:
+                self._check_stop()
                 row = {"step": step, **do(step)}
                 self.bar.set_postfix({shown: row[shown]})
                 if journal is not None:
@@ -145,11 +148,16 @@ class TrainingStage:
                     if self.live is not None:
                         self.live.report()
         except StopRequested:
-            self.trainer.rewind()
             self.checkpoints.save(step, *self.trainer.state())
             raise
         finally:
             self.checkpoints.finish()
+
+    def _check_stop(self) -> None:
+        """Once per step. All ranks come here before the step's first exchange between devices, which NCCL would wait
+        for without a word."""
+        if self.ranks.largest(float(self.stop.requested)):
+            raise StopRequested(f"stopped in stage {self.ranks.stage}, as asked")
 
     def phase(self, name: str) -> None:
         """Say at the bar what the step does now."""
@@ -211,11 +219,24 @@ def pick_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load_policy(path: Path, run: Run, *, to_train: bool = False) -> QwenVL:
-    """A policy on its device; one that is trained and will be split stays in its file until `prepare_training`."""
-    if to_train and run.config.parallel.splits(run.ranks):
+def load_policy(path: Path, run: Run, *, dtype: torch.dtype | None = None) -> QwenVL:
+    """A policy on its device; by default in the type that it computes in."""
+    return load(path, dtype=dtype or compute_dtype(run.config.model, run.device)).to(run.device)
+
+
+def load_to_train(path: Path, run: Run) -> QwenVL:
+    """A policy for `prepare_training`, which moves block by block out of its file one that fully_shard lays out."""
+    model = run.config.model
+    if run.config.parallel.splits(run.ranks) or gathered_dtype(model, run.device):
         return load(path, dtype=None)
-    return load(path, dtype=weights_dtype(run.config.model, run.device)).to(run.device)
+    return load_policy(path, run, dtype=weights_dtype(model, run.device))
+
+
+def free_memory() -> None:
+    """Let go of the models of the stage that ended: a sharded one holds reference cycles, which Python keeps on."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def corpus_texts(corpus: Corpus) -> list[str]:
@@ -279,13 +300,13 @@ def prepare_training(
     """Make the right parameters trainable, say which, and shard; return how to reach the policy as it is now, frozen.
 
     With LoRA that is the policy with its adapters off (the SFT adapters are merged by then, so off is not the base
-    model); training all weights needs a second model.
+    model); training all weights needs a second model, in the type that the policy computes in, so that both begin with
+    the same numbers.
 
     Args:
         frozen_from: the checkpoint that `policy` was loaded from, where it is asked for.
     """
     model, parallel = run.config.model, run.config.parallel
-    dtype = weights_dtype(model, run.device)
     if model.recompute_activations:
         policy.recompute_activations()
     if model.training == "lora":
@@ -294,19 +315,24 @@ def prepare_training(
         freeze_vision(policy)
     if run.ranks.first:
         print(trainable_table(policy), flush=True)
-    shard_policy(policy, parallel, run.ranks, run.device, dtype)
+    shard_policy(
+        policy, parallel, run.ranks, run.device,
+        frozen_dtype=weights_dtype(model, run.device), gathered_dtype=gathered_dtype(model, run.device),
+    )  # fmt: skip
     if model.training == "lora":
         return lambda: reference(policy)
     if frozen_from is None:
         return None
-    frozen = load_policy(frozen_from, run, to_train=True).requires_grad_(False)
-    shard_policy(frozen, parallel, run.ranks, run.device, dtype)
+    frozen = load(frozen_from, dtype=None) if parallel.splits(run.ranks) else load_policy(frozen_from, run)
+    compute = compute_dtype(model, run.device)
+    shard_policy(frozen.requires_grad_(False), parallel, run.ranks, run.device, frozen_dtype=compute)
     return lambda: nullcontext(frozen)
 
 
 def keep_policy(policy: QwenVL, run: Run, stage: str, *, base: Path) -> None:
     """Save what a stage trained: its adapter, made for `base`, and then the model with the adapter merged in."""
     folder, lora = run.folder / stage, run.config.model.lora
+    run.ranks.meet()  # before parameters are put together, maybe through NCCL
     if run.config.model.training == "lora":
         save_adapter(policy, folder / "adapter", lora, base=str(base), write=run.ranks.first)
         merge_lora(policy)

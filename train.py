@@ -44,7 +44,7 @@ from models.loading import check_transformers, locate
 from models.processing import Prompt, ReportProcessor
 from models.processor_files import load_image_processor, tokens_of_largest_image
 from models.qwen_vl import QwenVL
-from models.start import start_path
+from models.start import start_path, weights_dtype
 from plan import Load, sizes_at, table
 from reporting.commands import compare_command, report_command, watch_command
 from reporting.live import Live
@@ -65,10 +65,12 @@ from stages import (
     augmentation,
     balanced_weights,
     corpus_texts,
+    free_memory,
     hard_studies,
     in_run,
     keep_policy,
     load_policy,
+    load_to_train,
     need_earlier,
     pick_device,
     prepare_training,
@@ -178,6 +180,7 @@ def take_stages(run: Run, start: Path) -> None:
             with timed(run, name):
                 work[name]()
                 run.ranks.meet()  # its product is there before anybody looks for it
+            free_memory()
 
 
 def warm_up(run: Run, start: Path) -> None:
@@ -185,13 +188,13 @@ def warm_up(run: Run, start: Path) -> None:
     config, corpus = run.config, run.corpus
     if config.warmup.steps == 0:
         return
-    policy, labeler = load_policy(start, run), run.reward.expert.labeler
-    loaded = policy.output_weight().dtype
+    policy = load_policy(start, run, dtype=weights_dtype(config.model, run.device))
+    labeler, loaded = run.reward.expert.labeler, policy.output_weight().dtype
     found = labeler([study.report for study in corpus.train])
     labels = torch.tensor([[float(label in named) for label in labeler.labels] for named in found])
     reader = LabelReader(policy, policy.vision, labels.mean(0), grid=config.warmup.grid)
     steps, size = config.warmup.steps, config.warmup.batch_size
-    trainer = Trainer(reader, config.warmup.optimizer, num_steps=steps, ranks=run.ranks, stop=run.stop)
+    trainer = Trainer(reader, config.warmup.optimizer, num_steps=steps, ranks=run.ranks)
     stage = TrainingStage(run, "warmup", trainer, every=config.sft.checkpoint_every)
     batches = shuffled_batches(len(corpus.train), size, seed=config.seed + 2, start_step=stage.first)
 
@@ -214,9 +217,9 @@ def fine_tune(run: Run, start: Path) -> None:
     config, corpus = run.config, run.corpus
     warm = run.folder / "warmup" / "model"
     base = warm if warm.exists() else start
-    policy = load_policy(base, run, to_train=True)
+    policy = load_to_train(base, run)
     prepare_training(policy, run, seed=config.seed, train_vision=config.sft.vision == "trained")
-    trainer = Trainer(policy, config.sft.optimizer, num_steps=config.sft.steps, ranks=run.ranks, stop=run.stop)
+    trainer = Trainer(policy, config.sft.optimizer, num_steps=config.sft.steps, ranks=run.ranks)
     stage = TrainingStage(run, "sft", trainer, every=config.sft.checkpoint_every)
     banned = banned_mask(policy, run.processor)
     reports = [run.processor.encode_report(study.report) for study in corpus.train]
@@ -280,13 +283,13 @@ def reinforce(run: Run) -> None:
     """CAPO on the hard studies -> rl/model."""
     config, folder = run.config, run.folder / "rl"
     before = run.folder / "sft" / "model"
-    policy = load_policy(before, run, to_train=True)
+    policy = load_to_train(before, run)
     train_vision = config.model.rl_vision == "trained"
     reference = prepare_training(policy, run, seed=config.seed + 1, train_vision=train_vision, frozen_from=before)
     trainer = Trainer(
         policy, config.rl.optimizer, num_steps=config.rl.steps * config.rl.inner_epochs * config.rl.mini_batches,
         reference=reference, frozen_vision=not any(p.requires_grad for p in policy.vision.parameters()),
-        ranks=run.ranks, stop=run.stop,
+        ranks=run.ranks,
     )  # fmt: skip
     studies = hard_studies(run.folder, run.corpus)
     selection = hashlib.sha256(json.dumps([study.id for study in studies]).encode()).hexdigest()

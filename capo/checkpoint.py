@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -43,7 +44,8 @@ class Checkpoints:
     def __init__(self, folder: Path, ranks: Ranks, *, identity: Mapping[str, str], keep: int = 2) -> None:
         self.folder, self.ranks, self.identity, self.keep = folder, ranks, dict(identity), keep
         # A group of their own: what the background says must not mix with what the training says.
-        self.group = dist.new_group(backend="gloo") if ranks.size > 1 else None
+        timeout = timedelta(seconds=ranks.timeout_s)
+        self.group = dist.new_group(backend="gloo", timeout=timeout) if ranks.size > 1 else None
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future | None = None
         self.newest: int | None = None  # step of the one read or written last

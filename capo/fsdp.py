@@ -4,11 +4,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -39,12 +41,15 @@ class ParallelConfig:
         return self.sharding != "replicate" and ranks.size > 1
 
 
-def mesh_of(sharding: Sharding, *, world_size: int, local_size: int, device: torch.device) -> DeviceMesh:
+def mesh_of(
+    sharding: Sharding, *, world_size: int, local_size: int, device: torch.device, timeout_s: float
+) -> DeviceMesh:
     """Mesh [replicate, shard]: a parameter is split along the second dimension and repeated along the first.
 
     Args:
         sharding: replicate: (world, 1); hybrid: (nodes, ranks of a node); full: (1, world).
         local_size: ranks of one node.
+        timeout_s: of the groups along both dimensions, which would not inherit it.
 
     Raises:
         ValueError: hybrid over a world that is not made of whole nodes.
@@ -52,7 +57,10 @@ def mesh_of(sharding: Sharding, *, world_size: int, local_size: int, device: tor
     if sharding == "hybrid" and world_size % local_size:
         raise ValueError(f"expected nodes of {local_size} ranks each for hybrid sharding, got {world_size} ranks")
     shard = {"replicate": 1, "hybrid": local_size, "full": world_size}[sharding]
-    return init_device_mesh(device.type, (world_size // shard, shard), mesh_dim_names=("replicate", "shard"))
+    grid = torch.arange(world_size).view(-1, shard)
+    timeout = timedelta(seconds=timeout_s)
+    groups = [dist.new_subgroups_by_enumeration(r.tolist(), timeout=timeout)[0] for r in (grid.T, grid)]
+    return DeviceMesh.from_group(groups, device.type, mesh=grid, mesh_dim_names=("replicate", "shard"))
 
 
 def shard(
@@ -62,7 +70,7 @@ def shard(
     *,
     device: torch.device,
     frozen_dtype: torch.dtype | None = None,
-    compute_dtype: torch.dtype | None = None,
+    gathered_dtype: torch.dtype | None = None,
     offload: bool = False,
 ) -> None:
     """Split the parameters in place: each block gathered when it runs, the rest of the policy (embeddings, norms, head)
@@ -74,14 +82,15 @@ def shard(
     Args:
         blocks: decoder layers and vision blocks. Each is moved and split before the next is touched, so that neither
             the device nor, with weights mapped from their files, the host ever holds the whole model.
-        device: where the shards live.
+        device: where the policy computes, and where the shards are unless they are offloaded.
         frozen_dtype: of parameters that are not trained; those that are trained become float32. None changes nothing.
-        compute_dtype: parameters are cast to it when gathered; None keeps their own.
-        offload: shards, gradients and optimizer state live in host memory.
+        gathered_dtype: parameters are cast to it when gathered; None keeps their own.
+        offload: shards, gradients and optimizer state are in host memory.
     """
+    policy.device = device
     options = {
         "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False),
+        "mp_policy": MixedPrecisionPolicy(gathered_dtype, torch.float32, cast_forward_inputs=False),
         "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
     }
     for block in blocks:
@@ -92,8 +101,10 @@ def shard(
     for module in sharded_modules(policy):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-    # A rank whose studies gave a parameter no gradient must take part in its reduction all the same.
-    policy.set_reduce_scatter_unused_params(True)
+    # A rank whose studies gave a parameter no gradient must take part in its reduction all the same. Older versions of
+    # torch lack the method; there, every pass must reach every trained parameter, as those of RadFlow do.
+    if hasattr(policy, "set_reduce_scatter_unused_params"):
+        policy.set_reduce_scatter_unused_params(True)
     # The first module that is called becomes the root of what lies below it; that must be the policy, not a block.
     with torch.no_grad():
         policy(lambda: None)
@@ -114,21 +125,28 @@ def shard_policy(
     config: ParallelConfig,
     ranks: Ranks,
     device: torch.device,
+    *,
     frozen_dtype: torch.dtype | None = None,
+    gathered_dtype: torch.dtype | None = None,
 ) -> None:
     """Lay a policy over the devices as `config` says.
 
-    Replicated, its tensors stay as they are, and the trainer adds up gradients: fully_shard over a mesh (world, 1)
-    would keep a second copy of every parameter while it is gathered.
+    Replicated, its tensors stay as they are, and the trainer adds up gradients. Only a policy that computes in another
+    type than that of its weights goes through fully_shard over a mesh (world, 1) then: the gathered copies compute, the
+    float32 weights are trained, with the same arithmetic as any other sharding.
+
+    Args:
+        frozen_dtype, gathered_dtype: as in `shard`.
     """
-    if not config.splits(ranks):
+    if gathered_dtype is None and not config.splits(ranks):
         return
+    ranks.connect()
+    ranks.meet()  # loading takes each rank another time, and the first gathering may run through NCCL
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(ranks.size)))
-    mesh = mesh_of(config.sharding, world_size=ranks.size, local_size=local, device=device)
-    compute = torch.bfloat16 if device.type == "cuda" else None
+    shape = {"world_size": ranks.size, "local_size": local, "device": device, "timeout_s": ranks.timeout_s}
     shard(
-        policy, policy.blocks(), mesh,
-        device=device, frozen_dtype=frozen_dtype, compute_dtype=compute, offload=config.offload,
+        policy, policy.blocks(), mesh_of(config.sharding if ranks.size > 1 else "replicate", **shape),
+        device=device, frozen_dtype=frozen_dtype, gathered_dtype=gathered_dtype, offload=config.offload,
     )  # fmt: skip
 
 

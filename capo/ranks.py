@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+BUCKET = 64 << 20  # bytes of gradients that are added up in one exchange
+
 
 class Ranks:
     """One process among the `size` that torchrun started; alone, everything below costs nothing.
@@ -24,24 +26,35 @@ class Ranks:
         self.rank, self.size, self.timeout_s = rank, size, timeout_s
         self.stage = "start"  # named when another rank does not answer
         self._group = group  # of the messages; gradients and sharded weights travel in the default group
+        self._connected = size > 1
 
     @classmethod
     def join(cls, *, timeout_s: float) -> "Ranks":
         """Meet the other processes that torchrun's environment names; without it, be alone."""
         size, group = int(os.environ.get("WORLD_SIZE", "1")), None
         if size > 1 and not dist.is_initialized():
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            cards, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+            if cards:
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % cards)
             store, rank, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
             store = dist.PrefixStore(_name_of_this_start(store, rank, size), store)
+            store.set(f"backend/{rank}", backend_of(cards, local))
+            asked = {store.get(f"backend/{other}").decode() for other in range(size)}
             dist.init_process_group(
-                backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
-            )
+                asked.pop() if len(asked) == 1 else "gloo",
+                store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s),
+            )  # fmt: skip
         if size > 1:
             # DTensor's caches keep the default group alive for good; this one ends when `leave` says so.
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         return cls(int(os.environ.get("RANK", "0")), size, timeout_s=timeout_s, group=group)
+
+    def connect(self) -> None:
+        """A default group for a process that is alone as well, because fully_shard asks for one."""
+        if not dist.is_initialized():
+            backend, timeout = backend_of(torch.cuda.device_count(), 1), timedelta(seconds=self.timeout_s)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            self._connected = True
 
     def leave(self) -> None:
         """End the connections, as the last thing a program does; not after an error, when others may still exchange.
@@ -50,8 +63,8 @@ class Ranks:
         to end by then, the process aborts ("terminate called without an active exception"), and torchrun reports a
         run that is complete as failed. So the threads end first.
         """
-        if self.size > 1:
-            self._group = None
+        if self._connected:
+            self._group, self._connected = None, False
             dist.destroy_process_group()
 
     @property
@@ -94,14 +107,22 @@ class Ranks:
         return max(self.gather(number))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up the gradients of parameters that every rank holds whole, in one buffer; a missing one counts as 0."""
+        """Add up the gradients of parameters that every rank holds whole, in float32; a missing one counts as 0.
+
+        Small ones travel together in buffers of BUCKET bytes, a larger one alone and without a copy.
+        """
         if self.size == 1:
             return
         trained = [p for p in parameters if p.requires_grad]
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in trained])
-        dist.all_reduce(flat)
-        for parameter, total in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-            parameter.grad = total.view_as(parameter).to(parameter.dtype)
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets([p.grad for p in trained]):
+            parts = [gradient.flatten().float() for gradient in bucket]  # the gradient itself where it is float32
+            flat = parts[0] if len(parts) == 1 else torch.cat(parts)
+            dist.all_reduce(flat)
+            for gradient, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                gradient.copy_(total.view_as(gradient))
 
     def share(self, costs: Sequence[float]) -> list[int]:
         """Indices of the items that this rank takes, ascending."""
@@ -113,6 +134,29 @@ class Ranks:
             f"{self.timeout_s:.0f} s ({str(error).splitlines()[0]}); look at the log of the rank named, or raise "
             "--parallel.timeout-s"
         )
+
+
+def backend_of(cards: int, local_ranks: int) -> str:
+    """The backend of a node: NCCL refuses a second rank on a card; gloo takes CUDA tensors too, through the host.
+
+    Args:
+        cards: GPUs that torch sees.
+        local_ranks: processes on the node.
+    """
+    return "cpu:gloo,cuda:nccl" if cards >= local_ranks else "gloo"
+
+
+def _buckets(gradients: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Neighbours together while they fit into BUCKET bytes of float32."""
+    buckets: list[list[torch.Tensor]] = []
+    room = 0
+    for gradient in gradients:
+        room -= 4 * gradient.numel()
+        if room < 0 or not buckets:
+            buckets.append([])
+            room = BUCKET - 4 * gradient.numel()
+        buckets[-1].append(gradient)
+    return buckets
 
 
 def _name_of_this_start(store: dist.Store, rank: int, size: int) -> str:

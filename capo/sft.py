@@ -65,7 +65,6 @@ def imitate(
     idle = int(trainer.ranks.largest(len(batches))) - len(batches)
     total = 0.0
     for rows, used in [*((rows, True) for rows in batches), *[(batches[-1][:1], False)] * idle]:
-        trainer.check_stop()
         layout = pack([prompts[i] for i in rows], [[reports[i]] if used else [] for i in rows]).to(policy.device)
         logps, _ = policy(lambda layout=layout: report_logps(policy, layout, banned=banned))
         loss = -logps.sum() / num_tokens

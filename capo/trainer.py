@@ -18,7 +18,6 @@ from capo.objectives import OBJECTIVES
 from capo.packing import Layout, micro_batches, pack, report_logps
 from capo.ranks import Ranks
 from capo.ratio import check_sampler_cap, sampler_weights
-from capo.stopping import StopRequested, StopSignal
 from capo.types import Case, Policy
 
 
@@ -147,7 +146,6 @@ class Trainer:
             reference is the policy itself with its adapters off. Needed for `improve` only.
         frozen_vision: the tower is not trained, so its features are computed once a step and shared.
         ranks: the processes that train together; each computes the gradient of its own cases.
-        stop: asked between micro-batches; they raise `StopRequested` when it says so on any rank.
     """
 
     def __init__(
@@ -159,11 +157,10 @@ class Trainer:
         reference: Callable[[], AbstractContextManager[Policy]] | None = None,
         frozen_vision: bool = False,
         ranks: Ranks | None = None,
-        stop: StopSignal | None = None,
     ) -> None:
         self.policy, self.config, self.num_steps = policy, config, num_steps
         self.reference, self.frozen_vision = reference, frozen_vision
-        self.ranks, self.stop = ranks or Ranks(), stop or StopSignal()
+        self.ranks = ranks or Ranks()
         self.sharded = bool(sharded_modules(policy))
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         if not self.parameters:
@@ -171,15 +168,17 @@ class Trainer:
         matrices = [p for p in self.parameters if p.ndim > 1]
         vectors = [p for p in self.parameters if p.ndim <= 1]
         decayed = {"params": matrices, "weight_decay": config.weight_decay}
-        self.optimizer = torch.optim.AdamW([decayed, {"params": vectors, "weight_decay": 0.0}], lr=config.lr)
+        # On a GPU, AdamW's other ways hold several copies of what is trained for the time of an update.
+        fused = all(parameter.is_cuda for parameter in self.parameters)
+        groups = [decayed, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=fused)
         for parameter in self.parameters:  # as AdamW makes it at the first update; here, so that it can be loaded
             zeros = (torch.zeros_like(parameter) for _ in range(2))
             self.optimizer.state[parameter] = dict(zip(("exp_avg", "exp_avg_sq"), zeros, strict=True))
-            self.optimizer.state[parameter]["step"] = torch.zeros(())
+            self.optimizer.state[parameter]["step"] = torch.zeros((), device=parameter.device if fused else None)
         self.num_updates = 0
         self.num_skipped = 0
         self.num_bad = 0  # skipped in a row
-        self._remembered: tuple[dict[str, Tensor], dict[str, object]] | None = None
 
     def step(self) -> dict[str, float]:
         """Add up the gradients of all ranks, clip, update, clear. A gradient that is not finite is dropped and counted.
@@ -214,16 +213,6 @@ class Trainer:
             )
         return {"grad_norm": norm, "learning_rate": lr, "updates_skipped": self.num_skipped}
 
-    def check_stop(self) -> None:
-        """Between micro-batches; every rank calls it equally often.
-
-        Raises:
-            StopRequested: some rank was asked to stop. Accumulated gradients are dropped.
-        """
-        if self.ranks.largest(float(self.stop.requested)):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise StopRequested(f"stopped in stage {self.ranks.stage}, as asked")
-
     def learning_rate(self) -> float:
         """Of the next update: linear warm-up, then cosine from lr to lr * final_lr_share."""
         config = self.config
@@ -251,7 +240,6 @@ class Trainer:
                 f"expected at least {config.mini_batches * self.ranks.size} studies (rl.mini_batches x ranks), got "
                 f"{len(cases)}"
             )
-        self._remember()
         before = ScoringMetrics(level=config.sampler_correction, cap=config.sampler_cap)
         losses = LossMetrics()
         options = {"temperature": temperature, "banned": banned}
@@ -264,7 +252,6 @@ class Trainer:
             for number, part in enumerate(parts):
                 counts = _counts(part)
                 for place, micro in enumerate(micros[number]):
-                    self.check_stop()
                     known = behaviour[number][place]
                     logps, entropy = self._logps(self.policy, micro, options)
                     if known is None:
@@ -272,7 +259,6 @@ class Trainer:
                         self._compare(micro, known, entropy, before)
                     self._backward(micro, logps, known, config, counts, losses)
                 steps.append(self.step())
-        self._remembered = None
         gradient = sum(step["grad_norm"] for step in steps) / len(steps)
         metrics = {**asdict(losses.read(self.ranks, num_updates=len(steps))), **before.read(self.ranks)}
         return {**metrics, **steps[-1], "grad_norm": gradient}
@@ -378,25 +364,6 @@ class Trainer:
         )
         for moments in self.optimizer.state.values():
             moments["step"].fill_(int(facts["adam_steps"]))
-
-    def rewind(self) -> None:
-        """Back to where `improve` began, after it was stopped on its way; nothing where it was not."""
-        if self._remembered is None:
-            return
-        tensors, facts = self._remembered
-        for name, tensor in self.state()[0].items():
-            _local(tensor).copy_(tensors[name])
-        self.restore(facts)
-        self._remembered = None
-
-    def _remember(self) -> None:
-        tensors, facts = self.state()
-        self._remembered = {name: _local(t).to("cpu", copy=True) for name, t in tensors.items()}, facts
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's piece."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _weights(micro: _Scored, behaviour: Tensor, config: RlConfig) -> Tensor | None:

@@ -95,7 +95,6 @@ def read_labels(
         labels: [B, L] float, 0 or 1.
         num_studies: of all ranks; by default B.
     """
-    trainer.check_stop()
     logits = trainer.policy(prompts)
     target = labels.to(logits).expand_as(logits)
     total = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="sum")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.attention.flex_attention import BlockMask
@@ -51,10 +52,16 @@ class QwenVL(nn.Module):
         self.num_layers, self.num_kv_heads = text.num_hidden_layers, text.num_key_value_heads
         self.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self._recomputed: list[GradientCheckpointingLayer] = []
+        self._device: torch.device | None = None
 
     @property
     def device(self) -> torch.device:
-        return self.output_weight().device
+        """Where the policy computes. Weights that are offloaded are elsewhere between its passes: then it is set."""
+        return self._device or self.output_weight().device
+
+    @device.setter
+    def device(self, device: torch.device) -> None:
+        self._device = device
 
     @property
     def vision(self) -> nn.Module:
@@ -144,10 +151,11 @@ class QwenVL(nn.Module):
         Args:
             write: of several ranks one writes; all must call this, because a sharded policy is put together here.
         """
-        weights = {
-            name: (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
-            for name, value in self.model.state_dict().items()
-        }
+        weights = {}
+        for name, value in self.model.state_dict().items():
+            put_together = whole(value)
+            if write:
+                weights[name] = put_together.cpu()
         if not write:
             return
         if self.model.config.tie_word_embeddings:
@@ -155,6 +163,15 @@ class QwenVL(nn.Module):
         with written_whole(directory) as folder:
             self.model.save_pretrained(folder, state_dict=weights)
             processor.save(folder)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor, put together from the ranks if it is sharded; all of them must call this."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    if dist.get_backend(tensor.device_mesh.get_group("shard")) == "gloo":
+        tensor = tensor.cpu()  # gloo would read the memory of a GPU from the host here
+    return tensor.full_tensor()
 
 
 def load(path_or_id: Path | str, *, dtype: torch.dtype | None = torch.float32) -> QwenVL:

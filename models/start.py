@@ -25,7 +25,8 @@ class ModelConfig:
     rl_vision: Literal["frozen", "trained"] = "frozen"
     """The vision tower under CAPO, with training full: frozen, its features are computed once a step."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights; auto is bfloat16 for LoRA's frozen base on a GPU and float32 elsewhere. Adapters are float32."""
+    """That the model computes in, sharded or not; auto is bfloat16 on a GPU and float32 elsewhere. What is trained is
+    float32: LoRA's adapters, and all weights with training full, which compute in a copy of this type."""
     recompute_activations: bool = False
     """Keep each layer's input only and compute the rest again in the backward pass: less memory, a third more time."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -37,10 +38,6 @@ class ModelConfig:
             raise ValueError(
                 "expected model.rl_vision frozen with model.training lora, got trained; see model.lora.vision"
             )
-        if self.training == "full" and self.dtype == "bfloat16":
-            raise ValueError(
-                "expected model.dtype auto or float32 with model.training full, got bfloat16: small updates vanish"
-            )
         if self.training == "lora" and self.path is None:
             raise ValueError(
                 "expected model.path with model.training lora, got none: adapters on random weights learn nothing; "
@@ -48,11 +45,22 @@ class ModelConfig:
             )
 
 
-def weights_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    """What `model.dtype` comes to on a device."""
+def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """What `model.dtype` comes to on a device: of every product, whatever the sharding."""
     if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and config.training == "lora" else torch.float32
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
     return getattr(torch, config.dtype)
+
+
+def weights_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """Of the weights that a training stage holds: small updates would vanish in bfloat16, a frozen base has none."""
+    return compute_dtype(config, device) if config.training == "lora" else torch.float32
+
+
+def gathered_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | None:
+    """That trained weights are cast to for each pass; None if they compute as they are. LoRA's adapters do."""
+    compute = compute_dtype(config, device)
+    return None if config.training == "lora" or compute == torch.float32 else compute
 
 
 def start_path(folder: Path, config: ModelConfig, corpus: Sequence[str], *, seed: int) -> Path:

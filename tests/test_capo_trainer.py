@@ -13,7 +13,6 @@ from capo.ranks import Ranks
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
 from capo.sft import imitate
-from capo.stopping import StopRequested
 from capo.trainer import DivergedError, OptimizerConfig, RlConfig, Trainer
 from capo.types import Case
 from reports_by_policy import banned_mask, prompt_of
@@ -41,9 +40,9 @@ def cases(policy, processor, studies):
     ]
 
 
-def make_trainer(policy, config=FAST, frozen_vision=False, stop=None):
+def make_trainer(policy, config=FAST, frozen_vision=False):
     frozen = copy.deepcopy(policy).requires_grad_(False)
-    options = {"reference": lambda: nullcontext(frozen), "frozen_vision": frozen_vision, "stop": stop}
+    options = {"reference": lambda: nullcontext(frozen), "frozen_vision": frozen_vision}
     return Trainer(policy, config, num_steps=20, **options)
 
 
@@ -275,28 +274,6 @@ def test_learning_rate_warms_up_and_decays_by_hand(policy):
     torch.testing.assert_close(
         torch.tensor(rates), torch.tensor([0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466, 0.0]), atol=1e-6, rtol=0
     )
-
-
-def test_an_update_that_is_stopped_on_its_way_is_undone_bit_for_bit(policy, processor, cases):
-    class AfterSome:
-        """Asked to stop in the second inner epoch, when the weights have moved already."""
-
-        calls = 0
-
-        @property
-        def requested(self):
-            self.calls += 1
-            return self.calls > 4
-
-    trainer = make_trainer(policy, OptimizerConfig(lr=1e-3, token_budget=1), stop=AfterSome())
-    tensors, facts = trainer.state()
-    before = {name: tensor.clone() for name, tensor in tensors.items()}
-    with pytest.raises(StopRequested):
-        improve(trainer, cases, processor)
-    assert trainer.num_updates == 1 and not all(torch.equal(tensors[name], before[name]) for name in before)
-    trainer.rewind()
-    assert trainer.state()[1] == facts and all(torch.equal(tensors[name], before[name]) for name in before)
-    assert all(p.grad is None for p in trainer.parameters)
 
 
 def test_bad_gradients_in_a_row_end_the_run_with_a_diagnosis(policy):
