@@ -153,9 +153,10 @@ class QwenVL(nn.Module):
         """
         weights = {}
         for name, value in self.model.state_dict().items():
-            put_together = whole(value)
             if write:
-                weights[name] = put_together.cpu()
+                weights[name] = whole(value).cpu()
+            else:
+                whole(value)
         if not write:
             return
         if self.model.config.tie_word_embeddings:
