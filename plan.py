@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig
 
 from capo.fsdp import Sharding
+from capo.ranks import BUCKET
 from capo.static_decode import REACH
 from models.loading import architecture
-from models.lora import add_lora
+from models.lora import adapters, add_lora
 from models.qwen_vl import FAMILIES, QwenVL
 from models.start import ModelConfig
 
@@ -27,11 +29,17 @@ class Sizes:
 
     parameters: int
     trained: int
+    adapted: int  # in layers that have an adapter
+    head: int  # of the language model's head
+    root: int  # outside the blocks: embeddings, head, norms
     largest_block: int
     layers: int
     hidden: int
     intermediate: int
     cache: int  # keys and values of one token, all layers
+    vision_hidden: int
+    vision_intermediate: int
+    patch: int  # values of one patch of an image
 
     @classmethod
     def of(cls, config: PretrainedConfig, model: ModelConfig) -> "Sizes":
@@ -39,8 +47,10 @@ class Sizes:
         with torch.device("meta"):
             policy = QwenVL(FAMILIES[config.model_type](config))
         policy.model.tie_weights()
-        base = sum(p.numel() for p in policy.parameters())
-        largest = max(sum(p.numel() for p in block.parameters()) for block in policy.blocks())
+        base = count(policy)
+        blocks = [count(block) for block in policy.blocks()]
+        tower = policy.vision.blocks[0]
+        width = tower.norm1.weight.numel()
         if model.training == "lora":
             add_lora(policy, model.lora, seed=0)
         elif model.rl_vision == "frozen":
@@ -49,12 +59,22 @@ class Sizes:
         return cls(
             parameters=base,
             trained=sum(p.numel() for p in policy.parameters() if p.requires_grad),
-            largest_block=largest,
+            adapted=sum(adapter.base.weight.numel() for adapter in adapters(policy).values()),
+            head=policy.output_weight().numel(),
+            root=base - sum(blocks),
+            largest_block=max(blocks),
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
             intermediate=text.intermediate_size,
             cache=policy.num_layers * 2 * policy.num_kv_heads * policy.head_dim,
+            vision_hidden=width,
+            vision_intermediate=max(m.out_features for m in tower.mlp.modules() if isinstance(m, nn.Linear)),
+            patch=policy.vision.patch_embed.proj.weight.numel() // width,
         )
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def sizes_at(path: Path, model: ModelConfig) -> Sizes:
@@ -73,6 +93,7 @@ class Load:
     micro_batch: int  # tokens of a training pass
     slots: int  # reports decoded side by side
     cached: int  # tokens of a slot: prompt and report
+    prefill: int  # prompt tokens of one prefill
 
 
 def layer_bytes(sizes: Sizes, *, lora: bool, bf16: bool) -> int:
@@ -86,28 +107,67 @@ def layer_bytes(sizes: Sizes, *, lora: bool, bf16: bool) -> int:
     return 4 * ((8 if lora else 10) * sizes.hidden + 4 * sizes.intermediate)
 
 
+def tower_bytes(sizes: Sizes, *, bf16: bool) -> int:
+    """What the vision tower holds of one patch without gradients: its pixels and the widest moment of a block.
+
+    That is where the rotary embedding turns queries and keys in float32, or the MLP if it is wide: gate, up and
+    product, next to the block's input and its normalised copy.
+    """
+    computed = 2 if bf16 else 4
+    rotary = (34 if bf16 else 36) * sizes.vision_hidden
+    mlp = computed * (2 * sizes.vision_hidden + 3 * sizes.vision_intermediate)
+    return computed * sizes.patch + max(rotary, mlp)
+
+
+def prefill_bytes(sizes: Sizes, *, bf16: bool) -> int:
+    """What the decoder holds of one prompt token while it is read: its keys and values in all layers, gate, up and
+    product of an MLP, and five states: embedding, its padded copy, input of the layer, residual and normalised."""
+    return (2 if bf16 else 4) * (sizes.cache + 5 * sizes.hidden + 3 * sizes.intermediate)
+
+
 def memory(
     sizes: Sizes, model: ModelConfig, load: Load, *, sharding: Sharding, world: int, local: int, bf16: bool = True
 ) -> dict[str, float]:
     """GB of each part on one GPU; a training pass and a rollout do not happen at one time, the larger counts."""
-    lora = model.training == "lora"
+    lora, computed = model.training == "lora", 2 if bf16 else 4
     split = {"replicate": 1, "hybrid": min(local, world), "full": world}[sharding]
-    stored = 2 if lora and bf16 else 4
-    computed = 2 if bf16 and (lora or split > 1) else 4
-    a_layer = layer_bytes(sizes, lora=lora, bf16=computed == 2) * load.micro_batch
-    inputs = sizes.layers * computed * sizes.hidden * load.micro_batch
-    kept = inputs + a_layer if model.recompute_activations else sizes.layers * a_layer
-    gathered = 3 * sizes.largest_block * computed if split > 1 else 0  # in use, fetched ahead, its gradient
-    slot = -(-load.cached // REACH) * REACH * sizes.cache * computed
-    rollout = load.slots * slot + (sizes.parameters * computed if split > 1 else 0)
+    gathers = split > 1 or (bf16 and not lora)
+    stored = computed if lora else 4
+    buffer = BUCKET if world > 1 and not gathers else 0  # of gradients on their way
     return {
         "weights": sizes.parameters * stored / split / GB,
-        "reference": 0.0 if lora else sizes.parameters * stored / split / GB,
-        "gradients and Adam": sizes.trained * 12 / split / GB,
-        "training pass": (kept + gathered) / GB,
-        "rollout": rollout / GB,
+        "reference": 0.0 if lora else sizes.parameters * computed / split / GB,
+        "gradients and Adam": (sizes.trained * 12 / split + buffer) / GB,
+        "training pass": training_bytes(sizes, model, load, gathers=gathers, bf16=bf16) / GB,
+        "rollout": rollout_bytes(sizes, load, gathers=gathers, bf16=bf16) / GB,
         "context and fragments": SPARE,
     }
+
+
+def training_bytes(sizes: Sizes, model: ModelConfig, load: Load, *, gathers: bool, bf16: bool) -> int:
+    """Activations of a micro-batch; what is gathered: the root for the whole pass, and of the blocks the one in use,
+    the one fetched ahead and a gradient; with trained weights also a float32 gradient on its way to the others."""
+    lora, computed = model.training == "lora", 2 if bf16 else 4
+    a_layer = layer_bytes(sizes, lora=lora, bf16=bf16) * load.micro_batch
+    inputs = sizes.layers * computed * sizes.hidden * load.micro_batch
+    kept = inputs + a_layer if model.recompute_activations else sizes.layers * a_layer
+    head = 0 if lora else 4 * sizes.head  # its gradient is added up in float32
+    gathered = 0
+    if gathers:
+        of_root, of_blocks = (1, 3) if lora else (2, 3)
+        gathered = computed * (of_root * sizes.root + of_blocks * sizes.largest_block)
+        gathered += 0 if lora else 4 * max(sizes.root, sizes.largest_block)
+    return kept + head + gathered
+
+
+def rollout_bytes(sizes: Sizes, load: Load, *, gathers: bool, bf16: bool) -> int:
+    """Caches of the slots; the weights to decode with, all of them gathered or a copy of those that have adapters; and
+    the larger of the vision tower (4 patches make a token) and the decoder while prompts are read."""
+    computed = 2 if bf16 else 4
+    slots = load.slots * -(-load.cached // REACH) * REACH * sizes.cache * computed
+    weights = computed * (sizes.parameters if gathers else sizes.adapted)
+    reading = max(4 * tower_bytes(sizes, bf16=bf16), prefill_bytes(sizes, bf16=bf16))
+    return slots + weights + load.prefill * reading
 
 
 def total(parts: dict[str, float]) -> float:
@@ -120,7 +180,7 @@ def table(sizes: Sizes, model: ModelConfig, load: Load, *, local: int = 8, world
     """GB on each GPU by sharding and number of GPUs, as Markdown, with the smallest card that holds it."""
     lines = [
         f"{sizes.parameters / 1e9:.2f} B parameters, {sizes.trained / 1e6:.1f} M trained; a training pass of "
-        f"{load.micro_batch} tokens, {load.slots} slots of {load.cached} tokens",
+        f"{load.micro_batch} tokens, {load.slots} slots of {load.cached} tokens, prefills of {load.prefill} tokens",
         "",
         "| sharding | GPUs | weights | reference | gradients, Adam | training pass | rollout | total GB | card |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

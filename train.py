@@ -113,10 +113,12 @@ def planned(config: Config) -> str:
         image = tokens_of_largest_image(load_image_processor(directory, **config.model.processor.limits))
     except ValueError as error:
         sys.exit(f"error: {error}")
+    prompt = image + 64
     load = Load(
         micro_batch=config.rl.optimizer.token_budget,
         slots=min(config.evaluate.slots, config.rl.studies_per_step * config.rl.group_size),
-        cached=image + 64 + config.rollout.max_new_tokens,
+        cached=prompt + config.rollout.max_new_tokens,
+        prefill=max(prompt, min(config.rollout.prefill_tokens, config.evaluate.slots * prompt)),
     )
     return table(sizes, config.model, load)
 

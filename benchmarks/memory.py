@@ -15,7 +15,8 @@ PUBLISHED = {
     "32B": (5120, 27648, 64, 40, 8, 152064, False),
     "72B": (8192, 29568, 80, 64, 8, 152064, False),
 }
-LOAD = Load(micro_batch=2424, slots=32, cached=1656)  # one study: prompt of 1,400 tokens, four reports of 256
+# One study: prompt of 1,400 tokens, four reports of 256; eight prompts are read at one time
+LOAD = Load(micro_batch=2424, slots=32, cached=1656, prefill=11200)
 
 
 def architecture(name: str) -> Qwen2_5_VLConfig:

@@ -94,7 +94,7 @@ if __name__ == "__main__":
         with watch.part("random weights"):
             started = start()
         length, metrics, peaks = step(started, watch)
-    load = Load(micro_batch=length + GROUP * TOKENS, slots=GROUP, cached=length + TOKENS)
+    load = Load(micro_batch=length + GROUP * TOKENS, slots=GROUP, cached=length + TOKENS, prefill=length)
     estimate = memory(started.sizes, ModelConfig(path="published"), load, sharding="replicate", world=1, local=1)
     facts = {
         "parameters": started.sizes.parameters,

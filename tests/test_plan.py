@@ -1,14 +1,23 @@
 """The memory model against what really is allocated."""
 
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from capo.packing import pack, report_logps
+from capo.rollout import Request, rollout
+from capo.sampling import SamplingConfig
+from data.phantoms import make_studies
 from models.lora import LoraConfig, add_lora
+from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import load
 from models.start import ModelConfig
 from models.tiny import TinyConfig, build_tiny
-from plan import Load, Sizes, layer_bytes, memory, sizes_at, total
+from plan import Load, Sizes, layer_bytes, memory, prefill_bytes, sizes_at, total, tower_bytes
+from reports_by_policy import prompt_of
 
 CHECKPOINT = ModelConfig(path="somewhere")
 
@@ -63,18 +72,92 @@ def test_parameters_are_counted_as_loaded(tiny_dir):
     assert sizes.trained == sum(p.numel() for p in policy.parameters() if p.requires_grad)
 
 
+class Live(TorchDispatchMode):
+    """Bytes of the tensors that operations make inside a `with`, at their peak."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        old = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_iter(found):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in old:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.seen:
+                    self.now += storage.nbytes()
+                    self.seen[storage._cdata] = weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return found
+
+    def free(self, address, size):
+        del self.seen[address]
+        self.now -= size
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("part", ["tower", "decoder"])
+def test_what_reading_prompts_takes_is_as_the_formula_says(tmp_path, bf16, part):
+    # the part in question is the wide one, so that its peak is that of the whole
+    widths = {"hidden_size": 64, "vision_hidden": 256} if part == "tower" else {"hidden_size": 512, "vision_hidden": 64}
+    build_tiny(tmp_path / "m", ["some text"] * 5, TinyConfig(layers=3, vocab_size=300, **widths), seed=0)
+    policy, sizes = load(tmp_path / "m", dtype=torch.bfloat16 if bf16 else None), sizes_at(tmp_path / "m", CHECKPOINT)
+    processor = ReportProcessor.load(tmp_path / "m", ProcessorConfig())
+    studies = make_studies("chest", num_train=4, num_val=0, num_test=0, seed=5, size=448)
+    prompts = [prompt_of(processor, study) for study in studies]
+    tokens = len(prompts) * max(prompt.num_tokens for prompt in prompts)  # padded to the longest
+    with Live() as live:
+        options = {"sampling": SamplingConfig(max_new_tokens=2), "eos_id": 0, "slots": len(prompts)}
+        banned = torch.zeros(policy.vocab_size, dtype=torch.bool)
+        list(rollout(policy, [Request(prompt, (1,)) for prompt in prompts], banned=banned, **options))
+    if part == "tower":
+        patches = sum(int(prompt.image_grid_thw.prod(1).sum()) for prompt in prompts)
+        expected = patches * tower_bytes(sizes, bf16=bf16)
+    else:
+        expected = tokens * prefill_bytes(sizes, bf16=bf16)
+    assert live.peak == pytest.approx(expected, rel=0.15)
+
+
 def test_a_sharded_model_by_hand():
-    sizes = Sizes(8_000_000_000, 80_000_000, 200_000_000, 32, 4096, 12288, 32 * 2 * 8 * 128)
-    load = Load(micro_batch=1000, slots=32, cached=1500)
+    sizes = Sizes(
+        parameters=8_000_000_000, trained=80_000_000, adapted=6_000_000_000, head=500_000_000, root=1_000_000_000,
+        largest_block=200_000_000, layers=32, hidden=4096, intermediate=12288, cache=32 * 2 * 8 * 128,
+        vision_hidden=1000, vision_intermediate=2000, patch=1000,
+    )  # fmt: skip
+    load = Load(micro_batch=1000, slots=32, cached=1500, prefill=2000)
     alone = memory(sizes, CHECKPOINT, load, sharding="replicate", world=8, local=8)
-    assert alone["weights"] == 16.0 and alone["gradients and Adam"] == pytest.approx(0.96)
-    # 1,536 cached tokens a slot of 2 x 32 x 8 x 128 values of 2 bytes
-    assert alone["rollout"] == pytest.approx(32 * 1536 * 65536 * 2 / 1e9)
+    # 64 MiB of gradients are on their way at one time
+    assert alone["weights"] == 16.0 and alone["gradients and Adam"] == pytest.approx(0.96 + 64 * 2**20 / 1e9)
+    # 1,536 cached tokens of 2 x 32 x 8 x 128 values of 2 bytes per slot; a prompt token holds as many, 5 D and 3 I; the
+    # tower's 4 patches of 2 x 1000 + 34 x 1000 bytes are less
+    caches, reading = 32 * 1536 * 65536 * 2, 2000 * 2 * (65536 + 5 * 4096 + 3 * 12288)
+    assert alone["rollout"] == pytest.approx((caches + reading + 2 * 6e9) / 1e9)
     # 40 D + 10 I bytes a token and layer
     assert alone["training pass"] == pytest.approx(1000 * 32 * (40 * 4096 + 10 * 12288) / 1e9)
     split = memory(sizes, CHECKPOINT, load, sharding="full", world=8, local=8)
-    assert split["weights"] == 2.0 and split["rollout"] == pytest.approx(alone["rollout"] + 16.0)
-    assert total(alone) == pytest.approx(16 + 0.96 + alone["training pass"] + 1.5)
+    # all weights gathered, in place of a copy of the adapted ones
+    assert split["weights"] == 2.0 and split["rollout"] == pytest.approx(alone["rollout"] + 16.0 - 12.0)
+    assert split["training pass"] == pytest.approx(alone["training pass"] + 2 * (1.0 + 3 * 0.2))
+    assert total(alone) == pytest.approx(16 + 0.96 + 64 * 2**20 / 1e9 + alone["rollout"] + 1.5)
+
+
+def test_full_training_in_bfloat16_by_hand():
+    sizes = Sizes(
+        parameters=1_000_000_000, trained=1_000_000_000, adapted=0, head=100_000_000, root=200_000_000,
+        largest_block=50_000_000, layers=10, hidden=1000, intermediate=4000, cache=1000,
+        vision_hidden=100, vision_intermediate=200, patch=100,
+    )  # fmt: skip
+    model, load = ModelConfig(training="full", path="somewhere"), Load(micro_batch=0, slots=0, cached=0, prefill=0)
+    parts = memory(sizes, model, load, sharding="replicate", world=1, local=1)
+    # float32 masters and a bfloat16 reference; for a rollout a whole bfloat16 copy
+    assert (parts["weights"], parts["reference"], parts["gradients and Adam"]) == (4.0, 2.0, 12.0)
+    assert parts["rollout"] == 2.0
+    # the head's float32 gradient; root and its gradient, three blocks in bfloat16; the root's float32 gradient
+    assert parts["training pass"] == pytest.approx(0.4 + 2 * (0.4 + 0.15) + 0.8)
+    float32 = memory(sizes, model, load, sharding="replicate", world=1, local=1, bf16=False)
+    assert (float32["reference"], float32["rollout"]) == (4.0, 0.0)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
