@@ -100,10 +100,11 @@ def layer_bytes(sizes: Sizes, *, lora: bool, bf16: bool) -> int:
     """What autograd keeps of one token in one decoder layer, D and I being the widths of the layer and its MLP.
 
     float32 with frozen weights: input of each norm and its output, q, k, v, attention twice; gate, activation, up,
-    product. Trained norms keep their normalised input too. In bfloat16 each adapter keeps its input in float32.
+    product. Trained norms keep their normalised input too. In bfloat16 norms keep their input in float32, and each
+    adapter its own.
     """
     if bf16:
-        return 40 * sizes.hidden + 10 * sizes.intermediate
+        return 40 * sizes.hidden + 10 * sizes.intermediate if lora else 26 * sizes.hidden + 8 * sizes.intermediate
     return 4 * ((8 if lora else 10) * sizes.hidden + 4 * sizes.intermediate)
 
 

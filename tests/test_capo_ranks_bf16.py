@@ -31,7 +31,7 @@ def weights(found):
 
 
 def test_adapters_on_a_bfloat16_base_give_the_same_log_probabilities_sharded(results):
-    # gathered in bfloat16 they were off by 0.012 here: the base is the same number either way, the adapters were rounded
+    # gathered in bfloat16 the adapters were rounded, and the log-probabilities off by 0.012 here
     runs, _ = results
     assert torch.equal(runs["2-full"]["lora"], runs["1-replicate"]["lora"])
     assert torch.equal(runs["2-full"]["merged"], runs["1-replicate"]["merged"])
