@@ -13,8 +13,9 @@ from transformers import PretrainedConfig
 from capo.fsdp import Sharding
 from capo.ranks import BUCKET
 from capo.static_decode import REACH
+from capo.vocabulary import TILE_BYTES
 from models.loading import architecture
-from models.lora import adapters, add_lora
+from models.lora import add_lora
 from models.qwen_vl import FAMILIES, QwenVL
 from models.start import ModelConfig
 
@@ -29,7 +30,6 @@ class Sizes:
 
     parameters: int
     trained: int
-    adapted: int  # in layers that have an adapter
     head: int  # of the language model's head
     root: int  # outside the blocks: embeddings, head, norms
     largest_block: int
@@ -59,7 +59,6 @@ class Sizes:
         return cls(
             parameters=base,
             trained=sum(p.numel() for p in policy.parameters() if p.requires_grad),
-            adapted=sum(adapter.base.weight.numel() for adapter in adapters(policy).values()),
             head=policy.output_weight().numel(),
             root=base - sum(blocks),
             largest_block=max(blocks),
@@ -100,11 +99,10 @@ def layer_bytes(sizes: Sizes, *, lora: bool, bf16: bool) -> int:
     """What autograd keeps of one token in one decoder layer, D and I being the widths of the layer and its MLP.
 
     float32 with frozen weights: input of each norm and its output, q, k, v, attention twice; gate, activation, up,
-    product. Trained norms keep their normalised input too. In bfloat16 norms keep their input in float32, and each
-    adapter its own.
+    product. Trained norms keep their normalised input too. In bfloat16 norms keep their input in float32.
     """
     if bf16:
-        return 40 * sizes.hidden + 10 * sizes.intermediate if lora else 26 * sizes.hidden + 8 * sizes.intermediate
+        return (24 if lora else 26) * sizes.hidden + 8 * sizes.intermediate
     return 4 * ((8 if lora else 10) * sizes.hidden + 4 * sizes.intermediate)
 
 
@@ -135,40 +133,46 @@ def memory(
     gathers = split > 1 or (bf16 and not lora)
     stored = computed if lora else 4
     buffer = BUCKET if world > 1 and not gathers else 0  # of gradients on their way
+    slots = load.slots * -(-load.cached // REACH) * REACH * sizes.cache * computed
+    # The engine is kept from step to step, unless weights are gathered to new memory in each.
+    training = training_bytes(sizes, model, load, gathers=gathers, bf16=bf16) + (0 if gathers else slots)
+    rollout = rollout_bytes(sizes, load, gathers=gathers, bf16=bf16) + slots
     return {
         "weights": sizes.parameters * stored / split / GB,
         "reference": 0.0 if lora else sizes.parameters * computed / split / GB,
         "gradients and Adam": (sizes.trained * 12 / split + buffer) / GB,
-        "training pass": training_bytes(sizes, model, load, gathers=gathers, bf16=bf16) / GB,
-        "rollout": rollout_bytes(sizes, load, gathers=gathers, bf16=bf16) / GB,
+        "training pass": training / GB,
+        "rollout": rollout / GB,
         "context and fragments": SPARE,
     }
 
 
 def training_bytes(sizes: Sizes, model: ModelConfig, load: Load, *, gathers: bool, bf16: bool) -> int:
-    """Activations of a micro-batch; what is gathered: the root for the whole pass, and of the blocks the one in use,
-    the one fetched ahead and a gradient; with trained weights also a float32 gradient on its way to the others."""
+    """Activations of a micro-batch and a tile of its logits.
+
+    What is gathered: the root for the whole pass, and of the blocks the one in use, the one fetched ahead and a
+    gradient; with trained weights also a float32 gradient on its way to the others.
+    """
     lora, computed = model.training == "lora", 2 if bf16 else 4
     a_layer = layer_bytes(sizes, lora=lora, bf16=bf16) * load.micro_batch
     inputs = sizes.layers * computed * sizes.hidden * load.micro_batch
     kept = inputs + a_layer if model.recompute_activations else sizes.layers * a_layer
     head = 0 if lora else 4 * sizes.head  # its gradient is added up in float32
+    tile = TILE_BYTES["cuda"] if load.micro_batch else 0  # of logits
     gathered = 0
     if gathers:
         of_root, of_blocks = (1, 3) if lora else (2, 3)
         gathered = computed * (of_root * sizes.root + of_blocks * sizes.largest_block)
         gathered += 0 if lora else 4 * max(sizes.root, sizes.largest_block)
-    return kept + head + gathered
+    return kept + head + tile + gathered
 
 
 def rollout_bytes(sizes: Sizes, load: Load, *, gathers: bool, bf16: bool) -> int:
-    """Caches of the slots; the weights to decode with, all of them gathered or a copy of those that have adapters; and
-    the larger of the vision tower (4 patches make a token) and the decoder while prompts are read."""
-    computed = 2 if bf16 else 4
-    slots = load.slots * -(-load.cached // REACH) * REACH * sizes.cache * computed
-    weights = computed * (sizes.parameters if gathers else sizes.adapted)
+    """Beyond the slots' caches: the weights if they are gathered, and the larger of the vision tower (4 patches make
+    a token) and the decoder while prompts are read."""
+    weights = (2 if bf16 else 4) * sizes.parameters if gathers else 0
     reading = max(4 * tower_bytes(sizes, bf16=bf16), prefill_bytes(sizes, bf16=bf16))
-    return slots + weights + load.prefill * reading
+    return weights + load.prefill * reading
 
 
 def total(parts: dict[str, float]) -> float:

@@ -11,11 +11,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from models.folders import written_whole
 from models.lora import LoraConfig, adapters, add_lora
-from models.qwen_vl import QwenVL
+from models.qwen_vl import QwenVL, whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what PEFT puts before the names of transformers' model
@@ -39,8 +38,7 @@ def save_adapter(policy: QwenVL, directory: Path, config: LoraConfig, *, base: s
     weights = {}
     for name, adapter in adapters(policy).items():
         for key, value in (("lora_A", adapter.lora_a), ("lora_B", adapter.lora_b)):
-            whole = value.full_tensor() if isinstance(value, DTensor) else value
-            weights[f"{PREFIX}{name}.{key}.weight"] = whole.detach().cpu().contiguous()
+            weights[f"{PREFIX}{name}.{key}.weight"] = whole(value).detach().cpu().contiguous()
     assert weights, "the policy has no adapters; add_lora puts them there"
     if write:
         write_adapter(directory, weights, config, base=base)
@@ -48,7 +46,7 @@ def save_adapter(policy: QwenVL, directory: Path, config: LoraConfig, *, base: s
 
 def write_adapter(directory: Path, weights: Mapping[str, Tensor], config: LoraConfig, *, base: str) -> None:
     """The two files, from tensors under PEFT's names."""
-    whole = {
+    settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -66,7 +64,7 @@ def write_adapter(directory: Path, weights: Mapping[str, Tensor], config: LoraCo
     }
     with written_whole(directory) as folder:
         save_file(dict(weights), folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load_adapter(policy: QwenVL, directory: Path) -> LoraConfig:

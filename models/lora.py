@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.qwen_vl import QwenVL
+from models.qwen_vl import QwenVL, local, whole
 
 LANGUAGE = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 # The families name the layers of an MLP differently: fc1 in Qwen2-VL, gate_proj in Qwen2.5-VL, linear_fc1 in Qwen3-VL.
@@ -91,8 +91,12 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def merge_into(self, layer: nn.Linear) -> nn.Linear:
-        """Write the base weight with the adapter folded in to `layer`; added in float32, then rounded to its type."""
-        layer.weight.copy_(torch.addmm(self.base.weight.float(), self.lora_b, self.lora_a, alpha=self.scale))
+        """Write the base weight with the adapter folded in to `layer`; added in float32, then rounded to its type.
+
+        Of a sharded layer, whose W and B are cut into the same rows, each rank writes its own; all must call this.
+        """
+        rows, b = local(self.base.weight).float(), local(self.lora_b)
+        local(layer.weight).copy_(torch.addmm(rows, b, whole(self.lora_a), alpha=self.scale))
         return layer
 
 

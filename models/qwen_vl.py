@@ -90,8 +90,9 @@ class QwenVL(nn.Module):
 
     def features(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         """Image features of each prompt, [image tokens, W]; one run of the vision tower for all images."""
-        # The tower casts them to its own type, which need not be that of the language model.
-        pixels = torch.cat([prompt.pixel_values for prompt in prompts]).to(self.device)
+        # In the tower's type, which need not be that of the language model.
+        dtype = self.vision.patch_embed.proj.weight.dtype
+        pixels = torch.cat([prompt.pixel_values for prompt in prompts]).to(self.device, dtype)
         grids = torch.cat([prompt.image_grid_thw for prompt in prompts])
         self._mark(torch.is_grad_enabled())
         output = self.vision(pixels, grid_thw=grids, **vision.tower_inputs(self.vision, grids, self.device))
@@ -173,6 +174,11 @@ def whole(tensor: Tensor) -> Tensor:
     if dist.get_backend(tensor.device_mesh.get_group("shard")) == "gloo":
         tensor = tensor.cpu()  # gloo would read the memory of a GPU from the host here
     return tensor.full_tensor()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The piece of a tensor that this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def load(path_or_id: Path | str, *, dtype: torch.dtype | None = torch.float32) -> QwenVL:

@@ -102,7 +102,7 @@ def test_vision_and_merger_targets_are_found_too(published):
 def test_plan_counts_the_same_and_its_memory_is_bytes_by_hand(published):
     sizes = Sizes.of(published.config(), ModelConfig(path="published"))
     assert sizes.parameters == published.parameters and sizes.trained == published.adapted_by_hand(8)
-    load = Load(micro_batch=2048, slots=4, cached=2048)
+    load = Load(micro_batch=2048, slots=4, cached=2048, prefill=0)
     parts = memory(sizes, ModelConfig(path="published"), load, sharding="replicate", world=1, local=1)
     assert parts["weights"] == pytest.approx(2 * published.parameters / 1e9) and parts["reference"] == 0
     # gradient and two moments, 4 bytes each

@@ -122,7 +122,7 @@ def test_what_reading_prompts_takes_is_as_the_formula_says(tmp_path, bf16, part)
 
 def test_a_sharded_model_by_hand():
     sizes = Sizes(
-        parameters=8_000_000_000, trained=80_000_000, adapted=6_000_000_000, head=500_000_000, root=1_000_000_000,
+        parameters=8_000_000_000, trained=80_000_000, head=500_000_000, root=1_000_000_000,
         largest_block=200_000_000, layers=32, hidden=4096, intermediate=12288, cache=32 * 2 * 8 * 128,
         vision_hidden=1000, vision_intermediate=2000, patch=1000,
     )  # fmt: skip
@@ -133,19 +133,20 @@ def test_a_sharded_model_by_hand():
     # 1,536 cached tokens of 2 x 32 x 8 x 128 values of 2 bytes per slot; a prompt token holds as many, 5 D and 3 I; the
     # tower's 4 patches of 2 x 1000 + 34 x 1000 bytes are less
     caches, reading = 32 * 1536 * 65536 * 2, 2000 * 2 * (65536 + 5 * 4096 + 3 * 12288)
-    assert alone["rollout"] == pytest.approx((caches + reading + 2 * 6e9) / 1e9)
-    # 40 D + 10 I bytes a token and layer
-    assert alone["training pass"] == pytest.approx(1000 * 32 * (40 * 4096 + 10 * 12288) / 1e9)
+    assert alone["rollout"] == pytest.approx((caches + reading) / 1e9)
+    # 24 D + 8 I bytes per token and layer, 512 MiB of logits, and the caches, which are kept
+    activations = 1000 * 32 * (24 * 4096 + 8 * 12288)
+    assert alone["training pass"] == pytest.approx((activations + 512 * 2**20 + caches) / 1e9)
     split = memory(sizes, CHECKPOINT, load, sharding="full", world=8, local=8)
-    # all weights gathered, in place of a copy of the adapted ones
-    assert split["weights"] == 2.0 and split["rollout"] == pytest.approx(alone["rollout"] + 16.0 - 12.0)
-    assert split["training pass"] == pytest.approx(alone["training pass"] + 2 * (1.0 + 3 * 0.2))
-    assert total(alone) == pytest.approx(16 + 0.96 + 64 * 2**20 / 1e9 + alone["rollout"] + 1.5)
+    # all weights gathered; the caches go with them
+    assert split["weights"] == 2.0 and split["rollout"] == pytest.approx(alone["rollout"] + 16.0)
+    assert split["training pass"] == pytest.approx((activations + 512 * 2**20) / 1e9 + 2 * (1.0 + 3 * 0.2))
+    assert total(alone) == pytest.approx(16 + 0.96 + 64 * 2**20 / 1e9 + alone["training pass"] + 1.5)
 
 
 def test_full_training_in_bfloat16_by_hand():
     sizes = Sizes(
-        parameters=1_000_000_000, trained=1_000_000_000, adapted=0, head=100_000_000, root=200_000_000,
+        parameters=1_000_000_000, trained=1_000_000_000, head=100_000_000, root=200_000_000,
         largest_block=50_000_000, layers=10, hidden=1000, intermediate=4000, cache=1000,
         vision_hidden=100, vision_intermediate=200, patch=100,
     )  # fmt: skip
