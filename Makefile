@@ -2,10 +2,10 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 PEERS := .venv-peers/bin
-BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/tables.py benchmarks/tower.py,$(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/tables.py benchmarks/tower.py benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-peers mutants kills lint check bench study clean help
+.PHONY: demo test test-peers mutants kills lint check bench gpu gpu-trl gpu-wheels study clean help
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,6 +33,26 @@ check: lint test ## what must pass before a commit
 
 bench: .venv-peers/.installed ## every program of benchmarks/, one after the other
 	@for program in $(BENCHMARKS); do echo "== $$program" && PYTHONPATH=. $(PEERS)/python $$program || exit 1; done
+
+# A GPU machine may have no network to build .venv from: where there is none, its own interpreter with its own torch serves.
+GPU_PYTHON ?= $(if $(wildcard .venv/.installed),$(BIN)/python,$(PYTHON))
+GPU_WHEELS := build/gpu-wheels
+
+gpu: ## everything that only a GPU can show, in nine minutes (docs/gpu.md); ARGS=--small runs it on a CPU
+	$(GPU_PYTHON) benchmarks/gpu_proof.py $(ARGS)
+
+gpu-trl: ## an RL step on a GPU against TRL's; ARGS=--small runs it on a CPU
+	$(GPU_PYTHON) benchmarks/gpu_trl.py $(ARGS)
+
+# rouge-score is published as sources only.
+gpu-wheels: ## what a GPU machine without network lacks, as wheels in build/gpu-wheels (docs/gpu.md)
+	rm -rf $(GPU_WHEELS)
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(GPU_WHEELS) \
+		$(shell grep '^rouge-score' requirements/gpu-wheels.txt)
+	grep -v '^rouge-score' requirements/gpu-wheels.txt | $(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: \
+		--python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+		--platform manylinux2014_x86_64 --platform manylinux1_x86_64 --dest $(GPU_WHEELS) --requirement /dev/stdin
+	@du -ch $(GPU_WHEELS)/*.whl | tail -1
 
 # Every table of docs/results.md. What is done is not done again: one that was killed goes on.
 study: .venv/.study ## train and test every row of docs/results.md on 2 cores (hours); ARGS='--seeds 0,1' for fewer seeds

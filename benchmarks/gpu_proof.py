@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,54 +40,56 @@ if "--small" in sys.argv:
 import torch  # noqa: E402
 from gpu import table  # noqa: E402
 from gpu.report import Report  # noqa: E402
-from gpu.runner import Runner, Setting, preload, work_in_process  # noqa: E402
+from gpu.runner import Runner, Section, Setting, preload, work_in_process  # noqa: E402
 from gpu.sections import SECTIONS  # noqa: E402
 
 CARD_FACTS = ("card", "memory", "power limit", "driver", "clock limit")
 QUERY = "name,memory.total,power.limit,driver_version,clocks.max.sm"
-NAMES = [section.name for section in SECTIONS]
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(names: Sequence[str], description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9, help="deadline of all sections (default: %(default)s)")
-    parser.add_argument(
-        "--section", type=_names, default=NAMES, help=f"some of {','.join(NAMES)}, with commas (default: all)"
-    )
+    parser.add_argument("--section", default=",".join(names), help="some of %(default)s, with commas (default: all)")
     parser.add_argument("--small", action="store_true", help="tiny sizes on the CPU; nothing is measured")
     parser.add_argument("--out", type=Path, help="folder of the result file (default: benchmarks/results/gpu)")
     parser.add_argument("--commit", help="of the sources, where git is not there to ask")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print a result file as a table, and do nothing else")
     internal = parser.add_argument_group("what the program calls itself with")
     internal.add_argument("--into", type=Path, metavar="FILE", help="run the section here; its figures go to FILE")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.section.split(",") if name not in names]:
+        parser.error(f"expected sections among {','.join(names)}, got {unknown[0]!r}")
+    return asked
 
 
-def _names(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in NAMES]:
-        raise argparse.ArgumentTypeError(f"expected sections among {','.join(NAMES)}, got {unknown[0]!r}")
-    return names
+def main(
+    sections: Sequence[Section] = SECTIONS, *, description: str = __doc__, kind: str = "proof", small_jobs: int = 2
+) -> int:
+    """Run the sections that the command line asks for; the exit status.
 
-
-def main() -> int:
-    asked = arguments()
+    Args:
+        kind: first word of the result file's name.
+        small_jobs: sections that run at one time under --small; 1 where they build on one another.
+    """
+    asked = arguments([section.name for section in sections], description)
     if asked.show is not None:
         print(table.markdown(*table.read(asked.show)))
         return 0
-    chosen = [section for section in SECTIONS if section.name in asked.section]
+    chosen = [section for section in sections if section.name in asked.section.split(",")]
     if asked.into is not None:
         return work_in_process(chosen[0], Setting(asked.small, asked.into.parent), Report(asked.into))
     facts = {**_card(small=asked.small), **_versions(asked.commit)}
-    out = _result_file(asked, str(facts["card"]), facts)
+    out = _result_file(asked, kind, facts)
     plan = ", ".join(f"{section.name} {section.seconds:.0f}" for section in chosen)
     needed = sum(section.seconds for section in chosen)
     print(f"{len(chosen)} sections, {asked.minutes * 60:.0f} s; planned on a card: {plan}; {needed:.0f} s in all")
+    small = ["--small"] * asked.small
     with tempfile.TemporaryDirectory() as folder:
         runner = Runner(
             Setting(asked.small, Path(folder)), out=out, deadline_s=asked.minutes * 60,
-            jobs=2 if asked.small else 1, share=0.0 if asked.small else 1.0,
-            restart=lambda name, into: [sys.executable, __file__, "--section", name, "--into", str(into)],
+            jobs=small_jobs if asked.small else 1, share=0.0 if asked.small else 1.0,
+            restart=lambda name, into: [sys.executable, sys.argv[0], "--section", name, "--into", str(into), *small],
         )  # fmt: skip
         preload(chosen)
         lines = runner.run(chosen)
@@ -140,11 +142,11 @@ def _git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _result_file(asked: argparse.Namespace, card: str, facts: Mapping[str, object]) -> Path:
+def _result_file(asked: argparse.Namespace, kind: str, facts: Mapping[str, object]) -> Path:
     """A new file; its first line says what ran and where."""
     folder = asked.out or (ROOT / "runs" / "gpu_proof" if asked.small else ROOT / "benchmarks" / "results" / "gpu")
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", f"{kind} {facts['card']}".lower()).strip("-")
     path = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
     table.write_facts(path, facts)
     return path
