@@ -34,7 +34,7 @@ def compare(setting: Setting, report: Report) -> None:
         # Both sides decode all slots, busy or not: other shapes are other kernels, and in bfloat16 other tokens. On a
         # CPU in float32 the plain side decodes the busy ones only: there is no recording to be compared with.
         plain = None if setting.small and dtype == torch.float32 else work.Repeated()
-        policy, name = made.policy.to(dtype), str(dtype).removeprefix("torch.")
+        policy, name = work.cast(made.policy, dtype), str(dtype).removeprefix("torch.")
         for temperature, how in ((0.0, "greedy"), (1.0, "sampled")):
             recorder = work.Watched(work.graphs(device))
             expected = written(policy, batches, plain, tokens, temperature)

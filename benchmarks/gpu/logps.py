@@ -25,7 +25,7 @@ def compare(setting: Setting, report: Report) -> None:
     layout = work.layout_of(prompts, groups, device)
     for dtype, bar in ((torch.float32, FLOAT32), (torch.bfloat16, BFLOAT16)):
         name = str(dtype).removeprefix("torch.")
-        policy = made.policy.to(dtype)
+        policy = work.cast(made.policy, dtype)
         packed = work.logps_of(policy, layout)
         gap = (packed - truth).abs()
         report.figure(f"{name}, card against CPU in float32", float(gap.max()), bar)

@@ -1,6 +1,7 @@
 """Sharding: FSDP2 over NCCL with a checkpoint at world size 1, and two ranks on one card over gloo."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -132,7 +133,7 @@ def _launch(setting: Setting) -> str:
     ]  # fmt: skip
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     print(ran.stdout, ran.stderr, sep="\n", file=sys.stderr)
-    named = [line for line in ran.stderr.splitlines() if "Error" in line]
+    named = re.findall(r"^.*\b\w+Error: .*$", ran.stderr, flags=re.M)
     return "" if ran.returncode == 0 else (named or ["the ranks ended without a result"])[0].strip()
 
 

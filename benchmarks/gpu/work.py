@@ -86,6 +86,14 @@ def _cut(config: PretrainedConfig, layers: int | None) -> None:
         config.vision_config.depth, config.vision_config.fullatt_block_indexes = layers, [layers - 1]
 
 
+def cast(policy: QwenVL, dtype: torch.dtype) -> QwenVL:
+    """The policy with its parameters as they are loaded in `dtype`: buffers (the frequencies of rotary positions, which
+    `policy.to` would round too) stay in float32."""
+    for parameter in policy.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return policy
+
+
 class Repeated:
     """In place of CUDA graphs: the same steps of fixed shape, launched kernel by kernel; outputs keep their memory."""
 
