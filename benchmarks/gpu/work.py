@@ -57,7 +57,7 @@ class Model:
 
 def model(
     setting: Setting, *, layers: int | None = None, tied: bool = True, dtype: torch.dtype = torch.float32,
-    attention: str | dict[str, str] = ATTENTION, pixels: int = 1036,
+    attention: str | dict[str, str] = ATTENTION, pixels: int = 1036, vocabulary: int = VOCABULARY,
 ) -> Model:  # fmt: skip
     """Random weights, made on the card: Qwen2.5-VL-3B as published, or a few layers of it; under `small` a tiny model.
 
@@ -65,11 +65,12 @@ def model(
         layers: of the language model and blocks of the tower; None leaves all.
         tied: the head is the embedding, as published. With random weights such a model repeats its last token.
         pixels: side of the largest image that keeps its size.
+        vocabulary: rows of the embedding on a card.
     """
     tokenizer = train_tokenizer(prompt_texts() * 20, TINY.vocab_size if setting.small else SIZE.vocab_size)
     config = architecture(TINY, tokenizer) if setting.small else published_3b(tokenizer)
     if not setting.small:
-        config.text_config.vocab_size = VOCABULARY
+        config.text_config.vocab_size = vocabulary
         _cut(config, layers)
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
     torch.manual_seed(0)
