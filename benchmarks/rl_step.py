@@ -69,11 +69,11 @@ def loaded(folder: Path, work: Work, *, recompute: bool):
 
 def ours(folder: Path, work: Work, *, recompute: bool) -> Callable[[], float]:
     from capo.advantages import group_advantages
-    from capo.rollout import Request, rollout
+    from capo.rollout import Engine, Request
     from capo.sampling import SamplingConfig, sample_seed
     from capo.trainer import OptimizerConfig, RlConfig, Trainer
     from capo.types import Case
-    from models.lora import reference
+    from models.lora import cast_once, reference
 
     policy, processor = loaded(folder, work, recompute=recompute)
     trainer = Trainer(
@@ -83,6 +83,8 @@ def ours(folder: Path, work: Work, *, recompute: bool) -> Callable[[], float]:
     # Nothing is banned and nothing ends a report, as in TRL's run: every report has all its tokens.
     sampling, never = SamplingConfig(max_new_tokens=work.tokens), -1
     banned = torch.zeros(policy.vocab_size, dtype=torch.bool, device=work.device)
+    slots = work.studies * work.group
+    engine = Engine(policy, sampling=sampling, eos_id=never, banned=banned, slots=slots)
 
     def step() -> float:
         prompts = [prompt(processor, number, pixels=work.pixels) for number in range(work.studies)]
@@ -90,9 +92,9 @@ def ours(folder: Path, work: Work, *, recompute: bool) -> Callable[[], float]:
             Request(p, tuple(sample_seed(0, "bench", 0, p.study_id, i) for i in range(work.group))) for p in prompts
         ]
         groups: dict[str, list] = {p.study_id: [None] * work.group for p in prompts}
-        options = {"sampling": sampling, "eos_id": never, "banned": banned, "slots": work.studies * work.group}
-        for report in rollout(policy, requests, **options):
-            groups[report.study_id][report.sample] = report
+        with cast_once(policy):
+            for report in engine.rollout(requests):
+                groups[report.study_id][report.sample] = report
         rewards = [reward_of(processor.decode(r.response_ids)) for group in groups.values() for r in group]
         numbers = torch.arange(work.studies).repeat_interleave(work.group)
         advantages = group_advantages(torch.tensor(rewards), numbers).advantages.split(work.group)

@@ -1,6 +1,6 @@
 """Decoding through CUDA graphs against the same steps launched kernel by kernel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from gpu import work
@@ -20,7 +20,7 @@ def compare(setting: Setting, report: Report) -> None:
     tokens = 12 if setting.small else 48
     made = work.model(setting, layers=4, tied=False, pixels=784)
     # The second batch needs more room per slot than the first: buffers are replaced, graphs recorded anew.
-    sides = (56, 112) if setting.small else (392, 784)
+    sides = (56, 448) if setting.small else (392, 784)
     batches = [
         work.requests([made.prompt(number, pixels=side) for number in range(count)], GROUP)
         for count, side in zip((6, 3), sides, strict=True)
@@ -33,7 +33,7 @@ def compare(setting: Setting, report: Report) -> None:
     for dtype, bar in ((torch.float32, exactly(1.0)), (torch.bfloat16, Bar(at_least=0.99))):
         # Both sides decode all slots, busy or not: other shapes are other kernels, and in bfloat16 other tokens. On a
         # CPU in float32 the plain side decodes the busy ones only: there is no recording to be compared with.
-        plain = None if setting.small and dtype == torch.float32 else work.Repeated()
+        plain = None if setting.small and dtype == torch.float32 else work.Repeated
         policy, name = work.cast(made.policy, dtype), str(dtype).removeprefix("torch.")
         for temperature, how in ((0.0, "greedy"), (1.0, "sampled")):
             recorder = work.Watched(work.graphs(device))
@@ -46,10 +46,14 @@ def compare(setting: Setting, report: Report) -> None:
 
 
 def written(
-    policy: QwenVL, batches: Sequence[list[Request]], record: Recorder | None, tokens: int, temperature: float
+    policy: QwenVL,
+    batches: Sequence[list[Request]],
+    new_recorder: Callable[[], Recorder] | None,
+    tokens: int,
+    temperature: float,
 ) -> list[Rollout]:
     """The reports of all batches, one batch after the other by one engine."""
-    write = work.engine(policy, slots=8, record=record, tokens=tokens, temperature=temperature)
+    write = work.engine(policy, slots=8, new_recorder=new_recorder, tokens=tokens, temperature=temperature)
     return [report for batch in batches for report in write(batch)]
 
 

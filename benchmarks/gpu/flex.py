@@ -47,7 +47,7 @@ def compare(setting: Setting, report: Report) -> None:
     device = work.start(setting)
     gradients = not setting.small  # FlexAttention has no backward pass on a CPU
     layouts = [layout(number, device, unit=3 if setting.small else 40) for number in range(LENGTHS)]
-    masks = [each.block_mask() for each in layouts]
+    masks = [each.block_mask for each in layouts]
     lengths = [each.segments.shape[1] for each in layouts]
     report.ran(
         f"layouts of {min(lengths)} to {max(lengths)} tokens, three reports each, head sizes "
@@ -97,9 +97,13 @@ def errors(shape: Shape, dense: Tensor, block: BlockMask, dtype: torch.dtype, *,
     return found
 
 
-def results(shape: Shape, inputs: list[Tensor], slope: Tensor, mask: object, gradients: bool) -> list[Tensor]:
+def results(
+    shape: Shape, inputs: list[Tensor], slope: Tensor, mask: Tensor | BlockMask, gradients: bool
+) -> list[Tensor]:
     """The output, and the gradients of query, key and value, in float64."""
-    inputs = [x.detach().requires_grad_(gradients) for x in inputs]
-    output, _ = attend(Layer(shape), *inputs, mask, scaling=shape.size**-0.5, dropout=0.0)
+    inputs, length = [x.detach().requires_grad_(gradients) for x in inputs], slope.shape[1]
+    # The length of a block mask is one of whole blocks: what is added is padding.
+    filled = [nn.functional.pad(x, (0, 0, 0, mask.shape[-1] - length)) for x in inputs]
+    output = attend(Layer(shape), *filled, mask, scaling=shape.size**-0.5, dropout=0.0)[0][:, :length]
     found = [output.detach(), *(torch.autograd.grad(output, inputs, slope) if gradients else ())]
     return [value.double() for value in found]

@@ -21,15 +21,11 @@ from capo.fsdp import ParallelConfig, mesh_of, shard, shard_policy, sharded_modu
 from capo.ranks import Ranks
 from capo.sft import imitate
 from capo.trainer import OptimizerConfig, Trainer
-from models.qwen_vl import QwenVL
+from models.qwen_vl import QwenVL, local, whole
 
 GRADIENTS = Bar(at_most=1e-3)
 LENGTHS = (9, 40, 21, 15)  # report tokens of the studies: ranks have unequal work
 SHARDINGS = ("replicate", "full")
-
-
-def whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def gradients_of_a_step(policy: QwenVL, made: work.Model, ranks: Ranks) -> tuple[dict[str, Tensor], float, Trainer]:
@@ -76,7 +72,7 @@ def alone(setting: Setting, report: Report) -> None:
     store = dist.FileStore(str(setting.folder / "store"), 1)
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
     made = small_model(setting)
-    mesh = mesh_of("full", world_size=1, local_size=1, device=device)
+    mesh = mesh_of("full", world_size=1, local_size=1, device=device, timeout_s=120)
     shard(made.policy, made.policy.blocks(), mesh, device=device)
     found, sharded_loss, trainer = gradients_of_a_step(made.policy, made, Ranks())
     report.figure("sharded modules", len(sharded_modules(made.policy)), Bar(at_least=1))
@@ -94,7 +90,7 @@ def _read_back(trainer: Trainer, folder: Path) -> int:
     checkpoints.save(1, tensors, facts)
     checkpoints.finish()
     for tensor in tensors.values():
-        (tensor.to_local() if hasattr(tensor, "to_local") else tensor).zero_()
+        local(tensor).zero_()
     checkpoints.load(tensors)
     return sum(int((whole(tensor) != before[name]).sum()) for name, tensor in tensors.items())
 

@@ -31,7 +31,7 @@ def compare(setting: Setting, report: Report) -> None:
     for trained in (False, True):
         if trained:
             _train(made.policy)
-        write = work.engine(made.policy, slots=8, record=work.graphs(device), tokens=tokens, temperature=1.0)
+        write = work.engine(made.policy, slots=8, new_recorder=work.graphs(device), tokens=tokens, temperature=1.0)
         reports = write(work.requests(prompts, GROUP))
         gap, divergence = _compared(made.policy, prompts, reports, device)
         name = "trained adapters" if trained else "fresh adapters"

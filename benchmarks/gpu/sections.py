@@ -19,17 +19,18 @@ ROWS = (CARD, FLEX, LOGPS, DECODING, SAMPLER, SPEED, MEMORY, RANKS, RUNS)
 # Seconds on one H100, as far as they can be foreseen; compiling and starting programs takes most of them.
 SECTIONS = (
     Section("card", CARD, 12, "gpu.card:measure"),
-    Section("flex", FLEX, 75, "gpu.flex:compare"),
+    Section("flex", FLEX, 70, "gpu.flex:compare"),
     Section("logps", LOGPS, 35, "gpu.logps:compare"),
     Section("graphs", DECODING, 30, "gpu.decoding:compare"),
     Section("sampler", SAMPLER, 25, "gpu.sampler:compare"),
     Section("rl_24gb", MEMORY, 35, "gpu.memory:rl_step"),
-    Section("decode", SPEED, 70, "gpu.speed:decode"),
+    Section("decode", SPEED, 65, "gpu.speed:decode"),
     Section("fsdp", RANKS, 20, "gpu.ranks:alone"),
-    Section("two_ranks", RANKS, 45, "gpu.ranks:two"),
+    Section("two_ranks", RANKS, 40, "gpu.ranks:two"),
     Section("sft_4096", MEMORY, 25, "gpu.memory:sft_step"),
     Section("resume", RUNS, 60, "gpu.runs:resumed"),
     Section("tower", MEMORY, 15, "gpu.memory:tower"),
     Section("iu_xray", RUNS, 25, "gpu.runs:iu_xray"),
-    Section("generate", SPEED, 60, "gpu.speed:transformers"),
+    Section("generate", SPEED, 55, "gpu.speed:transformers"),
+    Section("compiled", SPEED, 25, "gpu.speed:compiled"),
 )

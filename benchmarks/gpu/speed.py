@@ -9,7 +9,7 @@ from gpu.report import Bar, Report
 from gpu.runner import Setting
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from models.lora import LoraConfig, add_lora
+from models.lora import LoraConfig, add_lora, merged
 from models.processing import Prompt
 from models.qwen_vl import QwenVL
 
@@ -41,6 +41,25 @@ def decode(setting: Setting, report: Report) -> None:
     add_lora(made.policy, LoraConfig(rank=8), seed=0)
     slots, group = cases[0]
     speed.measure(f"{slots} slots, G {group}, LoRA", slots, group, None)
+    with merged(made.policy):
+        speed.measure(f"{slots} slots, G {group}, LoRA merged", slots, group, None)
+
+
+def compiled(setting: Setting, report: Report) -> None:
+    """What torch.compile of the small operations would gain: norms and MLPs, the one shape of a decoding step each."""
+    device = work.start(setting)
+    tokens, side, slots = (6, 56, 4) if setting.small else (64, 1036, SHOWN)
+    made = work.model(setting, dtype=torch.bfloat16, pixels=side)
+    copied = card.bandwidth(device, size=2**20 if setting.small else 4 * 2**30)
+    prompts = [made.prompt(number, pixels=side) for number in range(slots // 4)]
+    report.ran(f"{slots} slots, G 4, tokens per second while all slots are busy, before and after")
+    speed = Speed(report, made, prompts, tokens, copied)
+    before = speed.measure("kernel by kernel", slots, 4, None)
+    for layer in made.policy.model.model.language_model.layers:
+        for module in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
+            module.compile(backend="eager" if setting.small else "inductor")
+    after = speed.measure("norms and MLPs compiled", slots, 4, None)
+    report.figure("compiled to not", after / before, unit="times")
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,7 @@ class Speed:
         """Tokens per second while all slots are busy."""
         policy, recorder = self.made.policy, work.Watched(work.graphs(self.made.policy.device))
         began = time.perf_counter()
-        write = work.engine(policy, slots=slots, record=recorder, tokens=self.tokens, temperature=1.0)
+        write = work.engine(policy, slots=slots, new_recorder=recorder, tokens=self.tokens, temperature=1.0)
         write(work.requests(self.prompts[: slots // group], group))
         whole, rate = time.perf_counter() - began, slots / recorder.seconds
         least = step_bytes(policy, slots, self.prompts[0].num_tokens + self.tokens / 2) / self.bandwidth

@@ -4,6 +4,7 @@ called."""
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from checkpoint import SIZE, VOCABULARY, published_3b
@@ -13,10 +14,11 @@ from torch import Tensor
 from transformers import PretrainedConfig, Qwen2_5_VLForConditionalGeneration
 
 from capo.packing import Layout, pack, report_logps
-from capo.rollout import Request, rollout
+from capo.rollout import Engine, Request
 from capo.sampling import SamplingConfig, sample_seed
 from capo.static_decode import CudaGraphs, Recorder, Step
 from capo.types import Rollout
+from models.lora import cast_once
 from models.processing import ProcessorConfig, Prompt, ReportProcessor, prompt_texts
 from models.qwen_vl import ATTENTION, QwenVL
 from models.tiny import TinyConfig, architecture, image_processor, train_tokenizer
@@ -110,14 +112,17 @@ class Repeated:
 
 
 class Watched:
-    """A recorder that counts recordings and notes when each step began."""
+    """Makes recorders; counts their recordings and notes when each step began."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder, self.recordings, self.steps = recorder, 0, []
+    def __init__(self, new_recorder: Callable[[], Recorder]) -> None:
+        self.new_recorder, self.recordings, self.steps = new_recorder, 0, []
 
-    def __call__(self, step: Step) -> Step:
+    def __call__(self) -> Recorder:
+        return partial(self._record, self.new_recorder())
+
+    def _record(self, recorder: Recorder, step: Step) -> Step:
         self.recordings += 1
-        replay = self.recorder(step)
+        replay = recorder(step)
 
         def noted() -> tuple[Tensor, Tensor]:
             self.steps.append(time.perf_counter())
@@ -132,21 +137,22 @@ class Watched:
         return between[len(between) // 2]
 
 
-def graphs(device: torch.device) -> Recorder:
-    """CUDA graphs; on a CPU what stands in for them."""
-    return CudaGraphs() if device.type == "cuda" else Repeated()
+def graphs(device: torch.device) -> Callable[[], Recorder]:
+    """Makes CUDA graphs; on a CPU what stands in for them."""
+    return CudaGraphs if device.type == "cuda" else Repeated
 
 
 def engine(
-    policy: QwenVL, *, slots: int, record: Recorder | None, tokens: int, temperature: float
+    policy: QwenVL, *, slots: int, new_recorder: Callable[[], Recorder] | None, tokens: int, temperature: float
 ) -> Callable[[Sequence[Request]], list[Rollout]]:
-    """From requests to their reports, in the order (study, sample); nothing ends a report early."""
+    """From requests to their reports, in the order (study, sample), by one engine; nothing ends a report early."""
     never, nothing = -1, torch.zeros(policy.vocab_size, dtype=torch.bool, device=policy.device)
     sampling = SamplingConfig(temperature=temperature, max_new_tokens=tokens)
-    options = {"sampling": sampling, "eos_id": never, "banned": nothing, "slots": slots, "record": record}
+    kept = Engine(policy, sampling=sampling, eos_id=never, banned=nothing, slots=slots, new_recorder=new_recorder)
 
     def write(requests: Sequence[Request]) -> list[Rollout]:
-        return sorted(rollout(policy, requests, **options), key=lambda report: (report.study_id, report.sample))
+        with cast_once(policy):
+            return sorted(kept.rollout(requests), key=lambda report: (report.study_id, report.sample))
 
     return write
 
