@@ -11,7 +11,8 @@ from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import load
 from models.tiny import TinyConfig, build_tiny
 
-torch.set_num_threads(2)
+# One each where two processes share the tests.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

