@@ -72,7 +72,7 @@ class ReportWriter:
     """A policy that writes one report per study; its engine serves every call, and prompts are built ahead of it.
 
     Args:
-        seed: of sampled reports; a report depends on it and on its study's id, not on what is decoded next to it.
+        seed: of sampled reports; in float32 a report depends on it and on its study's id, not on its neighbours.
         slots: reports decoded concurrently.
         workers: threads that load images and build prompts; 0 builds each when the engine asks.
         stop: asked before each token.

@@ -39,7 +39,7 @@ class GenerateConfig:
     sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(temperature=0.0))
     """Greedy by default."""
     seed: int = 0
-    """Of sampling; a report depends on it and on the study's id alone."""
+    """Of sampling; in float32 a report depends on it and on the study's id alone."""
     slots: int = 64
     """Reports decoded side by side."""
     part_size: int = 256

@@ -14,6 +14,13 @@ from models.tiny import TinyConfig, build_tiny
 # One each where two processes share the tests.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
+# Files that take longest, started first: one left for the end would run alone.
+LONGEST = ("test_train_faults", "test_capo_ranks", "test_train", "test_gpu_proof", "test_reporting_run")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from test_train import ROOT, SMALL, lines
 
 from capo.journal import read_lines
-from test_train import ROOT, SMALL, lines
 
 LIMIT = 180
 
