@@ -50,6 +50,6 @@ if __name__ == "__main__":
             "RadFlow: adapters in the base's type": functools.partial(layers, "base"),
             "no adapters": functools.partial(layers, "none"),
         },
-        setting=f"seven linear layers of a quarter of Qwen2.5-VL-3B's widths, {TOKENS} tokens, bfloat16, forward and backward",
+        setting=f"seven linear layers, a quarter of the 3B model's widths, {TOKENS} tokens, bfloat16, both passes",
         rounds=options.rounds, threads=options.threads,
     )  # fmt: skip
