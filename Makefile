@@ -13,8 +13,9 @@ help: ## this list
 demo: .venv/.installed ## the whole method on synthetic studies; ARGS='--seed 1' overrides the config
 	$(BIN)/torchrun --standalone --nproc-per-node 1 train.py $(ARGS)
 
+# Tests and the programs that they start share the cores: threads that wait must not spin.
 test: .venv/.installed ## all tests; ARGS='-k loss' picks some
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
 
 test-peers: .venv-peers/.installed ## against TRL, verl, Liger, PEFT, radgraph, bert-score and a server, in an environment of their own
 	$(PEERS)/python -m pytest -o addopts= tests/test_peers_*.py $(ARGS)

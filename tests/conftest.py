@@ -11,9 +11,7 @@ from models.processing import ProcessorConfig, ReportProcessor
 from models.qwen_vl import load
 from models.tiny import TinyConfig, build_tiny
 
-# One each where two processes share the tests.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
-
+torch.set_num_threads(1)  # two processes share the tests
 # Files that take longest, started first: one left for the end would run alone.
 LONGEST = ("test_train_faults", "test_capo_ranks", "test_train", "test_gpu_proof", "test_reporting_run")
 
