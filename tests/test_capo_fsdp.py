@@ -69,7 +69,7 @@ def test_one_process_trains_float32_weights_of_which_a_bfloat16_copy_computes(al
     policy.loss(inputs).backward()
     trainer.step()
     after = policy.layers[0].weight.full_tensor()
-    # Adam's first update moves each weight by lr; beside weights of up to 0.4 bfloat16 would round it away
+    # Adam's first update moves each weight by lr; next to weights of up to 0.4 bfloat16 would round it away
     assert after.dtype == torch.float32 and not torch.equal(after, before)
     assert torch.equal(after.bfloat16(), before.bfloat16()) or (after - before).abs().max() < 2e-6
     with gathered(policy):

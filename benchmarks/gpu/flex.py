@@ -56,10 +56,10 @@ def compare(setting: Setting, report: Report) -> None:
     )
     for dtype, limit in LIMITS.items():
         worst: dict[str, float] = {}
-        for (number, shape), place in itertools.product(enumerate(SHAPES), range(LENGTHS)):
-            if setting.small and place % len(SHAPES) != number:
+        for (number, shape), index in itertools.product(enumerate(SHAPES), range(LENGTHS)):
+            if setting.small and index % len(SHAPES) != number:
                 continue  # each length with one head size
-            dense, mask = layouts[place].attention(), masks[place]
+            dense, mask = layouts[index].attention(), masks[index]
             for name, error in errors(shape, dense, mask, dtype, gradients=gradients).items():
                 # `max` would drop a NaN that comes second
                 worst[name] = max(worst.get(name, 0.0), error) if error == error else error

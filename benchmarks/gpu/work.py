@@ -1,5 +1,5 @@
-"""What several sections need: models with random weights on the card, prompts, and the one place where the engine is
-called."""
+"""What several sections need: models with random weights on the card, prompts, and the one function that makes an
+engine."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -98,7 +98,7 @@ def cast(policy: QwenVL, dtype: torch.dtype) -> QwenVL:
 
 
 class Repeated:
-    """In place of CUDA graphs: the same steps of fixed shape, launched kernel by kernel; outputs keep their memory."""
+    """Instead of CUDA graphs: the same steps of fixed shape, launched kernel by kernel; outputs keep their memory."""
 
     def __call__(self, step: Step) -> Step:
         outputs = step()
@@ -138,7 +138,7 @@ class Watched:
 
 
 def graphs(device: torch.device) -> Callable[[], Recorder]:
-    """Makes CUDA graphs; on a CPU what stands in for them."""
+    """Makes CUDA graphs; on a CPU the same steps without recording."""
     return CudaGraphs if device.type == "cuda" else Repeated
 
 
