@@ -5,7 +5,7 @@ PEERS := .venv-peers/bin
 BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/tables.py benchmarks/tower.py benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-peers mutants kills lint check bench gpu gpu-trl gpu-wheels study clean help
+.PHONY: demo test test-peers mutants kills lint types check bench gpu gpu-trl gpu-wheels study clean help
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -20,30 +20,40 @@ test: .venv/.installed ## all tests; ARGS='-k loss' picks some
 test-peers: .venv-peers/.installed ## against TRL, verl, Liger, PEFT, radgraph, bert-score and a server, in an environment of their own
 	$(PEERS)/python -m pytest -o addopts= tests/test_peers_*.py $(ARGS)
 
-mutants: .venv/.installed ## break the library in small ways and see that the tests notice
-	$(BIN)/python tests/mutants.py
+mutants: .venv/.installed ## break the code in small ways and see that the tests notice; ARGS='capo/trainer.py sections' picks some
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 kills: .venv/.installed ## kill a run of two ranks at 20 random moments and compare its results with those of a quiet one
-	PYTHONPATH=. $(BIN)/python tests/kill_often.py $(ARGS)
+	$(BIN)/python tests/kill_often.py $(ARGS)
 
 lint: .venv/.installed ## style and likely mistakes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-check: lint test ## what must pass before a commit
+types: .venv/.installed build/imports/radflow ## mypy: strict on capo, its defaults on the rest
+	$(BIN)/mypy --strict -p capo
+	MYPYPATH=build/imports $(BIN)/mypy -p radflow.rewards -p radflow.models -p radflow.data -p radflow.dashboard -p radflow.pipeline \
+		-p radflow.evaluation -m radflow.train -m radflow.evaluate
+
+check: lint types test ## what must pass before a commit
 
 bench: .venv-peers/.installed ## every program of benchmarks/, one after the other
-	@for program in $(BENCHMARKS); do echo "== $$program" && PYTHONPATH=. $(PEERS)/python $$program || exit 1; done
+	@for program in $(BENCHMARKS); do echo "== $$program" && $(PEERS)/python $$program || exit 1; done
 
 # A GPU machine may have no network to build .venv from: where there is none, its own interpreter with its own torch serves.
 GPU_PYTHON ?= $(if $(wildcard .venv/.installed),$(BIN)/python,$(PYTHON))
 GPU_WHEELS := build/gpu-wheels
 
-gpu: ## everything that only a GPU can show, in nine minutes (docs/gpu.md); ARGS=--small runs it on a CPU
-	$(GPU_PYTHON) benchmarks/gpu_proof.py $(ARGS)
+# `import radflow` without an installation: a link to this folder under the name of the package.
+build/imports/radflow:
+	mkdir -p build/imports
+	ln -sfn ../.. $@
 
-gpu-trl: ## an RL step on a GPU against TRL's; ARGS=--small runs it on a CPU
-	$(GPU_PYTHON) benchmarks/gpu_trl.py $(ARGS)
+gpu: build/imports/radflow ## everything that only a GPU can show, in nine minutes (docs/gpu.md); ARGS=--small runs it on a CPU
+	PYTHONPATH=build/imports $(GPU_PYTHON) benchmarks/gpu_proof.py $(ARGS)
+
+gpu-trl: build/imports/radflow ## an RL step on a GPU against TRL's; ARGS=--small runs it on a CPU
+	PYTHONPATH=build/imports $(GPU_PYTHON) benchmarks/gpu_trl.py $(ARGS)
 
 # rouge-score is published as sources only.
 gpu-wheels: ## what a GPU machine without network lacks, as wheels in build/gpu-wheels (docs/gpu.md)
@@ -59,8 +69,8 @@ gpu-wheels: ## what a GPU machine without network lacks, as wheels in build/gpu-
 study: .venv/.study ## train and test every row of docs/results.md on 2 cores (hours); ARGS='--seeds 0,1' for fewer seeds
 	@for table in '3 chest' '5 chest' 'purpose chest' 'sensitivity chest' 'regimes chest' 'contested chest_short' \
 		'3 carotid' '5 carotid' 'purpose carotid' '4 iu' '6 iu' 'purpose iu'; do \
-		set -- $$table; PYTHONPATH=. $(BIN)/python benchmarks/tables.py --table $$1 --dataset $$2 $(ARGS) || exit 1; done
-	PYTHONPATH=. $(BIN)/python benchmarks/tower.py $(ARGS)
+		set -- $$table; $(BIN)/python benchmarks/tables.py --table $$1 --dataset $$2 $(ARGS) || exit 1; done
+	$(BIN)/python benchmarks/tower.py $(ARGS)
 
 clean: ## remove the environment, builds and caches; runs/ stays
 	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

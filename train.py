@@ -1,171 +1,134 @@
 """RadFlow: SFT, Target Exploration, criticality, CAPO, evaluation; each stage makes one value and the next takes it.
 
-    python train.py                                                                the embedded demo (configs/demo.yaml)
-    torchrun --standalone --nproc-per-node 8 train.py --config configs/my.yaml     your own run, on 8 GPUs
-    ... --rl.beta 0.05 --seed 1 --run-dir runs/beta05                              any key of the config, dotted
-    ... --stages sft,explore                                                       a part; what is complete is skipped
-    ... --plan                                                                     only say what memory it needs
-    python train.py export runs/demo                                               adapter and merged model for others
-    python train.py annotate --config configs/my.yaml                              only label the references
-    python train.py report RUN | compare RUN_A RUN_B ... | watch RUN               look at runs (docs/reading-a-run.md)
+    python train.py                                                              the embedded demo (configs/demo.yaml)
+    torchrun --standalone --nproc-per-node 8 train.py --config configs/my.yaml   your own run, on 8 GPUs
+    ... --rl.beta 0.05 --seed 1 --run-dir runs/beta05                            any key of the config, dotted
+    ... --stages sft,explore                                                     some stages; complete ones are skipped
 
-A run that was killed goes on where it stopped when the same command is started again, on any number of processes.
-SIGTERM and SIGUSR1 make it save its state and end with exit code 0.
+Rerun the same command to resume a run that was killed, on any number of processes. SIGTERM and SIGUSR1 make it save its
+state and exit with code 0.
+
+Commands (`train.py COMMAND --help` explains each):
+    plan --config configs/my.yaml          GPU memory that the config needs
+    annotate --config configs/my.yaml      label the references as critical or normal, and nothing else
+    dashboard RUN                          build dashboard.html of a run
+    compare RUN_A RUN_B ...                curves and configs of several runs on one page
+    watch RUN                              follow a running job
+    export RUN                             adapter and merged model for others
+
+Options: --config FILE, --run-dir, --seed, --stages, and all keys of these sections of the config:
+    data          where studies come from: phantoms or a manifest
+    model         checkpoint, LoRA, precision, image sizes and prompt
+    warmup        label prediction that prepares an untrained vision tower
+    sft           supervised fine-tuning
+    explore       Target Exploration: which studies CAPO trains on
+    reward        the hierarchical reward, its parts and weights
+    judge         the LLM judge, if one is used
+    criticality   who labels references as critical
+    rl            CAPO: objective, clip ranges, KL, steps
+    rollout       sampling of reports
+    evaluate      evaluation, and validation during CAPO
+    parallel      sharding over GPUs
+    tracking      dashboard, TensorBoard, Weights & Biases
+`train.py --help SECTION ...` lists the options of sections, `train.py --help all` every option.
 """
 
-import hashlib
-import json
 import sys
+
+from radflow.pipeline.command_line import TRAIN_COMMANDS, run_command
+
+# Before the imports below, which take seconds.
+if __name__ == "__main__" and run_command("train.py", sys.argv[1:], TRAIN_COMMANDS, __doc__):
+    sys.exit()
+
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 
-import annotate as annotation
-from capo.explore import composite_score, explored, select_hard
-from capo.journal import read_lines, write_json, write_lines, write_whole
+from capo.advantages import group_advantages
+from capo.clipping import critical_clip
+from capo.explore import composite_score, metric_names, select_hard
+from capo.journal import write_json, write_lines, write_whole
 from capo.ranks import Ranks
-from capo.rollout import Engine, Request
-from capo.sampling import sample_seed
-from capo.sft import imitate
-from capo.stopping import StopRequested, StopSignal
+from capo.sft import sft_step
+from capo.stopping import StopSignal
 from capo.trainer import Trainer
+from capo.types import Policy
 from capo.warmup import LabelReader, read_labels
-from data.batches import shuffled_batches
-from data.corpus import load_corpus
-from data.prefetch import decoded, prefetched
-from data.sections import parse_sections
-from data.studies import Study
-from held_out import held_out_row
-from models.loading import check_transformers, locate
-from models.processing import Prompt, ReportProcessor
-from models.processor_files import load_image_processor, tokens_of_largest_image
-from models.qwen_vl import QwenVL
-from models.start import start_path, weights_dtype
-from plan import Load, sizes_at, table
-from reporting.commands import compare_command, report_command, watch_command
-from reporting.live import Live
-from reporting.studies import StudySource
-from reports_by_policy import banned_mask, generating, prompt_of
-from rewards.hierarchy import HierarchicalReward
-from rewards.workers import RewardWorkers
-from rollouts import Batch, exchange, sample_and_score, watched, write_batch
-from run_export import export_command, export_run, kinds_of
-from run_folder import plain, read_config
-from run_scores import baseline_columns, comparison_rows, describe, render_table, rexrank, with_other_images
-from stages import (
-    PRODUCTS,
-    STAGES,
-    Config,
-    Run,
-    TrainingStage,
-    augmentation,
-    balanced_weights,
-    corpus_texts,
+from radflow.dashboard.live import Live
+from radflow.dashboard.studies import StudySource
+from radflow.data.sections import parse_sections
+from radflow.models.start import weights_dtype
+from radflow.pipeline import criticality
+from radflow.pipeline.batches import rl_batches, sft_batches, warmup_batches
+from radflow.pipeline.comparison import (
+    baseline_columns,
+    comparison_rows,
+    describe,
+    render_table,
+    rexrank,
+    with_other_images,
+)
+from radflow.pipeline.export import export_policy
+from radflow.pipeline.generation import suppressed_mask
+from radflow.pipeline.policies import (
     free_memory,
-    hard_studies,
-    in_run,
-    keep_policy,
     load_policy,
     load_to_train,
-    need_earlier,
-    pick_device,
     prepare_training,
-    reported,
-    timed,
+    report_studies,
+    save_policy,
 )
-
-# Beside the stages; each is given the words after its name.
-COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
-    "annotate": annotation.command,
-    "compare": compare_command,
-    "export": export_command,
-    "report": report_command,
-    "watch": watch_command,
-}
+from radflow.pipeline.rollouts import rollout_engine, sample, score, write_rollouts
+from radflow.pipeline.run import (
+    PRODUCTS,
+    Run,
+    build_run,
+    critical_labels,
+    enter_stage,
+    fingerprint,
+    hard_studies,
+    need_earlier,
+    pending_stages,
+    run_on_ranks,
+)
+from radflow.pipeline.run_config import Config, parse_config, plain
+from radflow.pipeline.stage_loop import StageLoop
+from radflow.pipeline.validation import validate
+from radflow.rewards.workers import RewardWorkers
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in COMMANDS:
-        COMMANDS[argv[0]](argv[1:])
-        return
-    only_plan = "--plan" in argv
-    config = read_config(
-        Config, [word for word in argv if word != "--plan"], default=Path("configs/demo.yaml"), description=__doc__
-    )
-    if only_plan:
-        print(planned(config))
-        return
-    in_run(config, lambda ranks, stop: run_stages(config, ranks, stop))
+    words = sys.argv[1:] if argv is None else argv
+    if not run_command("train.py", words, TRAIN_COMMANDS, __doc__):
+        config = parse_config(words)
+        run_on_ranks(config, lambda ranks, stop: train(config, ranks, stop))
 
 
-def planned(config: Config) -> str:
-    """The memory that the config's CAPO stage needs of each GPU."""
-    if config.model.path is None:
-        sys.exit("error: --plan expects --model.path, a checkpoint; the small model fits everywhere")
-    try:
-        directory = locate(config.model.path, weights=False)
-        sizes = sizes_at(directory, config.model)
-        image = tokens_of_largest_image(load_image_processor(directory, **config.model.processor.limits))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    prompt = image + 64
-    load = Load(
-        micro_batch=config.rl.optimizer.token_budget,
-        slots=min(config.evaluate.slots, config.rl.studies_per_step * config.rl.group_size),
-        cached=prompt + config.rollout.max_new_tokens,
-        prefill=max(prompt, min(config.rollout.prefill_tokens, config.evaluate.slots * prompt)),
-    )
-    return table(sizes, config.model, load)
+def train(config: Config, ranks: Ranks, stop: StopSignal) -> None:
+    """All stages of a run, followed by its dashboard."""
+    live = Live(config.run_dir, config.tracking, plain(config)) if ranks.is_main else None
+    run, start = build_run(config, ranks, stop, live)
+    source = StudySource.of_studies([*run.corpus.train, *run.corpus.test])
+    with nullcontext() if live is None else live.follow(source):
+        run_stages(run, start)
+    if ranks.is_main:
+        if (table := run.folder / "eval" / "table.md").exists():
+            print(table.read_text(encoding="utf-8"))
+        print(f"run folder: {run.folder}")
 
 
-def run_stages(config: Config, ranks: Ranks, stop: StopSignal) -> None:
-    """Everything the stages need, and then the stages."""
-    folder = config.run_dir
-    live = Live(folder, config.tracking, plain(config)) if ranks.first else None
-    stages, start = prepared(config, ranks, stop, live)
-    source = StudySource.of_studies([*stages.corpus.train, *stages.corpus.test])
-    with live.following(source) if ranks.first else nullcontext():
-        take_stages(stages, start)
-    if ranks.first and (table := folder / "eval" / "table.md").exists():
-        print(table.read_text(encoding="utf-8"))
-    if ranks.first:
-        print(f"run folder: {folder}")
+def run_stages(run: Run, start: Path) -> None:
+    """The stages of the method, in the paper's order; what is complete is skipped.
 
-
-def prepared(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None) -> tuple[Run, Path]:
-    """What every stage is given, and the checkpoint that the first of them starts from."""
-    check_transformers()
-    corpus = load_corpus(config.data, seed=config.seed)
-    if ranks.first:
-        start_path(config.run_dir / "start", config.model, corpus_texts(corpus), seed=config.seed)
-    ranks.meet()
-    start = start_path(config.run_dir / "start", config.model, (), seed=config.seed)
-    run = Run(
-        config=config,
-        corpus=corpus,
-        processor=ReportProcessor.load(start, config.model.processor),
-        reward=HierarchicalReward.from_config(
-            config.reward,
-            parse_sections,
-            judge=config.judge,
-            also=[*explored(config.explore), *config.evaluate.metrics],
-        ),
-        device=pick_device(),
-        ranks=ranks,
-        stop=stop,
-        live=live,
-    )
-    return run, start
-
-
-def take_stages(run: Run, start: Path) -> None:
-    """The stages of the method, in the paper's order; what is complete is skipped."""
-    work = {
+    The first rank says which, once: a rank that looked later would skip a stage whose product another has just written.
+    """
+    stages = {
         "warmup": lambda: warm_up(run, start),
         "sft": lambda: fine_tune(run, start),
         "explore": lambda: explore(run),
@@ -174,204 +137,120 @@ def take_stages(run: Run, start: Path) -> None:
         "evaluate": lambda: compare(run),
         "export": lambda: export(run),
     }
-    for name in STAGES:
-        # Labels of a person are taken over into criticality.jsonl even if it is there; the judge is not asked again.
-        corrected = name == "criticality" and run.config.criticality.corrected is not None
-        if name in run.config.stages.split(",") and (corrected or not (run.folder / PRODUCTS[name]).exists()):
-            need_earlier(run.folder, name)
-            with timed(run, name):
-                work[name]()
-                run.ranks.meet()  # its product is there before anybody looks for it
-            free_memory()
+    for name in run.ranks.all_gather(pending_stages(run))[0]:
+        need_earlier(run.folder, name)
+        with enter_stage(run, name):
+            stages[name]()
+            run.ranks.barrier()  # its product is there before anybody looks for it
+        free_memory()
 
 
 def warm_up(run: Run, start: Path) -> None:
     """The vision tower learns to name the labels of the reference reports -> warmup/model. Without steps: nothing."""
-    config, corpus = run.config, run.corpus
+    config, train = run.config, run.corpus.train
     if config.warmup.steps == 0:
         return
     policy = load_policy(start, run, dtype=weights_dtype(config.model, run.device))
-    labeler, loaded = run.reward.expert.labeler, policy.output_weight().dtype
-    found = labeler([study.report for study in corpus.train])
+    labeler, loaded = run.labeler, policy.output_weight().dtype
+    found = labeler([study.report for study in train])
     labels = torch.tensor([[float(label in named) for label in labeler.labels] for named in found])
     reader = LabelReader(policy, policy.vision, labels.mean(0), grid=config.warmup.grid)
-    steps, size = config.warmup.steps, config.warmup.batch_size
-    trainer = Trainer(reader, config.warmup.optimizer, num_steps=steps, ranks=run.ranks)
-    stage = TrainingStage(run, "warmup", trainer, every=config.sft.checkpoint_every)
-    batches = shuffled_batches(len(corpus.train), size, seed=config.seed + 2, start_step=stage.first)
+    trainer = Trainer(cast(Policy, reader), config.warmup.optimizer, num_steps=config.warmup.steps, ranks=run.ranks)
+    loop = StageLoop(run, "warmup", trainer, every=config.sft.checkpoint_every)
+    batches = warmup_batches(run, first=loop.first)
 
     def step(number: int) -> dict[str, float]:
-        chosen = next(batches)
-        own = run.ranks.share([1] * size)
-        prompts = [
-            prompt_of(run.processor, corpus.train[chosen[place]], augmentation(config, "warmup", number, place))
-            for place in own
-        ]
-        return read_labels(trainer, prompts, labels[[chosen[place] for place in own]], num_studies=size)
+        prompts, indices = next(batches)
+        return read_labels(trainer, prompts, labels[indices], num_studies=config.warmup.batch_size)
 
-    stage.run(steps, step, title="warm-up", shown="loss")
+    loop.run(config.warmup.steps, step, title="warm-up", shown="loss")
     policy.vision.to(loaded)  # trained in float32
-    policy.save(run.folder / "warmup" / "model", run.processor, write=run.ranks.first)
+    policy.save(run.folder / "warmup" / "model", run.processor, write=run.ranks.is_main)
 
 
 def fine_tune(run: Run, start: Path) -> None:
     """SFT on image-report pairs -> sft/model, the reference policy. LoRA adapters are merged into it."""
-    config, corpus = run.config, run.corpus
-    warm = run.folder / "warmup" / "model"
+    config, warm = run.config, run.folder / "warmup" / "model"
     base = warm if warm.exists() else start
     policy = load_to_train(base, run)
     prepare_training(policy, run, seed=config.seed, train_vision=config.sft.vision == "trained")
     trainer = Trainer(policy, config.sft.optimizer, num_steps=config.sft.steps, ranks=run.ranks)
-    stage = TrainingStage(run, "sft", trainer, every=config.sft.checkpoint_every)
-    banned = banned_mask(policy, run.processor)
-    reports = [run.processor.encode_report(study.report) for study in corpus.train]
-    batches = shuffled_batches(
-        len(corpus.train), config.sft.batch_size, seed=config.seed, start_step=stage.first,
-        weights=balanced_weights(corpus.train, run.reward, config.sft.balance),
-        lengths=[len(report) for report in reports] if config.data.group_lengths else None,
-    )  # fmt: skip
-    owned = ((chosen, run.ranks.share([len(reports[i]) for i in chosen])) for chosen in batches)
-    loaded = prefetched(
-        owned, lambda pair: [decoded(corpus.train[pair[0][place]]) for place in pair[1]], workers=config.data.workers
-    )
+    loop = StageLoop(run, "sft", trainer, every=config.sft.checkpoint_every)
+    suppressed = suppressed_mask(policy, run.processor)
+    batches = sft_batches(run, first=loop.first)
 
     def step(number: int) -> dict[str, float]:
-        (chosen, own), studies = next(loaded)
-        prompts = [
-            prompt_of(run.processor, study, augmentation(config, "sft", number, place))
-            for place, study in zip(own, studies, strict=True)
-        ]
-        return imitate(
-            trainer, prompts, [reports[chosen[place]] for place in own],
-            num_tokens=sum(len(reports[i]) for i in chosen), banned=banned,
-        )  # fmt: skip
+        prompts, reports, num_tokens = next(batches)
+        return sft_step(trainer, prompts, reports, num_tokens=num_tokens, suppressed=suppressed)
 
-    stage.run(config.sft.steps, step, title="SFT", shown="loss")
-    keep_policy(policy, run, "sft", base=base)
+    loop.run(config.sft.steps, step, title="SFT", shown="loss")
+    save_policy(policy, run, "sft", base=base)
 
 
 def explore(run: Run) -> None:
-    """Report every training study, score the reports, keep the worst -> explore/selection.json."""
-    config, corpus, folder = run.config, run.corpus, run.folder / "explore"
-    rows = reported(run, "sft", corpus.train, folder / "predictions", title="exploration")
+    """Report every training study, score the reports, keep the worst -> explore/selection.json (paper 4.1)."""
+    config, train, folder = run.config, run.corpus.train, run.folder / "explore"
+    size = config.explore.part_size
+    rows = report_studies(run, "sft", train, folder / "predictions", part_size=size, title="exploration")
+    names = [name for name in rows[0] if name not in ("id", "report")]
     # A study whose reference lacks the section a metric reads cannot be called hard for it: it counts as perfect there.
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("id", "report")}
-    metrics = {name: [1.0 if v is None else v for v in columns[name]] for name in explored(config.explore)}
-    scores = composite_score(metrics, config.explore)
+    known = {name: [1.0 if row[name] is None else row[name] for row in rows] for name in metric_names(config.explore)}
+    scores = composite_score(known, config.explore)
     hard = select_hard(scores, config.explore)
-    if not run.ranks.first:
-        return
-    write_lines(
-        folder / "scores.jsonl",
-        (
-            {"id": study.id, "s": float(scores[i]), **{name: values[i] for name, values in columns.items()}}
-            for i, study in enumerate(corpus.train)
-        ),
-    )
-    summary = {"studies": len(corpus.train), "selected": [corpus.train[i].id for i in hard]}
-    write_json(folder / "selection.json", {**summary, "highest_s": float(scores[hard].max())})
+    if run.ranks.is_main:
+        columns = zip(train, rows, scores.tolist(), strict=True)
+        scored = ({"id": study.id, "s": s, **{name: row[name] for name in names}} for study, row, s in columns)
+        write_lines(folder / "scores.jsonl", scored)
+        selection = {"studies": len(train), "selected": [train[i].id for i in hard]}
+        write_json(folder / "selection.json", {**selection, "highest_s": float(scores[hard].max())})
 
 
 def annotate(run: Run) -> None:
-    """Label every training reference as critical or normal, once -> criticality.jsonl."""
-    rows = annotation.label_references(
-        run.config, run.corpus.train, lambda: run.reward.expert.labeler, run.ranks, run.stop
-    )
-    if run.ranks.first:
-        print(annotation.summary(rows))
+    """Label every training reference as critical or normal, once -> criticality.jsonl (paper 4.3)."""
+    rows = criticality.label_references(run.config, run.corpus.train, lambda: run.labeler, run.ranks, run.stop)
+    if run.ranks.is_main:
+        print(criticality.summarise(rows))
 
 
 def reinforce(run: Run) -> None:
-    """CAPO on the hard studies -> rl/model."""
-    config, folder = run.config, run.folder / "rl"
-    before = run.folder / "sft" / "model"
-    policy = load_to_train(before, run)
-    train_vision = config.model.rl_vision == "trained"
-    reference = prepare_training(policy, run, seed=config.seed + 1, train_vision=train_vision, frozen_from=before)
+    """CAPO on the hard studies -> rl/model (paper 4.2 to 4.4, figure 2)."""
+    config, rl, base = run.config, run.config.rl, run.folder / "sft" / "model"
+    policy = load_to_train(base, run)
+    reference = prepare_training(
+        policy, run, seed=config.seed + 1, train_vision=rl.vision == "trained", frozen_from=base
+    )
+    frozen_vision = not any(p.requires_grad for p in policy.vision.parameters())
+    num_updates = rl.steps * rl.inner_epochs * rl.mini_batches
     trainer = Trainer(
-        policy, config.rl.optimizer, num_steps=config.rl.steps * config.rl.inner_epochs * config.rl.mini_batches,
-        reference=reference, frozen_vision=not any(p.requires_grad for p in policy.vision.parameters()),
-        ranks=run.ranks,
-    )  # fmt: skip
-    studies = hard_studies(run.folder, run.corpus)
-    selection = hashlib.sha256(json.dumps([study.id for study in studies]).encode()).hexdigest()
-    stage = TrainingStage(run, "rl", trainer, every=config.rl.checkpoint_every, identity={"selection": selection})
-    critical = {str(row["id"]): bool(row["critical"]) for row in read_lines(run.folder / "criticality.jsonl")}
-    banned = banned_mask(policy, run.processor)
-    size = min(config.rl.studies_per_step, len(studies))
-    batches = rl_batches(run, studies, size, first=stage.first)
-    new_engine = partial(sampler, policy, run, size, banned)
-    kept = None if trainer.sharded else new_engine()
+        policy, rl.optimizer, num_steps=num_updates, reference=reference, frozen_vision=frozen_vision, ranks=run.ranks
+    )
+    studies, labels = hard_studies(run), critical_labels(run)
+    loop = StageLoop(run, "rl", trainer, every=rl.checkpoint_every, identity={"selection": fingerprint(studies)})
+    batches, suppressed = rl_batches(run, studies, first=loop.first), suppressed_mask(policy, run.processor)
+    new_engine = partial(rollout_engine, policy, run, suppressed, num_studies=min(rl.studies_per_step, len(studies)))
+    kept, temperature = None if trainer.sharded else new_engine(), config.rollout.temperature
     with RewardWorkers(config.reward, parse_sections, judge=config.judge) as workers:
 
         def step(number: int) -> dict[str, float | None]:
-            measured = held_out_row(policy, run, number)
-            stage.phase("sampling")
-            batch = sample(kept or new_engine(), run, *next(batches), number, workers)
-            cases, spread = batch.cases(critical, config.rl)
-            stage.phase("update")
+            validation = validate(policy, run, number)
+            chosen, prompts = next(batches)
+            loop.phase("sampling")
+            rollouts = sample(policy, kept or new_engine(), run, prompts, step=number)  # G reports per study
+            batch = score(rollouts, run, chosen, prompts, workers)  # R of each report, eq. 4 to 7
+            advantages = group_advantages(batch.rewards, batch.group_index, eps=rl.advantage_eps)  # A, eq. 1
+            critical = batch.select(labels)
+            clip = critical_clip(critical, eps_normal=rl.eps_normal, tightening=rl.tightening)  # eps_i, eq. 9
+            cases = batch.cases(advantages.advantages, critical, clip)
+            loop.phase("update")
             began = time.perf_counter()
-            row = trainer.improve(cases, config.rl, temperature=config.rollout.temperature, banned=banned)
-            row["seconds_update"] = time.perf_counter() - began
-            if run.ranks.first:
-                write_batch(folder / "rollouts" / f"step_{number:06d}.jsonl", batch, cases, config.rl)
-            return {**batch.metrics(), **spread, **row, **measured}
+            update = trainer.capo_step(cases, rl, temperature=temperature, suppressed=suppressed)  # eq. 8, KL
+            update["seconds_update"] = time.perf_counter() - began
+            if run.ranks.is_main:
+                write_rollouts(run.folder / "rl" / "rollouts" / f"step_{number:06d}.jsonl", batch, cases)
+            return {**batch.metrics(advantages, critical), **update, **validation}
 
-        stage.run(config.rl.steps, step, title="CAPO", shown="reward")
-    keep_policy(policy, run, "rl", base=before)
-
-
-def rl_batches(
-    run: Run, studies: Sequence[Study], size: int, *, first: int
-) -> Iterator[tuple[Sequence[Study], Sequence[Prompt]]]:
-    """Studies of each step from `first` on, and the prompts of this rank's share, built while the step before runs."""
-    config = run.config
-    batches = shuffled_batches(
-        len(studies), size, seed=config.seed + 1, start_step=first,
-        weights=balanced_weights(studies, run.reward, config.rl.balance),
-    )  # fmt: skip
-    return prefetched(
-        ([studies[i] for i in chosen] for chosen in batches),
-        lambda batch: [prompt_of(run.processor, batch[i]) for i in run.ranks.share([1] * len(batch))],
-        workers=config.data.workers, ahead=1,
-    )  # fmt: skip
-
-
-def sampler(policy: QwenVL, run: Run, num_studies: int, banned: torch.Tensor) -> Engine:
-    """The engine of this rank for steps of so many studies."""
-    config = run.config
-    reports = -(-num_studies // run.ranks.size) * config.rl.group_size
-    return Engine(
-        policy, sampling=config.rollout, eos_id=run.processor.eos_id, banned=banned,
-        slots=min(config.evaluate.slots, reports),
-    )  # fmt: skip
-
-
-def sample(
-    engine: Engine, run: Run, studies: Sequence[Study], prompts: Sequence[Prompt], step: int, workers: RewardWorkers
-) -> Batch:
-    """G reports for each study, and their rewards: each rank samples its share, and all learn of all.
-
-    Args:
-        studies: of the whole step.
-        prompts: of this rank's share of them.
-    """
-    seed, group = run.config.seed, run.config.rl.group_size
-    own = [studies[i] for i in run.ranks.share([1] * len(studies))]
-    requests = [
-        Request(prompt, tuple(sample_seed(seed, "rl", step, study.id, i) for i in range(group)))
-        for prompt, study in zip(prompts, own, strict=True)
-    ]
-    try:
-        with generating(engine.policy):
-            written = watched(
-                engine.rollout(requests, stop=run.stop), f"rollouts of step {step}", len(own) * group,
-                leave=False, shown=run.ranks.first,
-            )  # fmt: skip
-            mine = sample_and_score(written, requests, own, run.processor.decode, workers)
-    except StopRequested:
-        mine = None
-    return exchange(mine, studies, run.ranks, lambda study: prompt_of(run.processor, study))
+        loop.run(rl.steps, step, title="CAPO", shown="reward")
+    save_policy(policy, run, "rl", base=base)
 
 
 def compare(run: Run) -> None:
@@ -385,17 +264,18 @@ def compare(run: Run) -> None:
     columns, reports = {}, {}
     for name, (model, studies) in systems.items():
         file = name.lower().replace(", ", "_").replace(" ", "_")
-        rows = reported(run, model, studies, folder / "parts" / file, title=f"{name} on held-out studies")
+        parts, size = folder / "parts" / file, config.evaluate.part_size
+        rows = report_studies(run, model, studies, parts, part_size=size, title=f"{name} on held-out studies")
         reports[name] = [str(row["report"]) for row in rows]
         columns[name] = {key: [row[key] for row in rows] for key in rows[0] if key not in ("id", "report")}
-        if run.ranks.first:
+        if run.ranks.is_main:
             write_json(folder / f"{file}.json", rexrank(corpus.test, reports[name]))
-    if not run.ranks.first:
+    if not run.ranks.is_main:
         return
     references = [study.report for study in corpus.test]
     write_json(folder / "references.json", rexrank(corpus.test, references))
     notes = [describe(n, r) for n, r in {**reports, "references": references}.items() if n != "CAPO, other images"]
-    baselines = baseline_columns(run.reward, corpus.train, corpus.test, config.evaluate)
+    baselines = baseline_columns(run.reward, corpus.train, corpus.test, sample=config.evaluate.baseline_sample)
     baselines["CAPO, other images"] = columns["CAPO, other images"]
     rows = comparison_rows(columns["SFT"], columns["CAPO"], baselines)
     write_json(folder / "table.json", {"studies": len(corpus.test), "seed": config.seed, "rows": rows, "notes": notes})
@@ -404,9 +284,8 @@ def compare(run: Run) -> None:
 
 def export(run: Run) -> None:
     """The CAPO policy as others load it, with its model card -> export/rl/adapter (LoRA) and export/rl/merged."""
-    if run.ranks.first:
-        kinds = kinds_of(run.folder, "rl", None)
-        export_run(run.folder, "rl", run.folder / PRODUCTS["export"], kinds=kinds, dtype=None)
+    if run.ranks.is_main:
+        export_policy(run.folder, "rl", run.folder / PRODUCTS["export"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the time of one step goes: the step of rl_step.py with a stopwatch around its parts."""
+"""Seconds per part of one step, the one of rl_step.py."""
 
 import statistics
 import tempfile
@@ -17,12 +17,13 @@ from harness import arguments, machine, write
 import capo.packing
 import capo.rollout
 import capo.trainer
+from capo.rollout import Engine
 from capo.trainer import Trainer
-from models.qwen_vl import QwenVL
+from radflow.models.qwen_vl import QwenVL
 
 
 class Stopwatch:
-    """Seconds by part; a part inside another is counted once, as itself."""
+    """Seconds by part; time in a nested part counts for that part only."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -50,27 +51,28 @@ def name_of_head() -> str:
     return "training: head forward" if torch.is_grad_enabled() else "reference: head"
 
 
-def name_of_trunk() -> str:
-    return "training: trunk forward" if torch.is_grad_enabled() else "reference: trunk"
+def name_of_decoder() -> str:
+    return "training: decoder forward" if torch.is_grad_enabled() else "reference: decoder"
 
 
-# Where each part begins and ends; a function names it where that depends on who calls.
+# The call that is timed and the name of its part; a function gives the name if it depends on the caller.
 PARTS: list[tuple[object, str, str | Callable[[], str]]] = [
     (rl_step, "prompt", "image processing and tokenizer"),
     (QwenVL, "features", "vision tower"),
     (capo.rollout, "_prefill", "prefill"),
-    (capo.rollout._Decoder, "__call__", "decoding: trunk"),
-    (capo.rollout, "_logits", "decoding: head"),
+    (Engine, "_step", "decoding: decoder"),
+    (Engine, "_choose", "decoding: head"),
     (capo.rollout, "choose", "decoding: choice of the token"),
-    (capo.trainer, "report_logps", name_of_trunk),
+    (capo.trainer, "report_logps", name_of_decoder),
     (capo.packing, "linear_logps", name_of_head),
-    (Trainer, "_backward", "training: loss and backward"),
+    (capo.trainer, "_objective", "training: loss and backward"),
+    (torch.autograd, "backward", "training: loss and backward"),
     (Trainer, "step", "optimizer"),
 ]
 
 
 @contextmanager
-def watched(watch: Stopwatch) -> Iterator[None]:
+def time_parts(watch: Stopwatch) -> Iterator[None]:
     with ExitStack() as stack:
         for owner, attribute, name in PARTS:
             original = getattr(owner, attribute)
@@ -79,9 +81,7 @@ def watched(watch: Stopwatch) -> Iterator[None]:
                 with watch.part(_name if isinstance(_name, str) else _name()):
                     return _original(*args, **kwargs)
 
-            # A method stays a method; only `_backward` is static and gets no `self`.
-            static = isinstance(vars(owner).get(attribute), staticmethod)
-            stack.enter_context(mock.patch.object(owner, attribute, staticmethod(timed) if static else timed))
+            stack.enter_context(mock.patch.object(owner, attribute, timed))
         yield
 
 
@@ -96,7 +96,7 @@ if __name__ == "__main__":
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}", flush=True)
             watch = Stopwatch()
-            with watched(watch), watch.part("everything else"):
+            with time_parts(watch), watch.part("everything else"):
                 step()
             runs.append(watch.seconds)
     parts = {name: statistics.median(run[name] for run in runs) for name in runs[0]}

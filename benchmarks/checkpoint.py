@@ -4,15 +4,17 @@ Its reports end: every embedding shares a direction that survives to the last hi
 points there, so that EOS is about as likely after every token. Lengths are then ragged as those of real reports are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-from models.processing import ProcessorConfig, Prompt, ReportProcessor, prompt_texts
-from models.qwen_vl import QwenVL
-from models.tiny import TinyConfig, architecture, image_processor, train_tokenizer
+from capo.rollout import Request
+from capo.sampling import sample_seed
+from radflow.models.processing import ProcessorConfig, Prompt, ReportProcessor, prompt_texts
+from radflow.models.qwen_vl import ATTENTION, QwenVL
+from radflow.models.tiny import TinyConfig, architecture, image_processor, train_tokenizer
 
 VOCABULARY = 151_936
 SIZE = TinyConfig(hidden_size=512, layers=8, heads=8, kv_heads=2, vision_hidden=256, vision_depth=4)
@@ -53,19 +55,47 @@ def build(
         mean_length: of a report in tokens, until it is cut; None makes EOS as unlikely as any other token.
         device: where the random weights are made.
     """
-    torch.manual_seed(0)
     tokenizer = train_tokenizer(prompt_texts() * 20, SIZE.vocab_size)
-    config = sizes(tokenizer)
-    config.text_config.vocab_size, config.dtype = vocabulary, dtype
     # The small model's head is its own, so that EOS can be given a direction; the published one is tied.
-    tied = sizes is published_3b
-    config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
-    with torch.device(device):
-        policy = QwenVL(Qwen2_5_VLForConditionalGeneration(config).to(dtype).eval())
-    processor = ReportProcessor(tokenizer, image_processor(SIZE), ProcessorConfig())
+    options = {"vocabulary": vocabulary, "tied": sizes is published_3b, "dtype": dtype, "device": device}
+    policy, processor = random_policy(tokenizer, sizes(tokenizer), **options)
     if mean_length is not None:
         _make_reports_end(policy, processor, mean_length)
     policy.save(directory, processor)
+
+
+def random_policy(
+    tokenizer: PreTrainedTokenizerFast,
+    config: PretrainedConfig,
+    *,
+    vocabulary: int = VOCABULARY,
+    tied: bool,
+    dtype: torch.dtype,
+    device: str | torch.device = "cpu",
+    attention: str | dict[str, str] = ATTENTION,
+    max_pixels: int | None = None,
+) -> tuple[QwenVL, ReportProcessor]:
+    """The policy with random weights, drawn in `dtype` on the device, and its processor.
+
+    Args:
+        vocabulary: rows of the embedding; those without a token are padding.
+        tied: the head is the embedding.
+        max_pixels: of the largest image that keeps its size.
+    """
+    config.text_config.vocab_size, config.dtype = vocabulary, dtype
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation=attention)
+    processor = ReportProcessor(tokenizer, image_processor(SIZE), ProcessorConfig())
+    if max_pixels is not None:
+        processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": max_pixels}
+    return QwenVL(model.eval()), processor
+
+
+def requests(prompts: Iterable[Prompt], group: int) -> list[Request]:
+    """`group` reports of each."""
+    return [Request(p, tuple(sample_seed(0, "bench", 0, p.study_id, i) for i in range(group))) for p in prompts]
 
 
 def prompt(processor: ReportProcessor, study: int, *, pixels: int = 448) -> Prompt:
@@ -91,7 +121,7 @@ def _make_reports_end(policy: QwenVL, processor: ReportProcessor, mean_length: i
     positions = torch.cat([before.positions, before.next_position + torch.arange(length).expand(3, -1)], 1)
     whole = torch.cat([start, report], 1)
     causal = torch.ones(whole.shape[1], whole.shape[1], dtype=torch.bool).tril().expand(rows, 1, -1, -1)
-    hidden = policy.trunk(whole, positions[:, None].expand(-1, rows, -1), causal)[:, -length:].flatten(0, 1)
+    hidden = policy.decoder(whole, positions[:, None].expand(-1, rows, -1), causal)[:, -length:].flatten(0, 1)
     along, rest = hidden.mean(0), (hidden @ head.t()).logsumexp(-1)
     # Some contexts make EOS less likely than others, and reports stay longer in those: solve for the length itself.
     low, high = 0.0, 2 * float(rest.mean())

@@ -1,4 +1,4 @@
-"""Images a second: the loader, with its cache cold and warm, against a loop that decodes and scales one after another.
+"""Images per second: the loader with a cold and a warm cache, against a loop that decodes and scales one by one.
 
 Radiographs of 2,544 x 3,056 pixels, JPEG as in MIMIC-CXR-JPG, scaled to a longest side of 448.
 """
@@ -12,9 +12,8 @@ import numpy as np
 from harness import arguments, compare
 from PIL import Image
 
-from data.image_cache import ImageCache, cached_studies
-from data.prefetch import decoded, prefetched
-from data.studies import Study, load_image
+from radflow.data.prefetch import ImageCache, change_studies, decode, prefetch
+from radflow.data.studies import Study, load_image
 
 COUNT, WIDTH, HEIGHT, SIZE = 48, 2544, 3056, 448
 FOLDER = "BENCHMARK_IMAGES"
@@ -59,14 +58,14 @@ def cold_cache() -> Callable[[], float]:
 def warm_cache() -> Callable[[], float]:
     chosen = studies()
     cache = ImageCache(Path(os.environ[FOLDER]) / "warm", SIZE)
-    cached_studies(chosen, cache, workers=WORKERS)
+    change_studies(chosen, cache.fetch, title="cache", workers=WORKERS)
     return lambda: through(cache, chosen)
 
 
 def through(cache: ImageCache, chosen: Sequence[Study]) -> float:
     """Fill the cache or find it filled, as a run does when it starts, then load every image as its steps do."""
-    kept = cached_studies(chosen, cache, workers=WORKERS)
-    return sum(study.images[0].shape[2] == 3 for _, study in prefetched(kept, decoded, workers=WORKERS))
+    kept = change_studies(chosen, cache.fetch, title="cache", workers=WORKERS)
+    return sum(study.images[0].shape[2] == 3 for _, study in prefetch(kept, decode, workers=WORKERS))
 
 
 def main() -> None:

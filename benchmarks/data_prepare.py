@@ -1,4 +1,4 @@
-"""Converting MIMIC-CXR: time and memory of `python -m data.prepare mimic_cxr` on a tree of that size and layout.
+"""Time and memory of `python -m radflow.data.prepare mimic_cxr` on a tree of its size and layout.
 
 The tree is synthetic: reports of about 90 words, images of a few bytes, the published tables.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from harness import Result, machine, write
 from tqdm import tqdm
 
-from data.readers.mimic_cxr import CHEXPERT, LABELS, METADATA, SPLIT
+from radflow.data.readers.mimic_cxr import CHEXPERT, LABELS, METADATA, SPLIT
 
 REPORT = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
@@ -52,7 +52,7 @@ METADATA_COLUMNS = (
 
 CHILD = """
 import sys, pathlib
-from data.prepare import main
+from radflow.data.prepare import main
 main(sys.argv[1:])
 print(*[line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")])
 """
@@ -88,10 +88,10 @@ def _write_studies(root: Path, studies: int, metadata, splits, labels) -> int:
     return images
 
 
-def measured(command: Sequence[object]) -> tuple[float, float, float]:
-    """Seconds by the clock, seconds of the processor, and MB at the high-water mark of one command.
+def measure(command: Sequence[object]) -> tuple[float, float, float]:
+    """Wall-clock seconds, CPU seconds and peak MB of one command.
 
-    The mark is the process's own: what `getrusage` says of children counts the memory of this process at the fork.
+    The peak is read by the process itself: `getrusage` of children includes the memory of this process at the fork.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
@@ -115,7 +115,7 @@ def main() -> None:
         root.mkdir()
         images = make_tree(root, args.studies)
         for name, options in {"index and reports": [], "and prior studies": ["--prior"]}.items():
-            seconds, busy, peak = measured(["mimic_cxr", "--root", root, "--out", out, *options])
+            seconds, busy, peak = measure(["mimic_cxr", "--root", root, "--out", out, *options])
             summary = json.loads(Path(f"{out}.summary.json").read_text())
             assert (summary["studies"], summary["images"]) == (args.studies, images)
             first = next(iter(variants.values()), {"seconds": seconds})["seconds"]

@@ -1,10 +1,10 @@
-"""What scoring costs without weights, and how it grows: 590 real reports against shuffled ones, and 10,000.
+"""Time and memory of scoring without weights: 590 real reports against shuffled ones, and 10,000.
 
-PYTHONPATH=. python benchmarks/evaluate.py      # writes results/evaluate.json
+    python benchmarks/evaluate.py      # writes results/evaluate.csv
 
 The 10,000 are made of real ones: the first half of one report's sentences and the second half of another's, so that
-all differ. Sentences recur in them more than in a corpus of that size, and the rules read each sentence once; the
-column of growth is therefore shown for metrics that keep nothing (BLEU-2, ROUGE-L) too.
+all differ. Their sentences recur more often than in a corpus of that size, and the rules cache sentences; growth is
+therefore also shown for metrics without a cache (BLEU-2, ROUGE-L).
 """
 
 import json
@@ -17,9 +17,13 @@ from pathlib import Path
 import numpy as np
 from harness import arguments, machine, peak_memory, start_watching_memory, write
 
-from evaluation.table_metrics import BY_NAME, Cells
-from evaluation.weight_free import NAMES, WeightFree
-from rewards.negation import sentences
+from radflow.evaluation.measuring import MODELS, MeasureConfig, Measures
+from radflow.evaluation.rules import Rules
+from radflow.evaluation.table_metrics import Cells
+from radflow.evaluation.weights import Weights
+from radflow.rewards.rules.negation import sentences
+
+NAMES = [name for name, model in MODELS.items() if model is None]
 
 SIZES = (590, 10_000)
 SHARED = Path(os.environ.get("RADFLOW_SHARED", Path(__file__).parents[2] / "shared"))
@@ -51,17 +55,20 @@ def measure(what: str, count: int) -> tuple[float, float]:
     """(seconds, MB above the inputs) in this process."""
     texts = reports(count)
     shuffled = texts[1:] + texts[:1]
-    names = NAMES if what == WHOLE else (what,)
+    names = NAMES if what == WHOLE else [what]
+    models = [name for name in MODELS if name not in NAMES]
+    measures = Measures(MeasureConfig(), Weights(Path("absent")), Rules(), given=models)
     if what in BOOTSTRAPS:
-        metric = BY_NAME[BOOTSTRAPS[what]]
-        cells: Cells = WeightFree("rexrank")(shuffled, texts, (metric.cells,), title=what)
-    else:  # libraries and tables are loaded once a process, whatever the number of reports
-        WeightFree("rexrank")(["Findings: a. Impression: b."], ["Findings: b. Impression: a."], names, title=what)
+        metric = next(row for row in measures.rows if row.name == BOOTSTRAPS[what])
+        cells: Cells = measures.cells(shuffled, texts, title=what, names=[metric.cells])
+    else:  # libraries and tables are loaded once per process, whatever the number of reports
+        pair = ["Findings: a. Impression: b."], ["Findings: b. Impression: a."]
+        measures.cells(*pair, title=what, names=names)
     before, began = start_watching_memory(), time.perf_counter()
     if what in BOOTSTRAPS:
         metric.interval(cells, num_resamples=10_000, seed=0)
     else:
-        WeightFree("rexrank")(shuffled, texts, names, title=what)
+        measures.cells(shuffled, texts, title=what, names=names)
     return time.perf_counter() - began, peak_memory() - before
 
 
@@ -81,9 +88,11 @@ def main() -> None:
         growth = seconds[1] / seconds[0] / (SIZES[1] / SIZES[0])
         rows.append([what, *(f"{s:.2f}" for s in seconds), f"{growth:.2f}", *(f"{mb:.0f}" for mb in memory)])
     columns = [
-        "metric", *(f"{count:,} reports (s)" for count in SIZES), "growth (1: linear)",
+        "metric",
+        *(f"{count:,} reports (s)" for count in SIZES),
+        "growth (1: linear)",
         *(f"{count:,} reports: peak above inputs (MB)" for count in SIZES),
-    ]  # fmt: skip
+    ]
     setting = "IU X-ray reports against shuffled ones, protocol rexrank, one process"
     content = {"setting": setting, "rounds": options.rounds, "machine": machine(1)}
     write("evaluate", {**content, "columns": columns, "rows": rows})

@@ -1,7 +1,7 @@
 """Reports of 64 studies, four each, of ragged lengths: ours against transformers' generate.
 
-Reports end at random after about 45 tokens in the mean, at 160 at the latest. A batch waits for its longest report;
-slots do not.
+Reports end at random after 45 tokens on average, at 160 at the latest. A batch waits for its longest report; slots are
+refilled.
 """
 
 import functools
@@ -10,34 +10,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from checkpoint import build, prompt
+from checkpoint import build, prompt, requests
 from harness import arguments, compare
 
 STUDIES, GROUP, LIMIT = 64, 4, 160  # the limit of configs/iu_xray_tiny.yaml
-ENDS = 24  # gives about 45 tokens in the mean: in some contexts EOS is less likely than where it is calibrated
+ENDS = 24  # gives about 45 tokens on average: in some contexts EOS is less likely than where it is calibrated
 
 
-def loaded(folder: Path, studies: int):
-    from models.processing import ProcessorConfig, ReportProcessor
-    from models.qwen_vl import load
+def load_policy(folder: Path, studies: int):
+    from radflow.models.processing import ProcessorConfig, ReportProcessor
+    from radflow.models.qwen_vl import load
 
     processor = ReportProcessor.load(folder, ProcessorConfig())
     return load(folder), processor, [prompt(processor, number, pixels=224) for number in range(studies)]
 
 
 def ours(folder: Path, studies: int) -> Callable[[], float]:
-    """Tokens a second; slots for 32 reports side by side."""
-    from capo.rollout import Request, rollout
-    from capo.sampling import SamplingConfig, sample_seed
+    """Number of tokens, with slots for 32 reports."""
+    from capo.rollout import rollout
+    from capo.sampling import SamplingConfig
 
-    policy, processor, prompts = loaded(folder, studies)
-    # The rows of the embedding that no token uses are sampled in both: banning them is work that generate does worse.
-    sampling, banned = SamplingConfig(max_new_tokens=LIMIT), torch.zeros(policy.vocab_size, dtype=torch.bool)
-    banned[list(processor.banned_ids)] = True
+    policy, processor, prompts = load_policy(folder, studies)
+    # The rows of the embedding that no token uses are sampled in both: suppressing them would slow generate.
+    sampling, suppressed = SamplingConfig(max_new_tokens=LIMIT), torch.zeros(policy.vocab_size, dtype=torch.bool)
+    suppressed[list(processor.suppressed_ids)] = True
 
     def work() -> float:
-        requests = (Request(p, tuple(sample_seed(0, "bench", 0, p.study_id, i) for i in range(GROUP))) for p in prompts)
-        reports = rollout(policy, requests, sampling=sampling, eos_id=processor.eos_id, banned=banned, slots=32)
+        options = {"sampling": sampling, "eos_id": processor.eos_id, "suppressed": suppressed, "slots": 32}
+        reports = rollout(policy, requests(prompts, GROUP), **options)
         return float(sum(len(report.response_ids) for report in reports))
 
     return work
@@ -45,7 +45,7 @@ def ours(folder: Path, studies: int) -> Callable[[], float]:
 
 def generate(folder: Path, studies: int, batch: int) -> Callable[[], float]:
     """`num_return_sequences=4`; prompts are of one length, so that no padding is needed."""
-    policy, processor, prompts = loaded(folder, studies)
+    policy, processor, prompts = load_policy(folder, studies)
     model, image = policy.model, policy.model.config.image_token_id
 
     def work() -> float:
@@ -67,7 +67,7 @@ def generate(folder: Path, studies: int, batch: int) -> Callable[[], float]:
                 max_new_tokens=LIMIT,
                 eos_token_id=processor.eos_id,
                 pad_token_id=processor.eos_id,
-                suppress_tokens=list(processor.banned_ids),
+                suppress_tokens=list(processor.suppressed_ids),
             )[:, ids.shape[1] :]
             ended = (written == processor.eos_id).cumsum(1)
             tokens += int(((ended == 0) | ((ended == 1) & (written == processor.eos_id))).sum())

@@ -22,8 +22,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# The project's folders first, this one last: programs here have the names of packages.
-sys.path[:] = [str(ROOT), *[p for p in sys.path if p != str(ROOT / "benchmarks")], str(ROOT / "benchmarks")]
+# The project's folders first, this one and the helpers of the tests last: programs here have the names of packages.
+LAST = [str(ROOT / name) for name in ("benchmarks", "tests")]
+sys.path[:] = [str(ROOT), *[path for path in sys.path if path not in LAST], *LAST]
 # For what the sections start. Without a network the name of the machine has no address.
 os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in sys.path if p))
 for name, value in (
@@ -87,10 +88,13 @@ def main(
     small = ["--small"] * asked.small
     with tempfile.TemporaryDirectory() as folder:
         runner = Runner(
-            Setting(asked.small, Path(folder)), out=out, deadline_s=asked.minutes * 60,
-            jobs=small_jobs if asked.small else 1, share=0.0 if asked.small else 1.0,
+            Setting(asked.small, Path(folder)),
+            out=out,
+            deadline_s=asked.minutes * 60,
+            jobs=small_jobs if asked.small else 1,
+            share=0.0 if asked.small else 1.0,
             restart=lambda name, into: [sys.executable, sys.argv[0], "--section", name, "--into", str(into), *small],
-        )  # fmt: skip
+        )
         preload(chosen)
         lines = runner.run(chosen)
     print(f"\n{table.markdown(facts, lines)}\n\nwritten to {out}")
@@ -135,8 +139,11 @@ def _git_commit() -> str | None:
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     except OSError:
         return None
     return found.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""How the cost of a step grows: one of studies, reports, prompt and report length doubled at a time."""
+"""Cost of a step as one of studies, reports, prompt length and report length is doubled."""
 
 import functools
 import tempfile

@@ -2,11 +2,11 @@
 
 A machine that slows down for a minute slows every variant of that round. Peak memory is what a process needs above its
 inputs: of its own memory, from the kernel's high-water mark, which is reset after the inputs are made, or, where there
-is a GPU, of the GPU's, from torch's allocator.
+is a GPU, of the GPU's, from torch's allocator. Each table is a file results/NAME.csv; docs/ shows some of its columns.
 """
 
 import argparse
-import json
+import csv
 import multiprocessing
 import os
 import platform
@@ -20,8 +20,10 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+TABLE = {"setting", "rounds", "machine", "unit", "variants", "parts", "columns", "rows"}  # what `write` puts in a table
 # Searched last: benchmarks of `rewards` and `evaluate` have their names, and python searches a program's folder first.
 sys.path.sort(key=lambda folder: folder == str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # some programs use helpers of the tests
 
 Run = tuple[float, float, float, float]  # seconds, MB above the inputs, MB in all, checksum
 
@@ -56,14 +58,14 @@ def compare(
     against: Mapping[str, str] | None = None,
     unit: str | None = None,
 ) -> None:
-    """Measure, print a table and write results/NAME.json.
+    """Measure, print a table and write results/NAME.csv.
 
     Args:
         variants: for each, a function of a module's top level that makes its inputs and returns the work; the work
             returns a checksum.
         setting: what was measured, in words.
-        facts: further figures for the JSON.
-        unit: what the checksum counts; the table then has a column for how many of it a second.
+        facts: further figures to print.
+        unit: what the checksum counts; the table then has a column for the rate per second.
         against: the variant that one is compared with; by default the first of all.
     """
     runs: dict[str, list[Run]] = {variant: [] for variant in variants}
@@ -83,7 +85,7 @@ def compare(
 
 
 def summary(mine: Sequence[Run], other: Sequence[Run]) -> Result:
-    """The runs of a variant, round by round, beside those of the one it is compared with."""
+    """The runs of a variant, round by round, next to those of the one it is compared with."""
     return Result(
         seconds=statistics.median(seconds for seconds, *_ in mine),
         ratio=statistics.median(a[0] / b[0] for a, b in zip(mine, other, strict=True)),
@@ -94,17 +96,29 @@ def summary(mine: Sequence[Run], other: Sequence[Run]) -> Result:
     )
 
 
-def machine(threads: int) -> dict[str, object]:
+def machine(threads: int) -> str:
     processor = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return {"processor": processor, "threads": threads, "torch": torch.__version__}
+    return f"{processor}, {threads} threads, torch {torch.__version__}"
 
 
 def write(name: str, content: Mapping) -> None:
-    """Print the table and write results/NAME.json."""
+    """Print the table and write results/NAME.csv; a measurement's last column says on what it was made.
+
+    Args:
+        content: the table as `columns` and `rows`, as `variants` (of `Result`s) or as `parts` (seconds of each), with
+            `setting`, and `rounds` and `machine` of a measurement. Everything else is only printed.
+    """
+    columns, rows = cells(content)
     print(f"\n{content['setting']}\n\n{table(content)}\n")
+    for key in content.keys() - TABLE:
+        print(f"{key}: {content[key]}")
+    if "machine" in content:
+        made = f"{content['machine']}, {content.get('rounds', 1)} rounds"
+        columns, rows = [*columns, "measured on"], [[*row, made] for row in rows]
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path = RESULTS / f"{name}.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
     print(f"written to {path}")
 
 
@@ -143,32 +157,30 @@ def _resident(field: str) -> float:
 
 
 def table(content: Mapping) -> str:
-    """A result file as the Markdown that is printed and that the documentation quotes."""
+    """The table of `write` as Markdown."""
+    columns, rows = cells(content)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
+
+
+def cells(content: Mapping) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of what `write` takes."""
     if "parts" in content:
-        return _shares(content["parts"])
+        return ["part", "seconds", "%"], _shares(content["parts"])
     if "rows" in content:
-        columns = content["columns"]
-        lines = [columns, ["---"] * len(columns), *content["rows"]]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        return list(content["columns"]), [list(row) for row in content["rows"]]
     unit = content["unit"]
     columns = ["variant", "seconds", "time ratio", "peak above inputs (MB)", "peak resident (MB)"]
-    columns += [f"{unit}/s"] if unit else []
-    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
-    for name, row in content["variants"].items():
-        cells = [
-            name,
-            f"{row['seconds']:.3f}",
-            f"{row['ratio']:.2f}",
-            f"{row['peak_mb']:.0f}",
-            f"{row['resident_mb']:.0f}",
-        ]
-        cells += [f"{row['per_second']:.0f}"] if unit else []
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    formats = {"seconds": ".3f", "ratio": ".2f", "peak_mb": ".0f", "resident_mb": ".0f"}
+    if unit:
+        columns, formats = [*columns, f"{unit}/s"], {**formats, "per_second": ".0f"}
+    return columns, [
+        [name, *(format(row[field], style) for field, style in formats.items())]
+        for name, row in content["variants"].items()
+    ]
 
 
-def _shares(parts: Mapping[str, float]) -> str:
+def _shares(parts: Mapping[str, float]) -> list[list[str]]:
     whole = sum(parts.values())
     ordered = sorted(parts.items(), key=lambda item: -item[1])
-    rows = [f"| {name} | {seconds:.3f} | {100 * seconds / whole:.1f} |" for name, seconds in ordered]
-    return "\n".join(["| part | seconds | % |", "| --- | --- | --- |", *rows, f"| all | {whole:.3f} | 100.0 |"])
+    rows = [[name, f"{seconds:.3f}", f"{100 * seconds / whole:.1f}"] for name, seconds in ordered]
+    return [*rows, ["all", f"{whole:.3f}", "100.0"]]

@@ -1,7 +1,7 @@
 """The rule labeler, criticality and consistency against the manual coding of real reports: tables and kinds of errors.
 
-PYTHONPATH=. python benchmarks/labeler.py                  # both halves; writes results/labeler.json
-PYTHONPATH=. python benchmarks/labeler.py --half first     # the half that the rules may be changed for
+python benchmarks/labeler.py                  # both halves; writes results/labeler.csv
+python benchmarks/labeler.py --half first     # the half that the rules may be changed for
 """
 
 import argparse
@@ -19,13 +19,13 @@ from pathlib import Path
 from harness import table, write
 from tqdm import tqdm
 
-from rewards.chexpert_rules import LABELS, ChexpertRules, label_report
-from rewards.consistency import ConsistencyRules
-from rewards.criticality import CriticalityRules
-from rewards.label import Report as Input
-from rewards.label import RuleLabels
+from radflow.rewards.rules.chexpert_rules import LABELS, ChexpertRules, label_report
+from radflow.rewards.rules.consistency import ConsistencyRules
+from radflow.rewards.rules.criticality import CriticalityRules
+from radflow.rewards.rules.label import Report as Input
+from radflow.rewards.rules.label import label_reports
 
-UNCODED = "No Indexing"  # nobody coded these reports: they are neither normal nor abnormal
+UNCODED = "No Indexing"  # not coded: neither normal nor abnormal
 
 # MeSH heading -> label. A heading after "qualifier:" counts only with one of its qualifiers.
 SAYS = {
@@ -41,37 +41,60 @@ SAYS = {
     "Pleural Other": {"pleura", "thickening:pleura", "cicatrix:pleura", "calcinosis:pleura"},
     "Fracture": {"fractures, bone"},
     "Support Devices": {
-        "catheters, indwelling", "implanted medical device", "medical device", "surgical instruments", "stents",
-        "tube, inserted", "sutures", "breast implants",
+        "catheters, indwelling",
+        "implanted medical device",
+        "medical device",
+        "surgical instruments",
+        "stents",
+        "tube, inserted",
+        "sutures",
+        "breast implants",
     },
     "Enlarged Cardiomediastinum": {"mediastinum:enlarged", "mediastinum:prominent", "mediastinum:widened"},
-}  # fmt: skip
+}
 # Headings that leave open whether the label holds: such a report does not count for that label, unless another says it.
 LEAVES_OPEN = {
     "Cardiomegaly": {"cardiac shadow", "heart", "heart atria", "heart ventricles"},
     "Lung Opacity": {
-        "density", "consolidation",
+        "density",
+        "consolidation",
     },
     "Lung Lesion": {"granulomatous disease", "cysts", "neoplasms", "density", "opacity:round"},
     "Pleural Effusion": {"costophrenic angle"},
     "Support Devices": {"foreign bodies", "spinal fusion"},
     "Enlarged Cardiomediastinum": {"mediastinum", "cardiac shadow", "cardiomegaly"},
-}  # fmt: skip
+}
 _LUNG = {"lung", "base", "apex", "hilum", "lingula", "upper lobe", "middle lobe", "lower lobe"}
 
 # Problems that no reader calls normal. Left out: opacities, nodules and atelectasis, which are often scars, granulomas
-# and minimal bands, beside which real Impressions say "no acute disease".
+# and minimal bands, with which real Impressions say "no acute disease".
 SERIOUS = {
-    "pleural effusion", "infiltrate", "airspace disease", "pneumonia", "consolidation", "pneumothorax", "mass",
-    "hydropneumothorax", "pulmonary edema", "pulmonary congestion", "heart failure", "cardiomegaly",
-}  # fmt: skip
+    "pleural effusion",
+    "infiltrate",
+    "airspace disease",
+    "pneumonia",
+    "consolidation",
+    "pneumothorax",
+    "mass",
+    "hydropneumothorax",
+    "pulmonary edema",
+    "pulmonary congestion",
+    "heart failure",
+    "cardiomegaly",
+}
 # A word of the Impression by which it names a coded problem; independent of the labeler's own table.
 NAMED_BY = {
-    "Cardiomegaly": "cardiomeg|enlarged (?:heart|cardiac)", "Lung Opacity": "opaci|infiltrat|air ?space",
+    "Cardiomegaly": "cardiomeg|enlarged (?:heart|cardiac)",
+    "Lung Opacity": "opaci|infiltrat|air ?space",
     "Edema": "edema|congest",
-    "Lung Lesion": "nodul|mass|granulom", "Consolidation": "consolid", "Pneumonia": "pneumonia",
-    "Atelectasis": "atelect", "Pneumothorax": "pneumothora", "Pleural Effusion": "effusion", "Fracture": "fractur",
-}  # fmt: skip
+    "Lung Lesion": "nodul|mass|granulom",
+    "Consolidation": "consolid",
+    "Pneumonia": "pneumonia",
+    "Atelectasis": "atelect",
+    "Pneumothorax": "pneumothora",
+    "Pleural Effusion": "effusion",
+    "Fracture": "fractur",
+}
 DENSITIES = {"Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis"}  # read as one another
 
 
@@ -278,7 +301,7 @@ def _label_error(label: str, value: int | None) -> str:
 
 
 def measure(reports: Sequence[Report]) -> dict[str, object]:
-    """Everything about one half; reports that nobody coded are left out."""
+    """Everything about one half; uncoded reports are left out."""
     indexed = [report for report in reports if report.mesh != UNCODED]
     return {
         "reports": len(indexed),
@@ -292,11 +315,11 @@ def measure(reports: Sequence[Report]) -> dict[str, object]:
 
 
 def milliseconds(reports: Sequence[Report]) -> float:
-    """Time of `python -m rewards.label` for one report, in a process that has not seen these sentences before."""
-    label = RuleLabels()
+    """Time of the label command for one report, in a process that has not seen these sentences before."""
+    inputs = [Input(report.uid, report.text, report.findings, report.impression) for report in reports]
     began = time.perf_counter()
-    for report in tqdm(reports, desc="time", disable=None):
-        label(Input(report.uid, report.text, report.findings, report.impression))
+    for _ in tqdm(label_reports(inputs), desc="time", total=len(inputs), disable=None):
+        pass
     return 1000 * (time.perf_counter() - began) / len(reports)
 
 

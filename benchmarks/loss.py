@@ -39,11 +39,19 @@ def ours() -> Callable[[], float]:
     batch = Batch()
     return work_of(
         batch,
-        lambda: capo_loss(
-            batch.logps, batch.behaviour, batch.advantages, batch.mask, clip=batch.clip, num_reports=REPORTS,
-            kl=k3(batch.logps, batch.reference, batch.mask), beta=BETA,
-        ).loss,
-    )  # fmt: skip
+        lambda: (
+            capo_loss(
+                batch.logps,
+                batch.behaviour,
+                batch.advantages,
+                batch.mask,
+                clip=batch.clip,
+                num_reports=REPORTS,
+                kl=k3(batch.logps, batch.reference, batch.mask),
+                beta=BETA,
+            ).loss
+        ),
+    )
 
 
 def liger() -> Callable[[], float]:
@@ -54,11 +62,19 @@ def liger() -> Callable[[], float]:
     return work_of(
         batch,
         lambda: LigerFusedLinearGRPOFunction.ppo_loss_fn(
-            batch.logps, mask, batch.advantages, mask,
-            ref_per_token_logps=batch.reference, old_per_token_logps=batch.behaviour,
-            epsilon_low=clip, epsilon_high=clip, beta=BETA, loss_type="grpo", max_completion_length=TOKENS,
+            batch.logps,
+            mask,
+            batch.advantages,
+            mask,
+            ref_per_token_logps=batch.reference,
+            old_per_token_logps=batch.behaviour,
+            epsilon_low=clip,
+            epsilon_high=clip,
+            beta=BETA,
+            loss_type="grpo",
+            max_completion_length=TOKENS,
         )[0],
-    )  # fmt: skip
+    )
 
 
 def verl() -> Callable[[], float]:
@@ -67,9 +83,14 @@ def verl() -> Callable[[], float]:
 
     batch = Batch()
     config = ActorConfig(
-        strategy="fsdp", clip_ratio=0.2, clip_ratio_low=0.2, clip_ratio_high=0.2, clip_ratio_c=1e9,
-        ppo_micro_batch_size_per_gpu=1, rollout_n=1,
-    )  # fmt: skip
+        strategy="fsdp",
+        clip_ratio=0.2,
+        clip_ratio_low=0.2,
+        clip_ratio_high=0.2,
+        clip_ratio_c=1e9,
+        ppo_micro_batch_size_per_gpu=1,
+        rollout_n=1,
+    )
     for name in ("clip_ratio_low", "clip_ratio_high"):
         object.__setattr__(config, name, batch.clip[:, None])
     mask, mode = batch.mask.float(), "seq-mean-token-mean"

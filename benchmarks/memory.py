@@ -1,12 +1,12 @@
-"""What LoRA and full training of the published sizes need of each GPU, by the formulas of plan.py.
+"""Memory per GPU of LoRA and full training of the published sizes, by the formulas of pipeline/memory_plan.py.
 
-PYTHONPATH=. python benchmarks/memory.py
+python benchmarks/memory.py
 """
 
 from transformers import Qwen2_5_VLConfig
 
-from models.start import ModelConfig
-from plan import Load, Sizes, table
+from radflow.models.start import ModelConfig
+from radflow.pipeline.memory_plan import Load, Sizes, format_plan
 
 # hidden, intermediate, layers, heads, kv heads, vocabulary, tied: config.json of Qwen2.5-VL-3B, 7B, 32B and 72B
 PUBLISHED = {
@@ -47,4 +47,4 @@ if __name__ == "__main__":
     for name in PUBLISHED:
         for training in ("lora", "full"):
             model = ModelConfig(path="published", training=training, recompute_activations=True)
-            print(f"### {name}, {training}\n\n{table(Sizes.of(architecture(name), model), model, LOAD)}\n")
+            print(f"### {name}, {training}\n\n{format_plan(Sizes.of(architecture(name), model), model, LOAD)}\n")

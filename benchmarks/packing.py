@@ -1,8 +1,7 @@
-"""One update on G reports of a study: the prompt once with all reports behind it, against one padded row a report.
+"""One update on G reports of a study: the prompt once, followed by all reports, against one padded row per report.
 
-The speed-up should come near the ratio of tokens, G (P + T) / (P + G T), which is part of each name. The vocabulary is
-as small beside this model's layers as the published one is beside those of a 3 B model: the head's work is the same in
-both layouts.
+The speed-up should come near the ratio of tokens, G (P + T) / (P + G T), which is part of each name. The head's work is
+the same in both layouts, so the vocabulary is as small relative to the layers as in a 3 B model.
 """
 
 import functools
@@ -14,28 +13,22 @@ from pathlib import Path
 import torch
 from checkpoint import build
 from harness import arguments, compare
+from toy_policy import TextPrompt
 
 PROMPTS, REPORTS, GROUPS = (400, 700, 1400), (80, 200), (4, 8)
-
-
-class TextPrompt:
-    """A prompt of text alone: the vision tower is the same work in both layouts and would only blur the ratio."""
-
-    def __init__(self, length: int) -> None:
-        self.study_id, self.next_position = "bench", length
-        self.input_ids = torch.randint(2000, 8000, (length,), generator=torch.Generator().manual_seed(length))
-        self.positions = torch.arange(length).expand(3, length)
 
 
 def update(folder: Path, length: int, tokens: int, group: int, *, packed: bool) -> Callable[[], float]:
     """Forward and backward of LoRA matrices, log-probabilities summed."""
     from capo.packing import pack, report_logps
-    from models.lora import LoraConfig, add_lora
-    from models.qwen_vl import load
+    from radflow.models.lora import LoraConfig, add_lora
+    from radflow.models.qwen_vl import load
 
     policy = load(folder)
     add_lora(policy, LoraConfig(), seed=0)
-    prompt = TextPrompt(length)
+    # Text alone: the vision tower is the same work in both layouts and would only blur the ratio.
+    ids = torch.randint(2000, 8000, (length,), generator=torch.Generator().manual_seed(length))
+    prompt = TextPrompt("bench", ids, length)
     generator = torch.Generator().manual_seed(0)
     reports = [torch.randint(2000, 8000, (tokens,), generator=generator) for _ in range(group)]
     layout = pack([prompt], [reports]) if packed else pack([prompt] * group, [[report] for report in reports])

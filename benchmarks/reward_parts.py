@@ -1,9 +1,9 @@
-"""What each part of a reward costs: CPU milliseconds a report, by length, in groups of four as in training.
+"""CPU milliseconds per report of each part of a reward, by report length, in groups of four as in training.
 
-    PYTHONPATH=. python benchmarks/reward_parts.py
+    python benchmarks/reward_parts.py
 
-Models have random weights of the published sizes; references are known, as from the second step on. RadGraph, beside
-the package it is compared with, is in rewards.py.
+Models have random weights of the published sizes; references are cached, as from the second step on. RadGraph is
+measured in rewards.py.
 """
 
 import itertools
@@ -19,18 +19,17 @@ from tokenizers import ByteLevelBPETokenizer
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from data.phantoms import make_studies
-from data.sections import parse_sections
-from rewards.bertscore import BASELINES, BertScore
-from rewards.catalogue import CATALOGUE, Backends
-from rewards.chexbert import NUM_CLASSES, Chexbert, ChexbertLabels, SembScore
-from rewards.config import RewardConfig
-from rewards.encoder import TextEncoder
-from rewards.expert import LabelF1
-from rewards.judge_config import JudgeConfig
+from radflow.data.phantoms import make_studies
+from radflow.data.sections import parse_sections
+from radflow.rewards.config import RewardConfig
+from radflow.rewards.hierarchy import LabelF1
+from radflow.rewards.metrics.bertscore import BASELINES, BertScore
+from radflow.rewards.metrics.chexbert import NUM_CLASSES, Chexbert, ChexbertLabels, SembScore
+from radflow.rewards.metrics.encoder import TextEncoder
+from radflow.rewards.registry import METRICS, Backends
 
 STUDIES, GROUP = 4, 4
-TIMES = (1, 2, 4)  # how often a phantom's report follows itself with another's: lengths of real corpora and beyond
+TIMES = (1, 2, 4)  # phantom reports joined to one: lengths of real corpora and beyond
 NUMBERS = itertools.count()
 RULES = ("bleu2", "rouge_l", "entity_f1_rules", "consistency_rules", "label_f1_rules", "keyword_f1_rules")
 
@@ -40,9 +39,7 @@ def groups(times: int) -> list[tuple[list[tuple[str, str]], list[tuple[str, str]
     made = make_studies("chest", num_train=STUDIES * (GROUP + 1) * times, num_val=0, num_test=0, seed=3, size=56)
     rows = [made[i : i + times] for i in range(0, len(made), times)]
     reports = [tuple(" ".join(getattr(s, part) for s in row) for part in ("findings", "impression")) for row in rows]
-    return [
-        (reports[i + 1 : i + 1 + GROUP], [reports[i]] * GROUP) for i in range(0, len(reports), GROUP + 1)
-    ]  # fmt: skip
+    return [(reports[i + 1 : i + 1 + GROUP], [reports[i]] * GROUP) for i in range(0, len(reports), GROUP + 1)]
 
 
 def text(report: tuple[str, str]) -> str:
@@ -70,7 +67,7 @@ def models(folder: Path) -> dict[str, Callable[[Sequence, Sequence], object]]:
     )
     bert = TextEncoder(BertModel(BertConfig(), add_pooling_layer=False), words, **limits)
     chexbert = Chexbert(bert, torch.randn(sum(NUM_CLASSES), 768), torch.zeros(sum(NUM_CLASSES)))
-    labels = LabelF1(ChexbertLabels(chexbert, uncertain="positive"), "label_f1_chexbert")
+    labels = LabelF1(ChexbertLabels(chexbert, uncertain="positive"))
     semb = SembScore(chexbert)
     return {
         "bertscore": lambda c, r: bertscore(list(map(text, c)), list(map(text, r))),
@@ -80,31 +77,31 @@ def models(folder: Path) -> dict[str, Callable[[Sequence, Sequence], object]]:
 
 
 def rules() -> dict[str, Callable[[Sequence, Sequence], object]]:
-    backends, work = Backends(RewardConfig(), JudgeConfig()), {}
+    backends, work = Backends(RewardConfig()), {}
     for name in RULES:
-        metric, reads = CATALOGUE[name].load(backends), CATALOGUE[name].reads
+        metric, reads = METRICS[name].load(backends), METRICS[name].reads
         if reads == "report":
             work[name] = lambda c, r, metric=metric: metric(list(map(text, c)), list(map(text, r)))
         elif reads == "sections":
             work[name] = lambda c, r, metric=metric: metric([f for f, _ in c], [i for _, i in c])
         else:
-            place = 0 if reads == "findings" else 1
-            work[name] = lambda c, r, metric=metric, p=place: metric([x[p] for x in c], [x[p] for x in r])
+            index = 0 if reads == "findings" else 1
+            work[name] = lambda c, r, metric=metric, i=index: metric([x[i] for x in c], [x[i] for x in r])
     work["section parser"] = lambda c, r: [parse_sections(text(report)) for report in c]
     return work
 
 
-def fresh(report: tuple[str, str]) -> tuple[str, str]:
-    """The same report with a sentence that no earlier one has: what whole texts are remembered by must not help it."""
+def with_new_sentence(report: tuple[str, str]) -> tuple[str, str]:
+    """The report with a sentence that no earlier one has, so that no cache of whole texts has it."""
     number = next(NUMBERS)
     return f"{report[0]} Image {number}.", f"{report[1]} Image {number}."
 
 
 def cost(run: Callable[[Sequence, Sequence], object], studies: Sequence, rounds: int) -> float:
-    """CPU milliseconds a report, median over the rounds; one round before them meets the references."""
+    """CPU milliseconds per report, median over the rounds; a round before them fills the cache of references."""
     costs = []
     for _ in range(rounds + 1):
-        made = [([fresh(candidate) for candidate in written], wanted) for written, wanted in studies]
+        made = [([with_new_sentence(candidate) for candidate in written], wanted) for written, wanted in studies]
         began = time.process_time()
         for candidates, references in made:
             run(candidates, references)
@@ -127,7 +124,7 @@ def main() -> None:
     write(
         "reward_parts",
         {
-            "setting": f"CPU milliseconds a report, groups of {GROUP}, references known, {options.threads} thread(s)",
+            "setting": f"CPU milliseconds per report, groups of {GROUP}, references known, {options.threads} thread(s)",
             "rounds": options.rounds,
             "machine": machine(options.threads),
             "columns": ["part", *(f"{words[t]:.0f} words" for t in TIMES)],

@@ -1,7 +1,7 @@
 """Cost of rewards, in CPU seconds: RadGraph in batches against the radgraph package 0.1.18, and by length and batch.
 
-Rewards are computed by worker processes beside the ones that decode, so that CPU time is their cost; and it can be
-measured on a machine that others use too. All variants run in turns in one process; what they need of memory is mostly
+Worker processes compute rewards while others decode, so CPU time is the cost, and it can be measured on a shared
+machine. All variants run in turns in one process; what they need of memory is mostly
 there already. Weights are random, of the published size, and give about as many entities and relations as real ones.
 Texts are seeded draws of words that real reports use; they have the length of a report, not its sense.
 
@@ -10,7 +10,6 @@ A part of the reward is a function of `PARTS`, which returns its variants.
 
 import functools
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from harness import Run, arguments, machine, peak_memory, start_watching_memory,
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))  # the random archives are those of the tests
 
 GROUPS, ROLLOUTS = 3, 4  # studies, and reports of each
 WORDS = {"IU": 28, "MIMIC": 76}  # mean words: Findings of IU X-ray; Findings and Impression of MIMIC-CXR
@@ -72,12 +70,11 @@ def radgraph(folder: Path) -> tuple[list[Variant], dict[str, float]]:
     from radgraph_archives import PUBLISHED, write_archive
     from radgraph_package import restored_methods
 
-    from rewards.radgraph import RadGraphF1
-    from rewards.radgraph_annotate import RadGraphAnnotator
+    from radflow.rewards.radgraph.annotate import RadGraphAnnotator
+    from radflow.rewards.radgraph.f1 import RadGraphConfig, RadGraphF1
 
     write_archive(folder, MODEL, texts(40, WORDS["MIMIC"], seed=1000), PUBLISHED)
-    settings = {"model": MODEL, "encoder": None, "device": "cpu", "max_tokens": 512, "bf16": False}
-    annotate = RadGraphAnnotator.load(folder, **settings)
+    annotate = RadGraphAnnotator.load(RadGraphConfig(path=folder, model=MODEL, device="cpu"))
     with restored_methods():
         package = F1RadGraph(reward_level="partial", model_type=MODEL, model_cache_dir=str(folder), cuda=-1)
 
@@ -100,7 +97,7 @@ def radgraph(folder: Path) -> tuple[list[Variant], dict[str, float]]:
     def annotated(words: int, max_tokens: int) -> int:
         annotate.encoder.max_tokens = max_tokens
         count = len(annotate(texts(LENGTHS[words], words, seed=words)))
-        annotate.encoder.max_tokens = settings["max_tokens"]
+        annotate.encoder.max_tokens = RadGraphConfig().max_tokens
         return count
 
     variants = []
@@ -118,7 +115,7 @@ def radgraph(folder: Path) -> tuple[list[Variant], dict[str, float]]:
 
 
 def outside_the_encoder(annotate: Callable, package: Callable) -> dict[str, float]:
-    """CPU milliseconds a report of everything but the encoder's forward; and how dense the graphs are."""
+    """CPU milliseconds per report of everything but the encoder's forward; and how dense the graphs are."""
     from radgraph_package import restored_methods
 
     reports = texts(16, WORDS["MIMIC"], seed=7)

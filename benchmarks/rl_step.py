@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from checkpoint import build, prompt
+from checkpoint import build, prompt, requests
 from harness import arguments, compare
 from PIL import Image
 
@@ -42,7 +42,7 @@ class Work:
 
 
 def reward_of(text: str) -> float:
-    """Any number that differs between reports."""
+    """A number that differs between reports."""
     return len(text) % 17 / 17
 
 
@@ -52,11 +52,11 @@ def touch(model: torch.nn.Module) -> None:
         parameter.sum()
 
 
-def loaded(folder: Path, work: Work, *, recompute: bool):
+def load_policy(folder: Path, work: Work, *, recompute: bool):
     """The policy with its adapters, the processor and the prompts of one step."""
-    from models.lora import LoraConfig, add_lora
-    from models.processing import ProcessorConfig, ReportProcessor
-    from models.qwen_vl import load
+    from radflow.models.lora import LoraConfig, add_lora
+    from radflow.models.processing import ProcessorConfig, ReportProcessor
+    from radflow.models.qwen_vl import load
 
     policy = load(folder, dtype=work.dtype).to(work.device)
     processor = ReportProcessor.load(folder, ProcessorConfig(max_pixels=work.pixels**2))
@@ -69,39 +69,37 @@ def loaded(folder: Path, work: Work, *, recompute: bool):
 
 def ours(folder: Path, work: Work, *, recompute: bool) -> Callable[[], float]:
     from capo.advantages import group_advantages
-    from capo.rollout import Engine, Request
-    from capo.sampling import SamplingConfig, sample_seed
+    from capo.rollout import Engine
+    from capo.sampling import SamplingConfig
     from capo.trainer import OptimizerConfig, RlConfig, Trainer
     from capo.types import Case
-    from models.lora import cast_once, reference
+    from radflow.models.lora import cast_once, reference
 
-    policy, processor = loaded(folder, work, recompute=recompute)
+    policy, processor = load_policy(folder, work, recompute=recompute)
     trainer = Trainer(
         policy, OptimizerConfig(lr=1e-5), num_steps=100, reference=lambda: reference(policy), frozen_vision=True
     )
     config = RlConfig(studies_per_step=work.studies, group_size=work.group, beta=work.beta, inner_epochs=2)
-    # Nothing is banned and nothing ends a report, as in TRL's run: every report has all its tokens.
+    # Nothing is suppressed and nothing ends a report, as in TRL's run: every report has all its tokens.
     sampling, never = SamplingConfig(max_new_tokens=work.tokens), -1
-    banned = torch.zeros(policy.vocab_size, dtype=torch.bool, device=work.device)
+    suppressed = torch.zeros(policy.vocab_size, dtype=torch.bool, device=work.device)
     slots = work.studies * work.group
-    engine = Engine(policy, sampling=sampling, eos_id=never, banned=banned, slots=slots)
+    engine = Engine(policy, sampling=sampling, eos_id=never, suppressed=suppressed, slots=slots)
 
     def step() -> float:
         prompts = [prompt(processor, number, pixels=work.pixels) for number in range(work.studies)]
-        requests = [
-            Request(p, tuple(sample_seed(0, "bench", 0, p.study_id, i) for i in range(work.group))) for p in prompts
-        ]
         groups: dict[str, list] = {p.study_id: [None] * work.group for p in prompts}
         with cast_once(policy):
-            for report in engine.rollout(requests):
+            for report in engine.rollout(requests(prompts, work.group)):
                 groups[report.study_id][report.sample] = report
         rewards = [reward_of(processor.decode(r.response_ids)) for group in groups.values() for r in group]
         numbers = torch.arange(work.studies).repeat_interleave(work.group)
         advantages = group_advantages(torch.tensor(rewards), numbers).advantages.split(work.group)
         cases = [
-            Case(p, tuple(groups[p.study_id]), a, critical=False) for p, a in zip(prompts, advantages, strict=True)
+            Case(p, tuple(groups[p.study_id]), a, critical=False, clip=config.eps_normal)
+            for p, a in zip(prompts, advantages, strict=True)
         ]
-        return trainer.improve(cases, config, temperature=1.0, banned=banned)["tokens"]
+        return trainer.capo_step(cases, config, temperature=1.0, suppressed=suppressed)["tokens"]
 
     return step
 
@@ -109,24 +107,11 @@ def ours(folder: Path, work: Work, *, recompute: bool) -> Callable[[], float]:
 def trl(folder: Path, work: Work, *, checkpointing: bool) -> Callable[[], float]:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
-    from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from qwen_processor import processor_without_videos
+    from transformers import Qwen2_5_VLForConditionalGeneration
     from trl import GRPOConfig, GRPOTrainer
 
-    class Processor(Qwen2_5_VLProcessor):
-        """Without torchvision there is no video processor to check for."""
-
-        def check_argument_for_proper_class(self, argument_name, argument):
-            return type(argument)
-
-    class NoVideos:
-        merge_size, temporal_patch_size, model_input_names = 2, 2, ()
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    processor = Processor(
-        Qwen2VLImageProcessorPil.from_pretrained(folder), tokenizer, NoVideos(), chat_template=tokenizer.chat_template
-    )
+    processor = processor_without_videos(folder, padding_side="left")
     noise = torch.Generator().manual_seed(0)
     shape = (work.pixels, work.pixels, 3)
     images = [

@@ -1,4 +1,4 @@
-"""The paper's tables 3 to 6 in miniature: every row trained from one SFT checkpoint a seed, tested on held-out studies.
+"""The paper's tables 3 to 6 in miniature: every row trained from one SFT checkpoint per seed, on held-out studies.
 
     PYTHONPATH=. python benchmarks/tables.py --table 3 --dataset chest --seeds 0,1,2,3,4
     PYTHONPATH=. python benchmarks/tables.py --table sensitivity --dataset chest
@@ -21,19 +21,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from harness import write
+from harness import RESULTS, write
 from study import runs
 from study.arms import CLAIMS, CLAIMS_OF, GRPO, OURS, TABLES, Arm, usual_seeds
-from study.figure import draw
+from study.figure import draw, read_courses
 from study.pages import claims_page, rows_page, sensitivity_page
-from study.purpose import course, purpose_page
+from study.purpose import course, courses_page, purpose_page
 from study.values import per_seed
 from tqdm import tqdm
 
-from run_folder import plain
+from radflow.pipeline.run_config import plain
 
 CORES = len(os.sched_getaffinity(0))
-SETTINGS = ("sensitivity", "regimes")  # tables of one setting a row
+SETTINGS = ("sensitivity", "regimes")  # tables with one setting per row
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 
 
@@ -70,7 +70,9 @@ def write_purpose(asked: argparse.Namespace, folders: Sequence[Path], name: str,
         for arm in (GRPO, OURS)
     }
     write(name, purpose_page(pair, setting))
-    draw(pair, FIGURES / f"purpose_{asked.dataset}.svg")
+    if asked.dataset == "chest":  # docs/results.md shows this figure
+        write(f"{name}_courses", courses_page(pair, setting))
+        draw(read_courses(RESULTS / f"{name}_courses.csv"), FIGURES / "purpose_chest.svg")
 
 
 def arguments() -> argparse.Namespace:
@@ -81,7 +83,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", help="names of rows, with commas; by default all of the table")
     parser.add_argument("--done", action="store_true", help="train nothing: the table of what is done, seed by seed")
     parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="(default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=CORES, help="runs side by side (default: all cores)")
+    parser.add_argument("--jobs", type=int, default=CORES, help="runs at a time (default: all cores)")
     parser.add_argument("--encoder", type=Path, help="directory of BERTScore's encoder (default: the package's MiniLM)")
     asked = parser.parse_args()
     asked.encoder = asked.encoder or packaged_encoder()
@@ -109,13 +111,13 @@ def chosen(arms: Sequence[Arm], only: str | None) -> list[Arm]:
 def without_repeats(arms: Sequence[Arm], dataset: str, encoder: Path) -> list[Arm]:
     """Each way to train once: what a row changes may be what the dataset's config says already."""
     kept: list[Arm] = []
-    met: list[object] = []
+    seen: list[object] = []
     for arm in arms:
         if arm.trains != "nothing":
             way = (arm.trains, plain(runs.config_of(dataset, 0, Path("run"), arm.changes, encoder)))
-            if way in met:
+            if way in seen:
                 continue
-            met.append(way)
+            seen.append(way)
         kept.append(arm)
     return kept
 
@@ -130,7 +132,7 @@ def packaged_encoder() -> Path:
 
 
 def train_all(asked: argparse.Namespace, folders: Sequence[Path], arms: Sequence[Arm]) -> None:
-    """Every base, and its arms as soon as it is there, in `--jobs` processes that share out the cores."""
+    """Every base, and its arms when it is done, in `--jobs` processes that share the cores."""
     context = multiprocessing.get_context("spawn")
     threads = max(1, CORES // asked.jobs)
     with (

@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python benchmarks/tower.py --seeds 0,1,2        after benchmarks/tables.py --table 4 --dataset iu
 
-Beside it what a linear model sees on pixels, fitted in closed form: no tower, no schedule, nothing to get wrong. The
-label F1 of the Impression is an upper bound: "No Finding", unless its probability falls below a threshold, then the
-likeliest finding; and the threshold is the best one *for these held-out studies*. A policy has to find it without them.
+Next to it a linear model on pixels, fitted in closed form. The label F1 of the Impression is an upper bound: "No
+Finding", unless its probability falls below a threshold, then the likeliest finding; the threshold is the best one *for
+these held-out studies*, which no policy can know.
 """
 
 import argparse
@@ -24,13 +24,15 @@ from capo.checkpoint import Checkpoints
 from capo.ranks import Ranks
 from capo.trainer import Trainer
 from capo.warmup import LabelReader
-from data.studies import Study, load_image
-from reports_by_policy import prompt_of
-from rewards.expert import LabelF1
-from stages import Run, config_hash, load_policy
+from radflow.data.studies import Study, load_image
+from radflow.pipeline.generation import build_prompt
+from radflow.pipeline.policies import load_policy
+from radflow.pipeline.run import Run
+from radflow.pipeline.run_config import config_hash
+from radflow.rewards.hierarchy import LabelF1
 
 SHOWN = ("No Finding", "Cardiomegaly", "Lung Opacity", "Atelectasis", "Pleural Effusion", "Lung Lesion")
-SIDE, COMPONENTS, PENALTY = 64, 50, 0.05  # of the linear model; pixels, directions, penalty a study
+SIDE, COMPONENTS, PENALTY = 64, 50, 0.05  # of the linear model: pixels, directions, penalty per study
 
 
 def main() -> None:
@@ -39,8 +41,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="of tables.py (default: %(default)s)")
     asked = parser.parse_args()
     bases = [runs.base_of("iu", s, asked.out / "iu" / f"seed{s}", packaged_encoder()) for s in asked.seeds]
-    found = [measured(probabilities(run), run) for run in bases]
-    linear = measured(linear_probabilities(bases[0]), bases[0])
+    found = [measure(probabilities(run), run) for run in bases]
+    linear = measure(linear_probabilities(bases[0]), bases[0])
     rows = [
         [
             name,
@@ -55,7 +57,7 @@ def main() -> None:
     write("tower_iu", {"setting": setting, "columns": columns, "rows": rows})
 
 
-def measured(chances: np.ndarray, run: Run) -> dict[str, float]:
+def measure(chances: np.ndarray, run: Run) -> dict[str, float]:
     """AUC of the labels in `SHOWN`; F1 of the constant and of the best threshold; how many studies it changes.
 
     Args:
@@ -70,7 +72,7 @@ def measured(chances: np.ndarray, run: Run) -> dict[str, float]:
     impressions = labeler([study.impression for study in run.corpus.test])
     normal = names.index("No Finding")
     others = [i for i, name in enumerate(names) if name not in ("No Finding", "Support Devices")]
-    likeliest = [names[others[place]] for place in chances[:, others].argmax(1)]
+    likeliest = [names[others[index]] for index in chances[:, others].argmax(1)]
     constant = np.array([LabelF1.agreement({"No Finding"}, truth) for truth in impressions])
     finding = np.array([LabelF1.agreement({name}, truth) for name, truth in zip(likeliest, impressions, strict=True)])
     # from the least to the most normal looking study: the first k are given their finding
@@ -94,7 +96,7 @@ def probabilities(run: Run) -> np.ndarray:
     identity = {"config": config_hash(run.config), "studies": run.corpus.fingerprint}
     if Checkpoints(run.folder / "warmup" / "checkpoints", Ranks(), identity=identity).load(trainer.state()[0]) is None:
         raise SystemExit(f"error: expected checkpoints in {run.folder / 'warmup'}; run tables.py for this seed first")
-    logits = [reader([prompt_of(run.processor, study)]).mean(0) for study in run.corpus.test]
+    logits = [reader([build_prompt(run.processor, study)]).mean(0) for study in run.corpus.test]
     return torch.cat(logits).sigmoid().double().numpy()
 
 

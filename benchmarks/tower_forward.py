@@ -1,9 +1,9 @@
-"""The vision tower of Qwen2.5-VL-3B, four blocks of its 32, forward: transformers' own against the rebuilt one.
+"""The vision tower of Qwen2.5-VL-3B, four blocks of its 32, forward: transformers' against the rebuilt one.
 
     python benchmarks/tower_forward.py [--rounds 5] [--threads 2]
 
 One image of 448 x 448 pixels and one of 1036 x 1036, random weights; the last of the four blocks attends to whole
-images, as every eighth does in the published tower. Measured apart: the patch embedding.
+images, as every eighth does in the published tower. The patch embedding is measured separately.
 """
 
 import functools
@@ -15,13 +15,19 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from models.vision import rebuild, tower_inputs
+from radflow.models.layers import rebuild, tower_inputs
 
 SIZES = (448, 1036)
 VISION = {
-    "depth": 4, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048,
-    "fullatt_block_indexes": [3], "window_size": 112, "patch_size": 14,
-}  # fmt: skip
+    "depth": 4,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 2048,
+    "fullatt_block_indexes": [3],
+    "window_size": 112,
+    "patch_size": 14,
+}
 
 
 def tower(**options: int) -> nn.Module:
@@ -69,7 +75,10 @@ if __name__ == "__main__":
             for name, rebuilt in zip(names, (False, True), strict=True):
                 variants[name], against[name] = functools.partial(make, side, rebuilt=rebuilt), names[0]
     compare(
-        "tower_forward", variants,
+        "tower_forward",
+        variants,
         setting="Qwen2.5-VL-3B's vision tower, 4 of its 32 blocks, forward, float32, one image",
-        rounds=options.rounds, threads=options.threads, against=against,
-    )  # fmt: skip
+        rounds=options.rounds,
+        threads=options.threads,
+        against=against,
+    )

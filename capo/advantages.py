@@ -15,7 +15,6 @@ class GroupAdvantages:
     """Advantages and what became of the groups they come from."""
 
     advantages: Tensor  # [N] float32 (float64 for float64 rewards), on the rewards' device
-    num_groups: int
     num_zero_std: int  # groups without spread, singletons included: they teach nothing
     num_missing: int  # rewards that were NaN
 
@@ -38,16 +37,15 @@ def group_advantages(rewards: Tensor, groups: Tensor, *, eps: float = 1e-4) -> G
     if eps < 0:
         raise ValueError(f"expected eps of at least 0, got {eps}")
     group = _Groups.of(rewards, groups)
-    std = (group.sum(group.centred.square()) / (group.sizes - 1).clamp(min=1)).sqrt()
+    squares = torch.zeros_like(group.sizes).index_add(0, group.index, group.centred.square())
+    std = (squares / (group.sizes - 1).clamp(min=1)).sqrt()
     return group.result(group.centred / (std + eps)[group.index])
 
 
 def centred_advantages(rewards: Tensor, groups: Tensor) -> GroupAdvantages:
     """Dr. GRPO: A_i = r_i - mean(r) of its group, not divided by the std, so that easy studies do not weigh more.
 
-    Arguments and errors as in `group_advantages`.
-
-    Source: arXiv:2503.20783, section 3.2.
+    Source: arXiv:2503.20783, section 3.2. Arguments and errors as in `group_advantages`.
     """
     group = _Groups.of(rewards, groups)
     return group.result(group.centred)
@@ -58,9 +56,7 @@ def leave_one_out_advantages(rewards: Tensor, groups: Tensor) -> GroupAdvantages
 
         A_i = r_i - (sum_{j != i} r_j) / (k - 1) = k / (k - 1) (r_i - mean(r)),   k known rewards in the group
 
-    Arguments and errors as in `group_advantages`.
-
-    Source: arXiv:2402.14740, eq. 7.
+    Source: arXiv:2402.14740, eq. 7. Arguments and errors as in `group_advantages`.
     """
     group = _Groups.of(rewards, groups)
     return group.result(group.centred * (group.sizes / (group.sizes - 1).clamp(min=1))[group.index])
@@ -79,15 +75,13 @@ class _Groups:
     @classmethod
     def of(cls, rewards: Tensor, groups: Tensor) -> "_Groups":
         if rewards.ndim != 1 or rewards.shape != groups.shape:
-            raise ValueError(
-                f"expected rewards and groups of one shape [N], got {[*rewards.shape]} and {[*groups.shape]}"
-            )
+            raise ValueError(f"expected one shape [N], got rewards {[*rewards.shape]} and groups {[*groups.shape]}")
         if not rewards.is_floating_point() or groups.is_floating_point():
             raise ValueError(f"expected float rewards and integer groups, got {rewards.dtype} and {groups.dtype}")
         if rewards.isinf().any():
-            place = int(rewards.isinf().nonzero()[0])
-            raise ValueError(f"reward {place} is infinite; return NaN for a reward that could not be computed")
-        distinct, index = groups.unique(return_inverse=True)
+            first = int(rewards.isinf().nonzero()[0])
+            raise ValueError(f"reward {first} is infinite; return NaN for a reward that could not be computed")
+        distinct, index = torch.unique(groups, return_inverse=True)
         known = ~rewards.isnan()
         values = torch.where(known, rewards, 0.0).double()
         zeros = values.new_zeros(len(distinct))
@@ -97,16 +91,8 @@ class _Groups:
         highest = (zeros - torch.inf).scatter_reduce(0, index, torch.where(known, values, -torch.inf), "amax")
         return cls(rewards, index, sizes, torch.where(known, values - mean[index], 0.0), ~(highest > lowest))
 
-    def sum(self, values: Tensor) -> Tensor:
-        """[N] -> [M]."""
-        return torch.zeros_like(self.sizes).index_add(0, self.index, values)
-
     def result(self, advantages: Tensor) -> GroupAdvantages:
         dtype = torch.float64 if self.rewards.dtype == torch.float64 else torch.float32
-        return GroupAdvantages(
-            # The mean of equal rewards may differ from them by a rounding; that is no advantage.
-            advantages=torch.where(self.flat[self.index], 0.0, advantages).to(dtype),
-            num_groups=len(self.sizes),
-            num_zero_std=int(self.flat.sum()),
-            num_missing=int(self.rewards.isnan().sum()),
-        )
+        # The mean of equal rewards may differ from them by a rounding; that is no advantage.
+        advantages = torch.where(self.flat[self.index], 0.0, advantages).to(dtype)
+        return GroupAdvantages(advantages, int(self.flat.sum()), int(self.rewards.isnan().sum()))

@@ -1,8 +1,8 @@
-"""Checkpoints of a training stage: written by all ranks in the background, whole or not at all, checked before use.
+"""Checkpoints of a training stage: written by all ranks in the background, atomically, and verified before use.
 
-A checkpoint is a folder `step_00000020` of safetensors files, one a rank, in the layout of torch.distributed.checkpoint
-(so that any number of ranks can read what another number wrote), and `checkpoint.json`: step, counters, what the run it
-belongs to is known by, and length and SHA-256 of every file.
+A checkpoint is a folder `step_00000020` of safetensors files, one per rank, in the layout of
+torch.distributed.checkpoint (any number of ranks can read it), and `checkpoint.json`: step, counters, identity of the
+run, and length and SHA-256 of every file.
 """
 
 import hashlib
@@ -13,19 +13,21 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from capo.journal import write_json
 from capo.ranks import Ranks
 
 FACTS = "checkpoint.json"
-# Said at each save and load of a run that has one process and means it.
+# At each save and load of a single process.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
@@ -37,28 +39,24 @@ class Checkpoints:
     """The checkpoints of one stage.
 
     Args:
-        identity: what they belong to (hashes of the config and of the selected studies); one of another run is refused.
-        keep: complete ones that stay; older ones are removed.
+        identity: hashes of the config and of the selected studies; a checkpoint of another identity is refused.
+        keep: number of complete checkpoints to keep.
     """
 
     def __init__(self, folder: Path, ranks: Ranks, *, identity: Mapping[str, str], keep: int = 2) -> None:
         self.folder, self.ranks, self.identity, self.keep = folder, ranks, dict(identity), keep
-        # A group of their own: what the background says must not mix with what the training says.
+        # Another group than that of training: the background thread communicates at any time.
         timeout = timedelta(seconds=ranks.timeout_s)
         self.group = dist.new_group(backend="gloo", timeout=timeout) if ranks.size > 1 else None
         self.thread = ThreadPoolExecutor(1, "checkpoint")
-        self.pending: Future | None = None
+        self.pending: Future[None] | None = None
         self.newest: int | None = None  # step of the one read or written last
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
-        """Copy the state to host memory and go on; the files are written in the background.
+        """Copy the state to host memory and return; the files are written in the background.
 
-        Args:
-            tensors: DTensors, or plain ones that every rank holds alike.
-            facts: anything else, as JSON.
-
-        Raises:
-            CheckpointError: the checkpoint before this one could not be written.
+        `tensors` are DTensors, or plain tensors that are equal on every rank; `facts` are everything else, as JSON.
+        CheckpointError if the checkpoint before this one could not be written.
         """
         self.finish()
         if step == self.newest:
@@ -68,33 +66,26 @@ class Checkpoints:
         self.pending = self.thread.submit(self._write, step, staged, dict(facts))
 
     def finish(self) -> None:
-        """Wait until what was saved is on disk.
-
-        Raises:
-            CheckpointError: it could not be written (a full disk); the checkpoints before it are as they were.
-        """
+        """Wait until the last `save` is on disk; CheckpointError if it failed, which changes no earlier checkpoint."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
 
-    def load(self, tensors: Mapping[str, Tensor]) -> dict[str, object] | None:
-        """Fill `tensors` in place from the newest checkpoint that is whole and belongs here; its facts, or None.
+    def load(self, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Fill `tensors` in place from the newest usable checkpoint and return its facts; None without checkpoints.
 
-        One that is damaged, incomplete or another run's is named in a warning and passed over.
-
-        Raises:
-            ValueError: there are checkpoints, and none can be used.
+        Skips with a warning what is damaged, incomplete or of another run; ValueError if that leaves no checkpoint.
         """
         refused = []
         for path in self._complete():
-            reasons = [r for r in self.ranks.gather(self._objection(path, _shapes(tensors))) if r]
+            reasons = [r for r in self.ranks.all_gather(self._objection(path, _shapes(tensors))) if r]
             if not reasons:
-                dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(path)), no_dist=self.group is None)
-                facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
-                self.newest = int(facts["step"])
+                load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(path)), no_dist=self.group is None)
+                facts: dict[str, Any] = json.loads((path / FACTS).read_text(encoding="utf-8"))
+                self.newest = facts["step"]
                 return facts
             refused.append(f"{path}: {reasons[0]}")
-            if self.ranks.first:
+            if self.ranks.is_main:
                 warnings.warn(f"checkpoint {refused[-1]}; passed over", stacklevel=2)
         if refused:
             raise ValueError(
@@ -106,15 +97,15 @@ class Checkpoints:
     def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
         final = self.folder / f"step_{step:08d}"
         temporary = final.with_suffix(".tmp")
-        if self.ranks.first:
+        if self.ranks.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True, exist_ok=True)
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         try:
-            dcp.save(tensors, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
-            if self.ranks.first:
+            save(tensors, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
+            if self.ranks.is_main:
                 self._seal(temporary, final, {"step": step, **facts, "tensors": _shapes(tensors)})
-        except (Exception, CheckpointException) as error:  # DCP wraps whatever any rank met, outside Exception
+        except (Exception, CheckpointException) as error:  # CheckpointException is no Exception
             raise CheckpointError(
                 f"checkpoint {final} could not be written: {_cause(error)}; the ones before it are untouched. "
                 "Make room or repair the disk and start the same command again"
@@ -125,7 +116,7 @@ class Checkpoints:
         write_json(temporary / FACTS, {**facts, "identity": self.identity, "files": files})
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        # A kill while writing leaves a temporary folder behind; nothing else does.
+        # A kill during a write leaves a temporary folder.
         for old in [*self._complete()[self.keep :], *self.folder.glob("*.tmp")]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -134,7 +125,7 @@ class Checkpoints:
         return sorted((p for p in self.folder.glob("step_*") if p.suffix != ".tmp"), reverse=True)
 
     def _objection(self, path: Path, shapes: Mapping[str, list[int]]) -> str:
-        """Why a checkpoint cannot be used; "" when it can. Each rank reads through its share of the files."""
+        """Why a checkpoint cannot be used; "" if it can. Each rank verifies its share of the files."""
         try:
             facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
             differing = [k for k, v in self.identity.items() if facts["identity"].get(k) != v]
@@ -164,7 +155,7 @@ def _digest(path: Path) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason, on one line."""
+    """The innermost error, on one line."""
     failures = getattr(error, "failures", None)  # of DCP, by rank
     if failures:
         rank, (inner, _) = next(iter(failures.items()))

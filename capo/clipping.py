@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def critical_clip(critical: Tensor, *, eps_normal: float = 0.2, tightening: float = 4.0) -> Tensor:
-    """Clip range of each report: eps_normal, or eps_normal / tightening where the reference report is critical.
+    """Clip range of each report: eps_normal, or eps_normal / tightening if the reference report is critical.
 
     Args:
         critical: [B] bool.
@@ -17,6 +17,10 @@ def critical_clip(critical: Tensor, *, eps_normal: float = 0.2, tightening: floa
     """
     if critical.dtype != torch.bool or critical.ndim != 1:
         raise ValueError(f"expected critical as bool [B], got {critical.dtype} {[*critical.shape]}")
+    check_clip(eps_normal, tightening)
+    return torch.where(critical, eps_normal / tightening, eps_normal)
+
+
+def check_clip(eps_normal: float, tightening: float) -> None:
     if not 0 < eps_normal < 1 or tightening < 1:
         raise ValueError(f"expected 0 < eps_normal < 1 and tightening >= 1, got {eps_normal} and {tightening}")
-    return torch.where(critical, eps_normal / tightening, eps_normal)

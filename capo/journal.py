@@ -1,9 +1,10 @@
-"""Files of a run: JSON lines that survive a kill, and whole files that are never seen half-written."""
+"""Files of a run: JSON lines that survive a kill, and files that are written atomically."""
 
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -22,15 +23,14 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """One JSON object a line, written whole."""
+    """One JSON object per line, written atomically."""
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_lines(path: Path) -> list[dict[str, object]]:
-    """Rows of a JSON-lines file. A last line without its newline is what a kill leaves behind, and is dropped.
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; drops a last line without a newline, which a kill leaves.
 
-    Raises:
-        ValueError: any other line is not JSON; names file and line.
+    ValueError names file and line of any other line that is not JSON.
     """
     if not path.exists():
         return []
@@ -45,10 +45,7 @@ def read_lines(path: Path) -> list[dict[str, object]]:
 
 
 class Journal:
-    """Metrics of a stage, one line a step, appended as they come.
-
-    Lines at or after `resume_at` are dropped on opening: those steps are done again.
-    """
+    """Metrics of a stage, one line per step; opening it drops the lines of steps from `resume_at` on."""
 
     def __init__(self, path: Path, *, resume_at: int = 0) -> None:
         self.path = path

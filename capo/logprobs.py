@@ -1,10 +1,16 @@
-"""Log-probabilities of chosen tokens from hidden states and the LM head, without [N, V] logits."""
+"""Log-probabilities of chosen tokens from hidden states and the LM head, without storing [N, V] logits."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from capo.vocabulary import check_head, logit_tiles, product, row_blocks, working_dtype
+# Temporary memory of a tile: small enough for a CPU's cache, and on a GPU tens of thousands of columns for a GEMM.
+TILE_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
+MAX_ROWS = 2048  # hidden states per GEMM: enough to keep it busy
+SUPPRESSED_LOGIT = -1e30  # finite: in a tile of suppressed tokens only, -inf - (-inf) would be NaN
 
 
 def linear_logps(
@@ -13,108 +19,103 @@ def linear_logps(
     targets: Tensor,
     *,
     temperature: float = 1.0,
-    banned: Tensor | None = None,
+    suppressed: Tensor | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution.
 
-        z = hidden weight^T / temperature, -inf where banned;   logp = z[target] - logsumexp(z)
+        z = hidden weight^T / temperature, -inf where suppressed;   logp = z[target] - logsumexp(z)
 
-    The vocabulary is read once in tiles, with a running maximum, as flash attention reads its keys. The mean row of
-    `weight` under each distribution is accumulated on the way: it is all that the gradient of `hidden` needs, so
-    with a frozen head forward and backward together cost two matrix products, as many as with all logits stored.
-    A trained head costs two more, because its gradient computes the tiles again.
+    The vocabulary is read once in tiles, with a running maximum, as flash attention reads keys. The mean row of
+    `weight` under each distribution is accumulated on the way. The gradient of `hidden` needs only that, so that with
+    a frozen head forward and backward cost two matrix products. A trained head costs two more.
 
     Args:
         hidden: [N, D], float64, float32, bf16 or fp16. bf16 and fp16 are accumulated in float32.
         weight: [V, D].
-        targets: [N] int64; never a banned token.
+        targets: [N] int64; never a suppressed token.
         temperature: the one used when sampling.
-        banned: [V] bool, tokens that were masked when sampling.
-        chunk: columns of the vocabulary in a tile; by default what a tile needs fits 16 MiB. It changes no result.
+        suppressed: [V] bool, tokens that were masked when sampling.
+        chunk: vocabulary columns per tile; by default a tile fits TILE_BYTES. Does not change the result.
 
     Returns:
         logps: [N] float32 (float64 for float64), differentiable once, in hidden and weight.
         entropy: [N] likewise, in nats, no gradient.
 
     Raises:
-        ValueError: a shape is not as above, or a target is banned or outside the vocabulary.
+        ValueError: a shape is not as above, or a target is suppressed or outside the vocabulary.
 
     Source: online softmax, arXiv:1805.02867; arXiv:2205.14135.
     """
-    check_head(hidden, weight, temperature, banned, chunk)
-    _check_targets(hidden, weight, targets, banned)
-    return _LinearLogps.apply(hidden, weight, targets, temperature, banned, chunk)
+    check_head(hidden, weight, temperature, suppressed, chunk)
+    _check_targets(hidden, weight, targets, suppressed)
+    options = {"temperature": temperature, "suppressed": suppressed, "chunk": chunk}
+    logps, entropy = _LinearLogps.apply(hidden, weight, targets, options)  # type: ignore[no-untyped-call]
+    return logps, entropy
 
 
 class _LinearLogps(torch.autograd.Function):
     """Saves [N, D] and [N]: the gradient of each log-probability in its hidden state, and the log-normalisers."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, banned, chunk):
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         logps, normalisers, entropy = (hidden.new_empty(len(hidden), dtype=working_dtype(hidden)) for _ in range(3))
         slope = torch.empty_like(hidden) if needs_hidden else None
-        options = {"temperature": temperature, "banned": banned, "chunk": chunk}
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in row_blocks(len(hidden)):
-                chosen, normalisers[rows], energy, mean = _read(
-                    hidden[rows], weight, targets[rows], needs_hidden, options
-                )
+                read = _read(hidden[rows], weight, targets[rows], needs_hidden, options)
+                chosen, normalisers[rows], energy, mean = read
                 logps[rows] = chosen - normalisers[rows]
                 entropy[rows] = normalisers[rows] - energy
-                if needs_hidden:
-                    slope[rows] = mean.neg_().add_(weight[targets[rows]]).div_(temperature).to(slope.dtype)
-        ctx.save_for_backward(slope, *((hidden, weight, targets, normalisers, banned) if needs_weight else ()))
+                if slope is not None and mean is not None:
+                    slope[rows] = mean.neg_().add_(weight[targets[rows]]).div_(options["temperature"]).to(slope.dtype)
+        ctx.save_for_backward(slope, *((hidden, weight, targets, normalisers) if needs_weight else ()))
         ctx.options = options
         ctx.mark_non_differentiable(entropy)
         return logps, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_logps, _):
+    def backward(ctx: Any, grad_logps: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         slope, *for_weight = ctx.saved_tensors
         grad_hidden = None if slope is None else (slope * grad_logps[:, None]).to(slope.dtype)
-        grad_weight = _weight_gradient(grad_logps, *for_weight, ctx.options) if for_weight else None
-        return grad_hidden, grad_weight, None, None, None, None
+        grad_weight = _weight_gradient(grad_logps, *for_weight, options=ctx.options) if for_weight else None
+        return grad_hidden, grad_weight, None, None
 
 
 def _read(
-    hidden: Tensor, weight: Tensor, targets: Tensor, needs_mean: bool, options: dict
+    hidden: Tensor, weight: Tensor, targets: Tensor, needs_mean: bool, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """One pass over the vocabulary: target logit, logsumexp, mean logit [R] each; mean row of weight [R, D]."""
     dtype = working_dtype(hidden)
     chosen, total, energy = (hidden.new_zeros(len(hidden), dtype=dtype) for _ in range(3))
     highest = torch.full_like(total, -torch.inf)
     mean = hidden.new_zeros(hidden.shape, dtype=dtype) if needs_mean else None
-    space = None
+    space: Tensor | None = None
     for columns, logits, tile in logit_tiles(hidden, weight, **options):
-        place = targets - columns.start
-        inside = (place >= 0) & (place < logits.shape[1])
-        found = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        index = targets - columns.start
+        inside = (index >= 0) & (index < logits.shape[1])
+        found = logits.gather(1, index.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         chosen = torch.where(inside, found, chosen)
         higher = torch.maximum(highest, logits.amax(1))
         shrink = (highest - higher).exp()
         space = torch.empty_like(logits) if space is None else space
         weights = torch.sub(logits, higher[:, None], out=space.view(-1)[: logits.numel()].view_as(logits)).exp_()
         total = total * shrink + weights.sum(1)
-        if needs_mean:
+        if mean is not None:
             mean = mean.mul_(shrink[:, None]).add_(product(weights, tile, dtype))
         energy = energy * shrink + logits.mul_(weights).sum(1)
         highest = higher
-    if needs_mean:
+    if mean is not None:
         mean /= total[:, None]
     return chosen, highest + total.log(), energy / total, mean
 
 
 def _weight_gradient(
-    grad_logps: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    normalisers: Tensor,
-    banned: Tensor | None,
-    options: dict,
+    grad_logps: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, normalisers: Tensor, *, options: dict[str, Any]
 ) -> Tensor:
     """d logp / d z = onehot - p, tile by tile, times hidden."""
     dtype = working_dtype(hidden)
@@ -129,15 +130,75 @@ def _weight_gradient(
     return gradient.to(weight.dtype)
 
 
-def _check_targets(hidden: Tensor, weight: Tensor, targets: Tensor, banned: Tensor | None) -> None:
+def working_dtype(hidden: Tensor) -> torch.dtype:
+    """What logits are held and sums accumulated in: float64 for float64, float32 for everything else."""
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+def row_blocks(num_rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + MAX_ROWS, num_rows)) for start in range(0, num_rows, MAX_ROWS))
+
+
+def product(left: Tensor, right: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """left @ right accumulated and returned in `dtype`; half-precision operands stay so where the device has it."""
+    if right.is_cuda and right.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(left.to(right.dtype), right, out_dtype=dtype)
+    return torch.mm(left.to(dtype), right.to(dtype), out=out)
+
+
+def logit_tiles(
+    hidden: Tensor, weight: Tensor, *, temperature: float, suppressed: Tensor | None, chunk: int | None
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Tiles of hidden weight^T / temperature, in the order of the vocabulary; `hidden` has at most MAX_ROWS rows.
+
+    Yields:
+        columns; their logits [R, columns], in memory that the caller may overwrite and the next tile will; their rows
+        of `weight`.
+    """
+    dtype = working_dtype(hidden)
+    width = min(chunk or tile_width(len(hidden), weight, dtype), len(weight))
+    # Reused by every tile: new memory would cost page faults, and twice the memory while two tiles exist.
+    space = hidden.new_empty(len(hidden) * width, dtype=dtype)
+    for start in range(0, len(weight), width):
+        columns = slice(start, min(start + width, len(weight)))
+        # Upcast once, as the caller multiplies by the tile again. CUDA multiplies half precision directly.
+        tile = weight[columns] if weight.is_cuda else weight[columns].to(dtype)
+        logits = product(hidden, tile.t(), dtype, out=space[: len(hidden) * len(tile)].view(len(hidden), len(tile)))
+        if temperature != 1:
+            logits /= temperature
+        if suppressed is not None:
+            logits.masked_fill_(suppressed[columns], SUPPRESSED_LOGIT)
+        yield columns, logits, tile
+
+
+def tile_width(num_rows: int, weight: Tensor, dtype: torch.dtype) -> int:
+    """Columns for which logits, their exponentials and an upcast tile of weights fit TILE_BYTES."""
+    memory = TILE_BYTES["cuda" if weight.is_cuda else "cpu"]
+    upcast = 0 if weight.dtype == dtype or weight.is_cuda else weight.shape[1]
+    return max(1, memory // (dtype.itemsize * (2 * max(1, num_rows) + upcast)))
+
+
+def check_head(
+    hidden: Tensor, weight: Tensor, temperature: float, suppressed: Tensor | None, chunk: int | None
+) -> None:
+    """Raise ValueError for shapes and settings that would give a wrong number."""
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"expected hidden [N, D] and weight [V, D], got {[*hidden.shape]} and {[*weight.shape]}")
+    if temperature <= 0:
+        raise ValueError(f"expected a temperature above 0, got {temperature}")
+    if suppressed is not None and (suppressed.dtype != torch.bool or suppressed.shape != weight.shape[:1]):
+        raise ValueError(f"expected suppressed bool [{len(weight)}], got {suppressed.dtype} {[*suppressed.shape]}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"expected a chunk of at least 1 column, got {chunk}")
+
+
+def _check_targets(hidden: Tensor, weight: Tensor, targets: Tensor, suppressed: Tensor | None) -> None:
     if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
-        raise ValueError(
-            f"expected targets as int64 [N] with N = {len(hidden)}, got {targets.dtype} {[*targets.shape]}"
-        )
+        raise ValueError(f"expected targets int64 [{len(hidden)}], got {targets.dtype} {[*targets.shape]}")
     outside = (targets < 0) | (targets >= len(weight))
-    bad = outside if banned is None else outside | banned[targets.clamp(0, len(weight) - 1)]
+    bad = outside if suppressed is None else outside | suppressed[targets.clamp(0, len(weight) - 1)]
     if bad.any():
         token = int(targets[bad][0])
         if not 0 <= token < len(weight):
             raise ValueError(f"expected targets in [0, {len(weight)}), got {token}; mask padding before calling")
-        raise ValueError(f"target token {token} is banned: its log-probability is -inf; ban it when sampling too")
+        raise ValueError(f"target token {token} is suppressed (log-probability -inf); suppress it when sampling too")

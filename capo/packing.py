@@ -22,7 +22,7 @@ BLOCK = 128  # side of a block of FlexAttention's masks
 
 @dataclass(frozen=True)
 class Layout:
-    """B studies, one a row of length L; their R reports, in row order, hold N tokens."""
+    """B studies, one per row of length L; their R reports, in row order, have N tokens."""
 
     prompts: tuple[Prompt, ...]
     token_ids: Tensor  # [B, L] int64, report tokens; 0 elsewhere
@@ -34,11 +34,11 @@ class Layout:
 
     @property
     def num_tokens(self) -> int:
-        """B x L, what the trunk computes."""
+        """B x L, what the decoder computes."""
         return self.token_ids.numel()
 
     def attention(self) -> Tensor:
-        """bool [B, 1, L, L]: causal, to the prompt or to the own report; padding attends to itself only."""
+        """bool [B, 1, L, L]: causal, to the prompt or within a report; padding attends to itself only."""
         length = self.segments.shape[1]
         query, key = self.segments[:, :, None], self.segments[:, None, :]
         causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
@@ -48,8 +48,7 @@ class Layout:
 
     @cached_property
     def block_mask(self) -> BlockMask:
-        """The same rule for all rows one after another, [1, 1, M, M], for FlexAttention, whose kernel skips the blocks
-        where nothing is read."""
+        """The same rule for all rows in sequence, [1, 1, M, M], for FlexAttention, which skips empty blocks."""
         segments = one_row(self.segments, dim=0, fill=PADDING)[0]
         rows = torch.arange(len(self.segments), device=segments.device)[:, None].expand_as(self.segments)
         rows = one_row(rows, dim=0)[0]
@@ -61,7 +60,7 @@ class Layout:
 
         length = len(segments)
         mask = _mask_maker(segments.device.type)(visible, 1, None, length, length, device=segments.device)
-        # Otherwise a number of blocks that happens to equal one of heads is compiled as a constant too.
+        # Otherwise a number of blocks that equals the number of heads is compiled as a constant too.
         for tensor in (segments, rows, *(part for part in mask.as_tuple() if isinstance(part, Tensor))):
             mark_dynamic(tensor, [dim for dim, size in enumerate(tensor.shape) if size > 1])
         return mask
@@ -78,20 +77,20 @@ class Layout:
 
 @cache
 def _mask_maker(device: str) -> Callable[..., BlockMask]:
-    """Compiled for a GPU, where no [M, M] mask is then ever written to memory."""
+    """Compiled on a GPU, so that no [M, M] mask is written to memory."""
     return torch.compile(create_block_mask, dynamic=True) if device == "cuda" else create_block_mask
 
 
 def in_blocks(layout: Layout) -> bool:
-    """Whether attention goes through FlexAttention, which has kernels with gradients on a GPU only."""
+    """Whether attention uses FlexAttention, which has kernels with gradients on a GPU only."""
     return layout.segments.is_cuda
 
 
 def one_row(values: Tensor, *, dim: int, fill: int = 0) -> Tensor:
-    """[.., B, L, ..] -> [.., 1, M, ..]: the rows at `dim` one after another, then `fill` up to two blocks or more.
+    """[.., B, L, ..] -> [.., 1, M, ..]: the rows at `dim` in sequence, then `fill` up to whole blocks, at least two.
 
-    torch.compile makes a graph of its own for every dimension of size 1. Like this neither the number of rows nor that
-    of blocks changes between 1 and more, so that one graph serves every layout; and the kernels see whole blocks only.
+    torch.compile makes another graph for each dimension of size 1. Here no dimension changes between 1 and more, so
+    that one graph serves every layout.
     """
     flat = values.flatten(dim, dim + 1)
     shape = list(flat.shape)
@@ -100,19 +99,12 @@ def one_row(values: Tensor, *, dim: int, fill: int = 0) -> Tensor:
 
 
 def pack(prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]]) -> Layout:
-    """Lay out one study a row.
+    """Lay out one study per row, on the CPU.
 
-    Args:
-        prompts: B prompts.
-        responses: for each, its reports as [T] int64 token ids, EOS included; any number, of any length above 0.
-
-    Returns:
-        A layout on the CPU; move it with `to`.
+    `responses` are for each prompt its reports as [T] int64 token ids, EOS included; any number, of any length above 0.
     """
     if len(prompts) != len(responses) or not prompts:
-        raise ValueError(
-            f"expected a group of reports for each prompt, got {len(responses)} and {len(prompts)} prompts"
-        )
+        raise ValueError(f"expected reports for each prompt, got {len(responses)} groups and {len(prompts)} prompts")
     for prompt, group in zip(prompts, responses, strict=True):
         if any(len(response) == 0 for response in group):
             raise ValueError(f"study {prompt.study_id}: a report without tokens cannot be trained on")
@@ -137,18 +129,17 @@ def pack(prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]]) -> La
             reports.append(response)
     lengths = torch.tensor([len(r) for r in reports])
     mask = torch.arange(int(lengths.max()) if len(reports) else 0) < lengths[:, None]
-    none = token_ids.new_zeros(0)
-    predictors, targets = torch.cat([none, *predictors]), torch.cat([none, *reports])
-    return Layout(tuple(prompts), token_ids, segments, positions, predictors, targets, mask)
+    sources, targets = (torch.cat([token_ids.new_zeros(0), *each]) for each in (predictors, reports))
+    return Layout(tuple(prompts), token_ids, segments, positions, sources, targets, mask)
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Split rows into micro-batches of at most `token_budget` padded tokens, longest rows together.
 
-    A single row over the budget gets a micro-batch of its own: it is never cut.
+    A row over the budget is a micro-batch of its own: rows are never cut.
     """
     batches: list[list[int]] = []
-    # Longest first, so that a row never makes those already in its micro-batch longer.
+    # Longest first, so that a row never adds padding to those before it.
     for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
             batches[-1].append(row)
@@ -163,13 +154,13 @@ def report_logps(
     *,
     features: Sequence[Tensor] | None = None,
     temperature: float = 1.0,
-    banned: Tensor | None = None,
+    suppressed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy of every report token, [R, T] each, 0 outside `layout.mask`.
 
     Args:
-        features: image features of the layout's prompts where they are known already; else the tower runs here.
-        temperature, banned: as when sampling.
+        features: image features of the layout's prompts; None runs the vision tower.
+        temperature, suppressed: as when sampling.
     """
     if features is None:
         features = policy.features(layout.prompts)
@@ -181,11 +172,9 @@ def report_logps(
     reports = torch.nn.functional.pad(reports, (0, padded.shape[-1] - reports.shape[-1]))
     embeds = torch.where(is_prompt, padded, reports)
     if in_blocks(layout):
-        hidden = policy.trunk(one_row(embeds, dim=0), one_row(layout.positions, dim=1), layout.block_mask)
+        hidden = policy.decoder(one_row(embeds, dim=0), one_row(layout.positions, dim=1), layout.block_mask)
     else:
-        hidden = policy.trunk(embeds, layout.positions, layout.attention())
-    logps, entropy = linear_logps(
-        hidden.flatten(0, 1)[layout.predictors], policy.output_weight(), layout.targets,
-        temperature=temperature, banned=banned,
-    )  # fmt: skip
+        hidden = policy.decoder(embeds, layout.positions, layout.attention())
+    hidden, head = hidden.flatten(0, 1)[layout.predictors], policy.output_weight()
+    logps, entropy = linear_logps(hidden, head, layout.targets, temperature=temperature, suppressed=suppressed)
     return layout.pad(logps), layout.pad(entropy)

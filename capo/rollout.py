@@ -1,5 +1,4 @@
-"""Continuous batching: encode and prefill each study once, copy its KV cache to G slots, refill slots as reports
-finish."""
+"""Continuous batching: prefill each study once, copy its KV cache to G slots, refill slots as reports finish."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,44 +7,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from capo.logprobs import product, working_dtype
 from capo.sampling import SamplingConfig, choose, uniforms
-from capo.static_decode import REACH, CudaGraphs, Recorder, StaticDecoder
+from capo.static_decode import REACH, CudaGraphs, RecordedSteps, Recorder
 from capo.stopping import StopRequested, StopSignal
 from capo.types import Policy, Prompt, Rollout
-from capo.vocabulary import product, working_dtype
 
 
 @dataclass(frozen=True)
 class Request:
-    """One study to report, once for each seed."""
+    """A study, and a seed for each report to sample."""
 
     prompt: Prompt
-    seeds: tuple[int, ...]  # of `capo.sampling.sample_seed`; one report each
+    seeds: tuple[int, ...]  # from `capo.sampling.sample_seed`
 
 
 class SlotCache:
     """Preallocated keys and values, [layers] of [slots, kv heads, length, head dim]; each slot at its own length.
 
-    The model's attention layers call `update` on it, as on any cache of transformers.
+    The model's attention layers call `update`, as on any cache of transformers.
     """
 
-    def __init__(self, policy: Policy, slots: int, length: int, like: Tensor) -> None:
-        self.slots, self.version = slots, 0
-        shape = (slots, policy.num_kv_heads, _rounded(length), policy.head_dim)
-        self.keys = [like.new_zeros(shape) for _ in range(policy.num_layers)]
-        self.values = [like.new_zeros(shape) for _ in range(policy.num_layers)]
+    def __init__(self, slots: int) -> None:
+        self.slots, self.version = slots, 0  # the version changes when the tensors are replaced
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
         self.rows = torch.zeros(0, dtype=torch.int64)
         self.lengths = torch.zeros(0, dtype=torch.int64)
         self.reach = 0
 
-    def reserve(self, length: int) -> None:
-        """Make room for `length` tokens a slot, keeping what is cached."""
-        missing = _rounded(length) - self.keys[0].shape[2]
+    def reserve(self, length: int, prefill: "PrefillCache") -> None:
+        """Make room for `length` tokens per slot, keeping what is cached; types and sizes as in `prefill`."""
+        length = -(-length // REACH) * REACH
+        if not self.keys:
+            _, heads, _, size = prefill.keys[0].shape
+            shape = (self.slots, heads, length, size)
+            self.keys, self.values = ([key.new_zeros(shape) for key in prefill.keys] for _ in range(2))
+        missing = length - self.keys[0].shape[2]
         if missing <= 0:
             return
         self.version += 1
         for tensors in (self.keys, self.values):
-            for layer, tensor in enumerate(tensors):  # one by one: both sizes exist of one layer only
+            for layer, tensor in enumerate(tensors):  # one at a time: only one layer exists in both sizes
                 tensors[layer] = torch.nn.functional.pad(tensor, (0, 0, 0, missing))
 
     def at(self, lengths: Tensor, reach: int) -> "SlotCache":
@@ -61,16 +64,12 @@ class SlotCache:
         return self.keys[layer][:active, :, : self.reach], self.values[layer][:active, :, : self.reach]
 
     def admit(self, slot: int, prefill: "PrefillCache", row: int, length: int) -> None:
-        for mine, theirs in zip(self.keys + self.values, prefill.keys + prefill.values, strict=True):
-            mine[slot, :, :length] = theirs[row, :, :length]
+        for target, source in zip(self.keys + self.values, prefill.keys + prefill.values, strict=True):
+            target[slot, :, :length] = source[row, :, :length]
 
     def move(self, source: int, target: int, length: int) -> None:
         for tensor in self.keys + self.values:
             tensor[target, :, :length] = tensor[source, :, :length]
-
-
-def _rounded(length: int) -> int:
-    return -(-length // REACH) * REACH
 
 
 class PrefillCache:
@@ -88,7 +87,7 @@ class PrefillCache:
 
 @dataclass
 class _Slot:
-    """A report being written."""
+    """A report being decoded."""
 
     prompt: Prompt
     sample: int
@@ -99,7 +98,7 @@ class _Slot:
 
 
 class _Queue:
-    """Requests taken from an iterable only when there is room for them."""
+    """Requests, taken from an iterable only when there is room for them."""
 
     def __init__(self, requests: Iterable[Request], slots: int) -> None:
         self.requests, self.slots = iter(requests), slots
@@ -111,10 +110,10 @@ class _Queue:
         return len(self.head.seeds) if self.head else 0
 
     def take(self, free: int, tokens: int) -> list[Request]:
-        """The next requests that fit into `free` slots and, padded to the longest, `tokens`, in order; the first is
-        never too long."""
-        taken, longest = [], 0
-        while 0 < self.next_size <= free:
+        """The next requests that fit into `free` slots and, padded, into `tokens`; one whatever its length."""
+        taken: list[Request] = []
+        longest = 0
+        while self.head and self.next_size <= free:
             longest = max(longest, self.head.prompt.num_tokens)
             if taken and (len(taken) + 1) * longest > tokens:
                 break
@@ -127,26 +126,25 @@ class _Queue:
         request = next(self.requests, None)
         if request is not None and not 0 < len(request.seeds) <= self.slots:
             raise ValueError(
-                f"study {request.prompt.study_id}: expected 1 to {self.slots} reports a study (the slots), got "
-                f"{len(request.seeds)}; raise evaluate.slots or lower rl.group_size"
+                f"study {request.prompt.study_id}: expected 1 to {self.slots} reports per study (the slots), got "
+                f"{len(request.seeds)}; raise the slots or lower the group size"
             )
         return request
 
 
 class Engine:
-    """Writes the reports of a policy, and keeps its cache and its recorded steps from one `rollout` to the next.
+    """Samples reports from a policy; keeps its KV cache and recorded steps from one `rollout` to the next.
 
-    Recorded steps hold the addresses of the weights: between calls weights may change in place and not be replaced. A
-    sharded policy gathers its weights to new memory each time, so it takes a new engine each time.
+    Recorded steps hold the addresses of the weights: between calls weights may change in place but not be replaced. A
+    sharded policy gathers its weights into new memory each time and needs a new engine each time.
 
-    A report depends on its prompt and its seed, not on the other requests, slots or ranks; in float32, because in
-    bfloat16 products of another shape round so differently that the choice between two tokens may flip.
+    In float32 a report depends on its prompt and seed only, not on other requests, slots or ranks. In bfloat16, matrix
+    products of another shape round differently, which may change a token.
 
     Args:
-        banned: [V] bool, tokens never sampled (vision and chat tokens); score with the same mask.
+        suppressed: [V] bool, tokens never sampled (vision and chat tokens); score with the same mask.
         slots: reports decoded concurrently; memory is slots x (longest prompt + max_new_tokens).
-        new_recorder: makes what replays a decoding step instead of launching it kernel by kernel; by default CUDA
-            graphs on a GPU.
+        new_recorder: makes the recorder that replays decoding steps; by default CUDA graphs on a GPU, else none.
     """
 
     def __init__(
@@ -155,35 +153,36 @@ class Engine:
         *,
         sampling: SamplingConfig,
         eos_id: int,
-        banned: Tensor,
+        suppressed: Tensor,
         slots: int = 64,
         new_recorder: Callable[[], Recorder] | None = None,
     ) -> None:
         if new_recorder is None and policy.device.type == "cuda":
             new_recorder = CudaGraphs
-        self.policy, self.sampling, self.eos_id, self.banned, self.slots = policy, sampling, eos_id, banned, slots
-        self.static = StaticDecoder(self._step, slots, policy.device, new_recorder) if new_recorder else None
-        self.cache: SlotCache | None = None
+        self.policy, self.sampling, self.eos_id, self.suppressed = policy, sampling, eos_id, suppressed
+        self.slots, self.cache = slots, SlotCache(slots)
+        self.recorded = RecordedSteps(self._step, slots, policy.device, new_recorder) if new_recorder else None
 
     @torch.no_grad()
     def rollout(self, requests: Iterable[Request], *, stop: StopSignal | None = None) -> Iterator[Rollout]:
-        """Write every requested report; yield each as it ends.
+        """Sample every requested report; yield each as it ends.
 
         Args:
-            requests: consumed lazily, so that prompts of thousands of studies need not exist at one time.
-            stop: asked before each token.
+            requests: consumed lazily, so that the prompts of thousands of studies need not be in memory together.
+            stop: checked before each token.
 
         Raises:
-            StopRequested: `stop` said so.
+            StopRequested: `stop` was set.
             ValueError: a request for more reports than there are slots.
         """
         waiting = _Queue(requests, self.slots)
         active: list[_Slot] = []
-        self.head = _head(self.policy)
+        weight = self.policy.output_weight()  # only a GPU multiplies half precision into float32
+        self.head = weight if weight.is_cuda else weight.to(working_dtype(weight))
         while active or waiting.next_size:
             if stop is not None and stop.requested:
-                raise StopRequested(f"stopped with {len(active)} reports unfinished, as asked")
-            # Prefilling study by study would waste the batch: wait until an eighth of the slots is free.
+                raise StopRequested(f"stopped on request with {len(active)} reports unfinished")
+            # Prefilling one study at a time is slow: wait until an eighth of the slots is free.
             if not active or self.slots - len(active) >= max(waiting.next_size, self.slots // 8):
                 while admitted := waiting.take(self.slots - len(active), self.sampling.prefill_tokens):
                     active += self._admit(admitted, len(active))
@@ -192,24 +191,28 @@ class Engine:
                 self._decode(active)
 
     def _admit(self, requests: Sequence[Request], first: int) -> list[_Slot]:
-        """Slots for the reports of `requests`, from slot `first` on, each with its first token."""
+        """Fill slots with the reports of `requests`, from slot `first` on, and choose the first token of each."""
         hidden, prefill = _prefill(self.policy, [request.prompt for request in requests])
         length = max(len(request.prompt.input_ids) for request in requests) + self.sampling.max_new_tokens
-        if self.cache is None:
-            self.cache = SlotCache(self.policy, self.slots, length, prefill.keys[0])
-        self.cache.reserve(length)
-        filled = _fill(requests, self.cache, prefill, first, self.sampling)
-        # A prompt's last hidden state gives the first token of all of its reports.
+        self.cache.reserve(length, prefill)
+        filled: list[_Slot] = []
+        for row, request in enumerate(requests):
+            cached = len(request.prompt.input_ids)
+            for sample, seed in enumerate(request.seeds):
+                self.cache.admit(first + len(filled), prefill, row, cached)
+                uniform = uniforms(seed, self.sampling.max_new_tokens).tolist()
+                filled.append(_Slot(request.prompt, sample, uniform, cached, [], []))
+        # The last hidden state of a prompt predicts the first token of all of its reports.
         repeats = torch.tensor([len(request.seeds) for request in requests], device=hidden.device)
-        uniform = torch.tensor([slot.uniform[0] for slot in filled], dtype=torch.float64, device=hidden.device)
-        _append(filled, *self._choose(hidden.repeat_interleave(repeats, 0), uniform))
+        start = torch.tensor([slot.uniform[0] for slot in filled], dtype=torch.float64, device=hidden.device)
+        _append(filled, *self._choose(hidden.repeat_interleave(repeats, 0), start))
         return filled
 
     def _decode(self, active: Sequence[_Slot]) -> None:
         """Feed each busy slot its last token and choose its next."""
         state, reach = _state(active).to(self.policy.device), max(slot.cached for slot in active) + 1
-        if self.static:
-            tokens, logps = self.static(state, reach, self.cache.version)
+        if self.recorded:
+            tokens, logps = self.recorded(state, reach, self.cache.version)
         else:
             tokens, logps = self._step(state, reach)
         for slot in active:
@@ -219,34 +222,24 @@ class Engine:
     def _step(self, state: Tensor, reach: int) -> tuple[Tensor, Tensor]:
         tokens, lengths, positions = state[:3].long()
         visible = torch.arange(reach, device=state.device) <= lengths[:, None]
-        # Added to the scores, as attention kernels want it: made once here and not once per layer.
+        # Added to the scores, as attention kernels need it: computed once here instead of once per layer.
         mask = self.cache.keys[0].new_zeros(visible.shape).masked_fill(~visible, -torch.inf)
-        hidden = self.policy.trunk(
-            self.policy.embed_tokens(tokens)[:, None],
-            positions.expand(3, -1)[..., None],
-            mask[:, None, None],
-            self.cache.at(lengths, reach),
-        )
+        embeds, axes = self.policy.embed_tokens(tokens)[:, None], positions.expand(3, -1)[..., None]
+        hidden = self.policy.decoder(embeds, axes, mask[:, None, None], self.cache.at(lengths, reach))
         return self._choose(hidden[:, 0], state[3])
 
     def _choose(self, hidden: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        # The product that training uses, so that rounding the logits adds nothing to the gap between the two. The head
-        # first: with few slots a CPU multiplies it two to four times faster from this side.
+        # The same product as in training, so that rounding of the logits does not widen the sampler gap. Head first:
+        # with few slots a CPU multiplies two to four times faster this way round.
         logits = product(self.head, hidden.t(), working_dtype(hidden)).t()
-        return choose(logits, uniform, self.sampling, self.banned)
+        return choose(logits, uniform, self.sampling, self.suppressed)
 
 
 def rollout(
     policy: Policy, requests: Iterable[Request], *, stop: StopSignal | None = None, **options: Any
 ) -> Iterator[Rollout]:
-    """The reports of an `Engine` that serves this once; `options` are its arguments."""
+    """The reports of an `Engine` that is used once; `options` are its arguments."""
     return Engine(policy, **options).rollout(requests, stop=stop)
-
-
-def _head(policy: Policy) -> Tensor:
-    """[V, D], as the product of the logits needs it: only a GPU multiplies half precision to float32."""
-    weight = policy.output_weight()
-    return weight if weight.is_cuda else weight.to(working_dtype(weight))
 
 
 def _prefill(policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, PrefillCache]:
@@ -255,40 +248,22 @@ def _prefill(policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, Prefill
     lengths = torch.tensor([len(e) for e in embeds], device=embeds[0].device)
     length = int(lengths.max())
     padded = torch.stack([torch.nn.functional.pad(e, (0, 0, 0, length - len(e))) for e in embeds])
-    positions = torch.stack(
-        [torch.nn.functional.pad(p.positions, (0, length - p.positions.shape[1])) for p in prompts], 1
-    )
-    positions = positions.to(padded.device)
+    positions = [torch.nn.functional.pad(p.positions, (0, length - p.positions.shape[1])) for p in prompts]
     cache = PrefillCache()
     # Padding lies to the right of every prompt, where causal attention cannot see it.
-    hidden = policy.trunk(padded, positions, None, cache)
+    hidden = policy.decoder(padded, torch.stack(positions, 1).to(padded.device), None, cache)
     return hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1], cache
-
-
-def _fill(
-    admitted: Sequence[Request], cache: SlotCache, prefill: PrefillCache, first: int, sampling: SamplingConfig
-) -> list[_Slot]:
-    filled = []
-    for row, request in enumerate(admitted):
-        length = len(request.prompt.input_ids)
-        for sample, seed in enumerate(request.seeds):
-            cache.admit(first + len(filled), prefill, row, length)
-            uniform = uniforms(seed, sampling.max_new_tokens).tolist()
-            filled.append(_Slot(request.prompt, sample, uniform, length, [], []))
-    return filled
 
 
 def _state(active: Sequence[_Slot]) -> Tensor:
     """Last token, cached keys, position and uniform number of each slot, [4, S] float64 (exact for all of them)."""
-    return torch.tensor(
-        [
-            [slot.tokens[-1] for slot in active],
-            [slot.cached for slot in active],
-            [slot.prompt.next_position + len(slot.tokens) - 1 for slot in active],
-            [slot.uniform[len(slot.tokens)] for slot in active],
-        ],
-        dtype=torch.float64,
-    )
+    rows = [
+        [slot.tokens[-1] for slot in active],
+        [slot.cached for slot in active],
+        [slot.prompt.next_position + len(slot.tokens) - 1 for slot in active],
+        [slot.uniform[len(slot.tokens)] for slot in active],
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _append(active: Sequence[_Slot], tokens: Tensor, logps: Tensor) -> None:
@@ -298,7 +273,7 @@ def _append(active: Sequence[_Slot], tokens: Tensor, logps: Tensor) -> None:
 
 
 def _retire(active: list[_Slot], cache: SlotCache, eos_id: int, max_new_tokens: int) -> Iterator[Rollout]:
-    """Take out the reports that ended; the last slot moves into the gap, so that active slots stay contiguous."""
+    """Yield the reports that ended; the last slot moves into the gap, so that active slots stay contiguous."""
     for index in range(len(active) - 1, -1, -1):
         slot = active[index]
         ended = slot.tokens[-1] == eos_id
@@ -308,10 +283,5 @@ def _retire(active: list[_Slot], cache: SlotCache, eos_id: int, max_new_tokens: 
         if index < len(active):
             cache.move(len(active), index, last.cached)
             active[index] = last
-        yield Rollout(
-            study_id=slot.prompt.study_id,
-            sample=slot.sample,
-            response_ids=torch.tensor(slot.tokens),
-            behaviour_logps=torch.tensor(slot.logps),
-            truncated=not ended,
-        )
+        tokens, logps = torch.tensor(slot.tokens), torch.tensor(slot.logps)
+        yield Rollout(slot.prompt.study_id, slot.sample, tokens, logps, truncated=not ended)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from capo.checks import check_range
+
 BLOCK = 1024  # tokens summed to one entry of the outer cumulative sum
 
 
@@ -23,15 +25,13 @@ class SamplingConfig:
     """A report without EOS after this many tokens is cut and marked truncated."""
     prefill_tokens: int = 16384
     """Prompt tokens of one prefill; more prompts wait for the next. Lower it if memory is short."""
+    slots: int = 64
+    """Generation batch size: reports decoded concurrently."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
-            raise ValueError(
-                "expected temperature >= 0, 0 < top_p <= 1, top_k >= 0 and max_new_tokens >= 1, got "
-                f"{self.temperature}, {self.top_p}, {self.top_k} and {self.max_new_tokens}"
-            )
-        if self.prefill_tokens < 1:
-            raise ValueError(f"expected prefill_tokens of at least 1, got {self.prefill_tokens}")
+        check_range(self, "temperature", "top_k", least=0)
+        check_range(self, "top_p", above=0, most=1)
+        check_range(self, "max_new_tokens", "prefill_tokens", "slots", least=1)
 
 
 def sample_seed(seed: int, stage: str, step: int, study_id: str, sample: int) -> int:
@@ -45,19 +45,19 @@ def uniforms(seed: int, count: int) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def choose(logits: Tensor, uniform: Tensor, config: SamplingConfig, banned: Tensor) -> tuple[Tensor, Tensor]:
+def choose(logits: Tensor, uniform: Tensor, config: SamplingConfig, suppressed: Tensor) -> tuple[Tensor, Tensor]:
     """Next token of each slot, by inversion of the cumulative distribution.
 
     Args:
         logits: [S, V], untouched by temperature.
         uniform: [S] float64 in [0, 1).
-        banned: [V] bool.
+        suppressed: [V] bool.
 
     Returns:
         tokens: [S] int64.
         logps: [S] float32 under the distribution sampled from. Greedy: under the untempered one.
     """
-    logits = logits.float().masked_fill(banned, -torch.inf)
+    logits = logits.float().masked_fill(suppressed, -torch.inf)
     if config.temperature == 0:
         highest, tokens = logits.max(-1)
         return tokens, highest - logits.logsumexp(-1)

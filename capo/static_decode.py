@@ -1,7 +1,6 @@
-"""Decoding for GPUs: steps of fixed shape, recorded once and replayed, so that no kernel waits for Python."""
+"""Decoding steps of fixed shape for GPUs, recorded once and replayed, so that no kernel waits for Python."""
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,12 +8,8 @@ from torch import Tensor
 REACH = 256  # the cache is read up to a multiple of this: one recording for each
 
 Step = Callable[[], tuple[Tensor, Tensor]]
-
-
-class Recorder(Protocol):
-    """Takes a step over fixed buffers; what it returns repeats the step on what the buffers then hold."""
-
-    def __call__(self, step: Step) -> Step: ...
+SlotStep = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+Recorder = Callable[[Step], Step]  # records a step over fixed buffers; the result repeats it on their current contents
 
 
 class CudaGraphs:
@@ -24,15 +19,15 @@ class CudaGraphs:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, step: Step) -> Step:
-        # Libraries set themselves up on first use, which a recording cannot hold. The step writes where it will write
-        # again when it is replayed, so running it twice does no harm.
-        side = torch.cuda.Stream()
+        # Libraries initialise on first use, which cannot be recorded. A replay writes to the same addresses, so that
+        # running the step twice does no harm.
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use CUDA meanwhile: by default that would break the recording.
+        # By default, CUDA calls of other threads would break the recording.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             outputs = step()
 
@@ -43,35 +38,26 @@ class CudaGraphs:
         return replay
 
 
-class StaticDecoder:
-    """Steps of all `slots`, busy or idle, at a reach rounded up.
+class RecordedSteps:
+    """Decoding steps of all `slots`, busy or idle, with the reach rounded up.
 
-    An idle slot decodes token 0 at position 0 of its own cache, which the next report to take the slot overwrites.
+    An idle slot decodes token 0 at position 0 of its own cache; the next report in that slot overwrites it.
 
     Args:
-        step: (state [4, slots] float64, reach) -> tokens and logps, [slots] each; it may not read a tensor's value on
+        step: (state [4, slots] float64, reach) -> tokens and logps, [slots] each; must not read a tensor's value on
             the host.
-        new_recorder: called at the start, and again when the buffers that recordings point to were replaced.
+        new_recorder: called at the start, and again after the buffers that recordings point to were replaced, which
+            the caller tells by another version.
     """
 
-    def __init__(
-        self,
-        step: Callable[[Tensor, int], tuple[Tensor, Tensor]],
-        slots: int,
-        device: torch.device,
-        new_recorder: Callable[[], Recorder],
-    ) -> None:
+    def __init__(self, step: SlotStep, slots: int, device: torch.device, new_recorder: Callable[[], Recorder]) -> None:
         self.step, self.new_recorder = step, new_recorder
         self.state = torch.zeros(4, slots, dtype=torch.float64, device=device)
         self.version = 0
         self._forget()
 
     def __call__(self, state: Tensor, reach: int, version: int) -> tuple[Tensor, Tensor]:
-        """State of the busy slots, [4, S] -> their next tokens and logps, [S] each.
-
-        Args:
-            version: of the buffers that recordings point to; changes when they are replaced.
-        """
+        """State of the busy slots, [4, S] -> their next tokens and logps, [S] each; `version` is of the buffers."""
         busy = state.shape[1]
         self.state.zero_()
         self.state[:, :busy] = state
@@ -86,5 +72,5 @@ class StaticDecoder:
 
     def _forget(self) -> None:
         self.recorded: dict[int, Step] = {}
-        # A pool whose last recording is gone may not be used again.
+        # A memory pool must not be used again after its last recording is gone.
         self.record = self.new_recorder()

@@ -1,24 +1,22 @@
-"""Leave when asked to: a signal is noted, and the run stops at the next place where nothing is lost."""
+"""Preemption: a signal is recorded, and the run stops at the next point where nothing is lost."""
 
 import signal
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
 
 class StopRequested(Exception):
-    """The run was asked to stop, and did so where it can go on."""
+    """The run stopped on request and can be resumed."""
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGUSR1: what schedulers send before they take a machine away."""
+    """Records SIGTERM and SIGUSR1, which schedulers send before preemption."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def listen(self) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._record)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

@@ -1,10 +1,10 @@
 """What the stages hand to one another: frozen, each field with its shape and meaning."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from torch import Tensor, device
+from torch import Tensor, device, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 T = TypeVar("T")
@@ -21,35 +21,43 @@ class Prompt(Protocol):
 
 
 class Policy(Protocol):
-    """The few operations the algorithm needs of a Qwen-VL-style model."""
+    """All that rollouts, packing and `Trainer` need of a model: any class with these members works.
 
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
+    `docs/library/policy.md` has one for a text-only model. W is at least D: channels of an image feature beyond the
+    hidden size are for models that add features in several layers. Prompts are of the kind that the policy's own
+    processor makes, with at least the members of `Prompt`.
+    """
+
     device: device
 
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Those that require a gradient are trained."""
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """The same with the names that checkpoints use."""
+
     def __call__(self, compute: Callable[[], T]) -> T:
-        """`compute()`, which uses the operations below; a sharded policy gathers what they need for its duration."""
+        """`compute()`, which uses the operations below; a sharded policy gathers its parameters for that time."""
 
-    def features(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Image features of each prompt, [image tokens, W]; one run of the vision tower for all."""
+    def features(self, prompts: Sequence[Any]) -> list[Tensor]:
+        """Image features of each prompt, [image tokens, W]; one run of the vision tower for all prompts."""
 
-    def feature_shapes(self, prompt: Prompt) -> list[tuple[int, int]]:
-        """Rows and columns of the features of each image of a prompt; their products add up to its image tokens."""
-
-    def embed(self, prompts: Sequence[Prompt], features: Sequence[Tensor]) -> list[Tensor]:
-        """Input embeddings of each prompt, [P, W], image features in place; channels beyond D are 0 at text tokens."""
+    def embed(self, prompts: Sequence[Any], features: Sequence[Tensor]) -> list[Tensor]:
+        """Input embeddings of each prompt, [P, W], features at the image tokens; channels beyond D are 0 at text."""
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """[...] int64 -> [..., D]."""
 
-    def trunk(
+    def decoder(
         self, embeds: Tensor, positions: Tensor, mask: Tensor | BlockMask | None, cache: object | None = None
     ) -> Tensor:
         """[B, L, D or W], [3, B, L], mask [B, 1, L, S] -> hidden [B, L, D] after the last norm.
 
-        The mask is bool (True: may attend) or added to the scores; None is causal. On a GPU that of a training pass is
-        a block mask of FlexAttention.
+        Args:
+            mask: bool (True: may attend) or added to the scores; None is causal. On a GPU a training pass gets a block
+                mask of FlexAttention.
+            cache: `cache.update(key, value, layer)` returns the keys and values to attend to, [B, kv heads, S, head
+                dim]; each layer calls it once, as with a cache of transformers.
         """
 
     def output_weight(self) -> Tensor:
@@ -69,9 +77,10 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Case:
-    """One study of an optimiser batch: its prompt, its G reports, and what the loss needs of each."""
+    """One study of an optimiser batch: its prompt, its G reports, and what the loss needs of them."""
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
     advantages: Tensor  # [G] float32, centred within the group; 0 where the reward is missing
-    critical: bool  # the reference report describes an abnormal finding
+    critical: bool  # the reference report describes an abnormal finding; splits the metrics
+    clip: float  # eps_i, the clip range of its reports (eq. 9, `capo.clipping.critical_clip`)

@@ -1,5 +1,6 @@
 """Which studies each step reads: a function of seed and step alone, so that a resumed run needs only the step."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,12 +19,9 @@ def shuffled_batches(
     """Batches of indices below `count`, without end, from `start_step` on.
 
     Without weights each epoch visits every index once, in an order of its own, and a batch may span two epochs.
-    With weights each batch is drawn anew in proportion to them, no index twice in a batch while there are enough.
-
-    Args:
-        weights: `count` numbers of at least 0, not all 0.
-        lengths: `count` lengths, in tokens say; batches then hold indices of similar length, so that little is padded.
-        window: batches among which indices may change places to that end: more are more alike and less random.
+    With `count` weights of at least 0, not all 0, each batch is drawn anew in proportion to them, no index twice in a
+    batch while there are enough. With `count` lengths, such as tokens, batches hold indices of similar length, which
+    pads less; a larger `window` (batches sorted together) gives more similar lengths and less randomness.
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"expected at least one study and a batch size of at least 1, got {count} and {batch_size}")
@@ -36,10 +34,9 @@ def shuffled_batches(
     if lengths is not None and (len(lengths) != count or window < 1):
         raise ValueError(f"expected {count} lengths and a window of at least 1, got {len(lengths)} and {window}")
     epoch, order = -1, np.empty(0, dtype=np.int64)
-    place = start_step * batch_size
-    while True:
+    for step in itertools.count(start_step):
         batch = []
-        for index in range(place, place + batch_size):
+        for index in range(step * batch_size, (step + 1) * batch_size):
             if index // count != epoch:
                 epoch = index // count
                 generator = np.random.default_rng([seed, epoch])
@@ -49,17 +46,14 @@ def shuffled_batches(
                     order = _grouped(order, np.asarray(lengths), batch_size, window, generator, first=begun)
             batch.append(int(order[index % count]))
         yield batch
-        place += batch_size
 
 
 def _grouped(
     order: np.ndarray, lengths: np.ndarray, batch_size: int, window: int, generator: np.random.Generator, *, first: int
 ) -> np.ndarray:
-    """An epoch's order, sorted by length within windows, the batches of each window shuffled again.
+    """An epoch's order [count], sorted by length within windows, the batches of each window shuffled again.
 
-    Args:
-        order: [count], a permutation.
-        first: places at the start that fill up the last batch of the epoch before.
+    The `first` of it complete the last batch of the previous epoch.
     """
     pieces = [order[:first]]
     for start in range(first, len(order), window * batch_size):
@@ -71,9 +65,8 @@ def _grouped(
     return np.concatenate(pieces)
 
 
-def _drawn(weights: np.ndarray, batch_size: int, seed: int, step: int) -> Iterator[list[int]]:
+def _drawn(weights: np.ndarray, batch_size: int, seed: int, start_step: int) -> Iterator[list[int]]:
     chances = weights / weights.sum()
-    replace = batch_size > np.count_nonzero(weights)
-    while True:
+    replace = batch_size > int(np.count_nonzero(weights))
+    for step in itertools.count(start_step):
         yield np.random.default_rng([seed, step]).choice(len(weights), batch_size, replace, p=chances).tolist()
-        step += 1

@@ -1,9 +1,8 @@
 """A contact sheet of a manifest: images, sections and labels of some studies on one HTML page, to look before training.
 
-python -m data.browse manifest.jsonl --count 24 --split train --out sheet.html
+python -m radflow.data.browse manifest.jsonl --count 24 --split train --out sheet.html
 """
 
-import argparse
 import base64
 import io
 import os
@@ -11,44 +10,35 @@ import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import tyro
+from tyro.conf import Positional
 
-from data.files import write_whole
-from data.prefetch import prefetched
-from data.readers.manifest import read_manifest
-from data.studies import Study, load_image
+from radflow.data.files import WORDS, write_whole
+from radflow.data.prefetch import prefetch
+from radflow.data.readers.manifest import read_manifest
+from radflow.data.studies import ImageSource, Study, load_image
 
+Split = Literal["train", "val", "test"]
 MARK = {1: "", 0: "no ", -1: "uncertain: "}
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; color: #222; background: #fff }
-article { border-top: 1px solid #ccc; padding: 1rem 0 }
-article { display: grid; grid-template-columns: minmax(16rem, 2fr) 3fr; gap: 1.5rem }
-figure { display: inline-block; margin: 0 .5rem .5rem 0 } figcaption { color: #666; font-size: .85em }
-h2 { font-size: 1.1rem; margin: 0 } h3 { font-size: .9rem; margin: .8rem 0 0; color: #555 }
-p { margin: .1rem 0; white-space: pre-wrap; overflow-wrap: anywhere } .bad { color: #b00020 }
-.labels span { background: #eef; border-radius: .3rem; padding: .1rem .4rem; margin: .1rem; display: inline-block }
-"""
+STYLE = (WORDS / "sheet.css").read_text(encoding="utf-8")
 
 
-def contact_sheet(studies: Sequence[Study], *, title: str, side: int) -> str:
-    """One HTML page that needs no other file. An image that cannot be decoded shows why; the others are shown.
-
-    Args:
-        side: longest side of an image on the page, in pixels.
-    """
-    pages = prefetched(studies, lambda study: _article(study, side), workers=os.cpu_count() or 1)
+def render_sheet(studies: Sequence[Study], *, title: str, side: int) -> str:
+    """One HTML page that needs no other file, images of at most `side` pixels. What cannot be decoded shows why."""
+    pages = prefetch(studies, lambda study: _render_article(study, side), workers=os.cpu_count() or 1)
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>\n'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>\n{STYLE}</style>\n'
         f"<h1>{escape(title)}</h1>\n" + "\n".join(article for _, article in pages) + "\n</html>\n"
     )
 
 
-def _article(study: Study, side: int) -> str:
+def _render_article(study: Study, side: int) -> str:
     views = study.views or ("",) * len(study.images)
-    shown = [(source, view) for source, view in zip(study.images, views, strict=True)]
-    shown += [(source, "prior") for source in study.prior_images]
-    figures = "".join(_figure(source, view, study.id, side) for source, view in shown)
+    shown = [*zip(study.images, views, strict=True), *((source, "prior") for source in study.prior_images)]
+    figures = "".join(_render_figure(source, view, study.id, side) for source, view in shown)
     sections = "".join(
         f"<h3>{name.title()}</h3><p>{escape(text)}</p>"
         for name in ("indication", "comparison", "findings", "impression")
@@ -59,7 +49,7 @@ def _article(study: Study, side: int) -> str:
     return f'<article><div>{figures}</div><div>{facts}{sections}<p class="labels">{labels}</p></div></article>'
 
 
-def _figure(source: Path, view: str, study_id: str, side: int) -> str:
+def _render_figure(source: ImageSource, view: str, study_id: str, side: int) -> str:
     try:
         image = load_image(source, study_id=study_id)
     except ValueError as error:
@@ -67,52 +57,63 @@ def _figure(source: Path, view: str, study_id: str, side: int) -> str:
     size = image.size
     image.thumbnail((side, side))
     buffer = io.BytesIO()
-    image.convert("L" if _is_grey(image) else "RGB").save(buffer, "JPEG", quality=85)
+    pixels = np.asarray(image)
+    image.convert("L" if (pixels == pixels[..., :1]).all() else "RGB").save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
     caption = f"{view} {size[0]} x {size[1]}".strip()
     shown = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(view)}">'
     return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _is_grey(image) -> bool:
-    pixels = np.asarray(image)
-    return bool((pixels == pixels[..., :1]).all())
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("--count", type=int, default=24, help="studies on the page (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="which studies are drawn (default: %(default)s)")
-    parser.add_argument("--split", choices=("train", "val", "test"), help="draw from this split only")
-    parser.add_argument("--ids", nargs="+", default=[], help="show these studies instead of drawing some")
-    parser.add_argument("--image-root", type=Path, help="folder that image paths start from (default: the manifest's)")
-    parser.add_argument(
-        "--side", type=int, default=320, help="longest side of an image, in pixels (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, help="page to write (default: MANIFEST.html)")
-    args = parser.parse_args(argv)
-    out = args.out or args.manifest.with_suffix(".html")
+    tyro.cli(_write_sheet, args=argv, prog="python -m radflow.data.browse", description=__doc__)
+
+
+def _write_sheet(
+    manifest: Positional[Path],
+    count: int = 24,
+    seed: int = 0,
+    split: Split | None = None,
+    ids: tuple[str, ...] = (),
+    image_root: Path | None = None,
+    side: int = 320,
+    out: Path | None = None,
+) -> None:
+    """Write the page.
+
+    Args:
+        manifest: JSONL manifest of studies.
+        count: Studies on the page.
+        seed: Random seed of the studies drawn.
+        split: Draw from this split only.
+        ids: Show these studies instead of drawing some.
+        image_root: Folder that image paths start from; the manifest's own by default.
+        side: Longest side of an image, in pixels.
+        out: Page to write; by default MANIFEST.html.
+    """
+    out = out or manifest.with_suffix(".html")
     try:
-        studies = read_manifest(args.manifest, image_root=args.image_root)
-        chosen = _chosen(studies, args)
+        studies = read_manifest(manifest, image_root=image_root)
+        chosen = _choose(studies, ids) if ids else _draw(studies, split, count, seed)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    page = contact_sheet(chosen, title=f"{args.manifest.name}: {len(chosen)} of {len(studies)} studies", side=args.side)
+    page = render_sheet(chosen, title=f"{manifest.name}: {len(chosen)} of {len(studies)} studies", side=side)
     write_whole(out, [page])
     print(f"written to {out}")
 
 
-def _chosen(studies: Sequence[Study], args: argparse.Namespace) -> list[Study]:
-    if args.ids:
-        by_id = {study.id: study for study in studies}
-        if missing := [name for name in args.ids if name not in by_id]:
-            raise ValueError(f"expected ids of {args.manifest}, it has no {', '.join(missing[:5])}")
-        return [by_id[name] for name in args.ids]
-    pool = [study for study in studies if args.split in (None, study.split)]
+def _choose(studies: Sequence[Study], ids: Sequence[str]) -> list[Study]:
+    by_id = {study.id: study for study in studies}
+    if missing := [name for name in ids if name not in by_id]:
+        raise ValueError(f"expected ids of studies in the manifest, it has no {', '.join(missing[:5])}")
+    return [by_id[name] for name in ids]
+
+
+def _draw(studies: Sequence[Study], split: str | None, count: int, seed: int) -> list[Study]:
+    pool = [study for study in studies if split in (None, study.split)]
     if not pool:
-        raise ValueError(f"{args.manifest} has no study in the split {args.split}")
-    order = np.random.default_rng(args.seed).permutation(len(pool))[: args.count]
+        raise ValueError(f"expected a manifest with studies, it has no study in the split {split}")
+    order = np.random.default_rng(seed).permutation(len(pool))[:count]
     return [pool[i] for i in sorted(order)]
 
 

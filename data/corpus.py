@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from data.image_cache import ImageCache, cached_studies
-from data.phantoms import make_studies
-from data.readers.manifest import read_manifest
-from data.studies import Study, check_studies, decode_studies
-from data.windowing import WindowConfig
+from radflow.data.phantoms import make_studies
+from radflow.data.prefetch import ImageCache, change_studies, decode_studies
+from radflow.data.readers.manifest import read_manifest
+from radflow.data.studies import Study, check_studies
+from radflow.data.windowing import WindowConfig
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class DataConfig:
     image_size: int = 112
     """Side of a phantom image, in pixels."""
     manifest: Path | None = None
-    """JSONL manifest, one study a line (docs/data.md)."""
+    """JSONL manifest, one study per line (docs/data.md)."""
     image_root: Path | None = None
     """Folder that the image paths of the manifest start from; the manifest's own folder by default."""
     keep_size: int = 0
@@ -44,23 +44,17 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.source == "manifest" and self.manifest is None:
-            raise ValueError(
-                "expected data.manifest with data.source manifest, got none; give the path of a JSONL file"
-            )
+            wanted = "expected data.manifest with data.source manifest"
+            raise ValueError(f"{wanted}, got none; give the path of a JSONL file")
         if self.cache_dir is not None and (self.source != "manifest" or self.keep_size < 1):
-            raise ValueError(
-                "expected data.source manifest and data.keep_size of at least 1 with data.cache_dir, got "
-                f"{self.source} and {self.keep_size}"
-            )
+            wanted = "expected data.source manifest and data.keep_size of at least 1 with data.cache_dir"
+            raise ValueError(f"{wanted}, got {self.source} and {self.keep_size}")
         if self.workers < 0 or self.keep_size < 0:
-            raise ValueError(
-                f"expected data.workers and data.keep_size of at least 0, got {self.workers} and {self.keep_size}"
-            )
+            wanted = "expected data.workers and data.keep_size of at least 0"
+            raise ValueError(f"{wanted}, got {self.workers} and {self.keep_size}")
         if self.source == "phantoms" and (self.num_train < 2 or self.num_test < 2 or self.image_size < 56):
-            raise ValueError(
-                "expected data.num_train and data.num_test of at least 2 and data.image_size of at least 56, got "
-                f"{self.num_train}, {self.num_test} and {self.image_size}"
-            )
+            wanted = "expected data.num_train and data.num_test of at least 2 and data.image_size of at least 56"
+            raise ValueError(f"{wanted}, got {self.num_train}, {self.num_test} and {self.image_size}")
 
 
 @dataclass(frozen=True)
@@ -80,22 +74,17 @@ class Corpus:
 
 
 def load_corpus(config: DataConfig, *, seed: int) -> Corpus:
-    """Read and check every study, images decoded.
-
-    Raises:
-        ValueError: names the studies that are wrong and what to do.
-    """
-    if config.source == "phantoms":
-        studies = make_studies(
-            config.modality, num_train=config.num_train, num_val=0, num_test=config.num_test,
-            seed=seed, size=config.image_size,
-        )  # fmt: skip
+    """Read and check every study, images decoded. A ValueError names the studies that are wrong and what to do."""
+    if config.manifest is None or config.source == "phantoms":
+        counts = {"num_train": config.num_train, "num_val": 0, "num_test": config.num_test}
+        studies = make_studies(config.modality, **counts, seed=seed, size=config.image_size)
     else:
         read = read_manifest(config.manifest, image_root=config.image_root)
         studies = [replace(study, window=config.window) for study in read]
     check_studies(studies)
     if config.cache_dir is not None:
-        studies = cached_studies(studies, ImageCache(config.cache_dir, config.keep_size), workers=config.workers)
+        cache = ImageCache(config.cache_dir, config.keep_size)
+        studies = change_studies(studies, cache.fetch, title="caching images", workers=config.workers)
     elif config.source == "manifest":
         studies = decode_studies(studies, keep_size=config.keep_size)
     train = tuple(s for s in studies if s.split == "train")

@@ -5,21 +5,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.images import check_size
+# A radiograph has 4 to 20 million pixels, a mammogram up to 30. A small file that claims more is damaged or malicious,
+# and would take gigabytes: 20,000 x 20,000 pixels are 1.2 GB as RGB.
+MAX_PIXELS = 100_000_000
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise ValueError for an image that must not be decoded."""
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"expected at most {MAX_PIXELS:,} pixels, the file claims {width} x {height}")
 
 
 def read_dicom(path: Path) -> Image.Image:
     """One frame, 8-bit grey or RGB. Without VOI LUT or window, its darkest to its brightest level fill the range.
 
-    Raises:
-        FileNotFoundError: not there.
-        OSError: no DICOM file, or one whose pixels cannot be decoded.
-        ValueError: pydicom is not installed, several frames, or too many pixels.
+    Raises OSError if it is missing, no DICOM file or damaged; ValueError without pydicom or for several frames.
     """
     try:
         from pydicom import dcmread
         from pydicom.errors import InvalidDicomError
-        from pydicom.pixels import pixel_array
+        from pydicom.pixels import apply_color_lut, pixel_array
     except ImportError as error:
         raise ValueError("DICOM files need pydicom; install it with: pip install -e '.[dicom]'") from error
     try:
@@ -31,7 +36,8 @@ def read_dicom(path: Path) -> Image.Image:
     except (InvalidDicomError, AttributeError, EOFError, RuntimeError, NotImplementedError) as error:
         raise OSError(f"no readable DICOM image: {error}") from error
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        return Image.fromarray(_palette(levels, dataset))
+        colours = apply_color_lut(levels, dataset)  # palettes hold 8 or 16 bits per colour
+        return Image.fromarray((colours if colours.dtype == np.uint8 else colours >> 8).astype(np.uint8))
     if levels.ndim == 3:
         return Image.fromarray(levels.astype(np.uint8))
     return Image.fromarray(_grey(levels, dataset))
@@ -53,11 +59,3 @@ def _grey(levels: np.ndarray, dataset) -> np.ndarray:
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         share = 1 - share
     return (share * 255).round().astype(np.uint8)
-
-
-def _palette(levels: np.ndarray, dataset) -> np.ndarray:
-    """[H, W, 3] uint8; palettes hold 8 or 16 bits a colour."""
-    from pydicom.pixels import apply_color_lut
-
-    colours = apply_color_lut(levels, dataset)
-    return colours.astype(np.uint8) if colours.dtype == np.uint8 else (colours >> 8).astype(np.uint8)

@@ -1,16 +1,19 @@
-"""What is wrong with a set of studies, and what to do about each kind: keep and report, drop, or stop."""
+"""What is wrong with a set of studies, what to do about it (keep and report, drop, or stop), and a summary of it."""
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
-from data.readers.records import Record
+from radflow.data.readers.records import SPLITS, Record, Unread
+from radflow.data.studies import Study, load_image
 
 Action = Literal["keep", "drop", "fatal"]
-# A study that stands in two splits is named in the one that is less precious.
+# A study that is in two splits is reported in the one that is less precious.
 PRECIOUS = {"test": 0, "val": 1, "train": 2}
+SHOWN = 5  # ids of each kind that are printed
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class IntegrityConfig:
     report_in_two_splits: Action = "keep"
     """The same report, white space and case aside, is also in a more precious split. Short normal reports repeat."""
     image_in_two_splits: Action = "drop"
-    """The same pixels are also in a more precious split. Looked for with --check-images only."""
+    """The same pixels are also in a more precious split. Needs `check_images`."""
     unreadable_image: Action = "drop"
-    """An image that is missing or cannot be decoded. Looked for with --check-images only."""
+    """An image that is missing or cannot be decoded. Needs `check_images`."""
     no_image: Action = "drop"
     """No image is listed, or none of the wanted view."""
     no_findings: Action = "drop"
@@ -50,9 +53,6 @@ class IntegrityConfig:
         if not 0 <= self.min_words < self.max_words:
             raise ValueError(f"expected min_words below max_words, got {self.min_words} and {self.max_words}")
 
-    def action(self, rule: str) -> Action:
-        return getattr(self, rule)
-
 
 RULES = tuple(field.name for field in fields(IntegrityConfig) if not field.name.endswith("_words"))
 
@@ -66,7 +66,7 @@ class Entry:
     split: str
     num_images: int
     report: bytes  # digest, empty for an empty report
-    images: tuple[bytes, ...]  # digests of pixels, empty where images were not checked
+    images: tuple[bytes, ...]  # digests of pixels, empty if images were not checked
     broken: tuple[tuple[str, str], ...]  # rules that the study breaks by itself, with details
 
 
@@ -76,64 +76,48 @@ class Problem:
 
     rule: str
     id: str
-    place: int  # of the study, in reading order
+    index: int  # of the study, in reading order
     detail: str = ""
 
 
-def entry_of(record: Record, config: IntegrityConfig, *, digests: Sequence[bytes], unreadable: str) -> Entry:
-    """Look at one study by itself.
-
-    Args:
-        digests: of its images' pixels, where they were checked.
-        unreadable: what is wrong with its images, or empty.
-    """
+def check_record(record: Record, config: IntegrityConfig, *, check_images: bool) -> Entry:
+    """Look at one study by itself, and at its pixels if asked."""
     study = record.study
+    digests, unreadable = _digest_images(study) if check_images else ([], "")
     words = len(study.findings.split()) + len(study.impression.split())
-    empty = not words
     broken = {
         "no_image": not study.images,
         "no_findings": not study.findings.strip(),
         "no_impression": not study.impression.strip(),
-        "ambiguous_sections": record.sections == "ambiguous",
-        "short_report": not empty and words < config.min_words,
+        "ambiguous_sections": record.ambiguous,
+        "short_report": 0 < words < config.min_words,
         "long_report": words > config.max_words,
         "not_utf8": not record.utf8,
         "unreadable_image": bool(unreadable),
     }
     details = {"short_report": f"{words} words", "long_report": f"{words} words", "unreadable_image": unreadable}
-    return Entry(
-        id=study.id,
-        patient_id=study.patient_id,
-        split=study.split,
-        num_images=len(study.images),
-        report=b"" if empty else _digest(study.report),
-        images=tuple(digests),
-        broken=tuple((rule, details.get(rule, "")) for rule, is_broken in broken.items() if is_broken),
-    )
+    found = tuple((rule, details.get(rule, "")) for rule, is_broken in broken.items() if is_broken)
+    normal = re.sub(r"\s+", " ", study.report).strip().lower()
+    report = hashlib.blake2b(normal.encode(), digest_size=12).digest() if words else b""
+    return Entry(study.id, study.patient_id, study.split, len(study.images), report, tuple(digests), found)
 
 
-def find_problems(entries: Sequence[Entry], config: IntegrityConfig) -> list[Problem]:
-    """Every rule that a study breaks, by itself or beside the others that are left."""
-    alone = [
-        Problem(rule, entry.id, place, detail) for place, entry in enumerate(entries) for rule, detail in entry.broken
-    ]
-    alone += _duplicate_ids(entries)
-    dropped = dropped_places(alone, config)
-    left = [(place, entry) for place, entry in enumerate(entries) if place not in dropped]
+def _find_problems(entries: Sequence[Entry], config: IntegrityConfig) -> list[Problem]:
+    """Every rule that a study breaks, by itself or together with others that are left."""
+    alone = [Problem(rule, entry.id, i, detail) for i, entry in enumerate(entries) for rule, detail in entry.broken]
+    seen: set[str] = set()
+    for index, entry in enumerate(entries):
+        if entry.id in seen:
+            alone.append(Problem("duplicate_id", entry.id, index))
+        seen.add(entry.id)
+    dropped = _dropped_indices(alone, config)
+    left = [(index, entry) for index, entry in enumerate(entries) if index not in dropped]
     return [
         *alone,
         *_shared(left, "patient_in_two_splits", lambda entry: (entry.patient_id,)),
         *_shared(left, "report_in_two_splits", lambda entry: (entry.report,) if entry.report else ()),
         *_shared(left, "image_in_two_splits", lambda entry: entry.images),
     ]
-
-
-def _duplicate_ids(entries: Sequence[Entry]) -> Iterator[Problem]:
-    seen: set[str] = set()
-    for place, entry in enumerate(entries):
-        if entry.id in seen:
-            yield Problem("duplicate_id", entry.id, place)
-        seen.add(entry.id)
 
 
 def _shared(
@@ -145,25 +129,115 @@ def _shared(
         for key in keys_of(entry):
             if PRECIOUS[entry.split] < PRECIOUS[best.setdefault(key, entry).split]:
                 best[key] = entry
-    for place, entry in entries:
+    for index, entry in entries:
         others = (best[key] for key in keys_of(entry))
         if other := next((other for other in others if other.split != entry.split), None):
-            yield Problem(rule, entry.id, place, f"in {entry.split}, and in {other.split} with {other.id}")
+            yield Problem(rule, entry.id, index, f"in {entry.split}, and in {other.split} with {other.id}")
 
 
-def dropped_places(problems: Iterable[Problem], config: IntegrityConfig) -> dict[int, str]:
-    """Place of each study to be dropped -> the first rule that says so."""
+def _dropped_indices(problems: Iterable[Problem], config: IntegrityConfig) -> dict[int, str]:
+    """Index of each study to be dropped -> the first rule that says so."""
     dropped: dict[int, str] = {}
     for problem in problems:
-        if config.action(problem.rule) == "drop":
-            dropped.setdefault(problem.place, problem.rule)
+        if getattr(config, problem.rule) == "drop":
+            dropped.setdefault(problem.index, problem.rule)
     return dropped
 
 
-def pixel_digest(pixels: bytes, size: tuple[int, int]) -> bytes:
-    """Of a decoded image: the same for two files of the same pixels."""
-    return hashlib.blake2b(pixels, digest_size=12, person=f"{size[0]}x{size[1]}".encode()[:16]).digest()
+def _digest_images(study: Study) -> tuple[list[bytes], str]:
+    """Digests of the pixels of each image, the same for two files of the same pixels; and what is wrong, or ""."""
+    digests = []
+    try:
+        for source in study.images:
+            image = load_image(source, study_id=study.id)
+            person = f"{image.width}x{image.height}".encode()[:16]
+            digests.append(hashlib.blake2b(image.tobytes(), digest_size=12, person=person).digest())
+    except ValueError as error:
+        return [], str(error)
+    return digests, ""
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(re.sub(r"\s+", " ", text).strip().lower().encode(), digest_size=12).digest()
+@dataclass(frozen=True)
+class Summary:
+    """Counts of what was written, and the studies of every rule."""
+
+    read: int  # studies seen, those that could not be read included
+    splits: Mapping[str, int]  # studies written
+    patients: int  # of the studies written
+    images: int  # of the studies written
+    missing: Mapping[str, int]  # sections that written studies lack
+    dropped: Mapping[str, list[str]]  # reason -> "id: detail"
+    reported: Mapping[str, list[str]]  # rule -> "id: detail", of studies that were kept nevertheless
+    fatal: Mapping[str, list[str]]
+    gone: Mapping[int, str]  # index of each study that was dropped -> the rule
+
+    @property
+    def studies(self) -> int:
+        return sum(self.splits.values())
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry], unread: Sequence[Unread], config: IntegrityConfig) -> "Summary":
+        problems = _find_problems(entries, config)
+        gone = _dropped_indices(problems, config)
+        kept = [entry for index, entry in enumerate(entries) if index not in gone]
+        found: dict[str, dict[str, list[str]]] = {"dropped": {}, "reported": {}, "fatal": {}}
+        for item in unread:
+            found["dropped"].setdefault(item.reason, []).append(_line(item))
+        for problem in problems:
+            if getattr(config, problem.rule) == "fatal":
+                found["fatal"].setdefault(problem.rule, []).append(_line(problem))
+            elif gone.get(problem.index) == problem.rule:
+                found["dropped"].setdefault(problem.rule, []).append(_line(problem))
+            elif problem.index not in gone:
+                found["reported"].setdefault(problem.rule, []).append(_line(problem))
+        counts = Counter(entry.split for entry in kept)
+        return cls(
+            read=len(entries) + len(unread),
+            splits={split: counts[split] for split in SPLITS},
+            patients=len({entry.patient_id for entry in kept}),
+            images=sum(entry.num_images for entry in kept),
+            missing={rule: len(found["reported"].get(rule, [])) for rule in ("no_findings", "no_impression")},
+            gone=gone,
+            **found,
+        )
+
+    def refuse_unusable(self) -> None:
+        """Raise ValueError if a fatal rule is broken, or if nothing is left."""
+        if self.fatal:
+            listed = "\n".join(_listed(self.fatal))
+            advice = "correct the files, or set these rules to keep or drop"
+            raise ValueError(f"nothing was written, since these rules are fatal:\n{listed}\n{advice}")
+        if not self.studies:
+            raise ValueError(f"nothing was written, since no study is left:\n{self.text()}")
+
+    def text(self) -> str:
+        splits = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
+        dropped = sum(map(len, self.dropped.values()))
+        lines = [
+            f"studies {self.studies:,} of {self.read:,} ({splits})",
+            f"patients {self.patients:,}",
+            f"images {self.images:,}",
+            f"sections missing: Findings {self.missing['no_findings']:,}, Impression {self.missing['no_impression']:,}",
+            f"dropped {dropped:,}",
+            *_listed(self.dropped),
+        ]
+        if self.reported:
+            lines += ["kept, but look at", *_listed(self.reported)]
+        return "\n".join(lines)
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON, with every id."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("read", "fatal", "gone")}
+        return {"read": self.read, "studies": self.studies, **kept}
+
+
+def _line(item: Problem | Unread) -> str:
+    return f"{item.id}: {item.detail}" if item.detail else item.id
+
+
+def _listed(groups: Mapping[str, Sequence[str]]) -> list[str]:
+    lines = []
+    for name, found in sorted(groups.items(), key=lambda group: -len(group[1])):
+        more = f" and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+        lines.append(f"  {name.replace('_', ' ')}: {len(found):,} ({'; '.join(found[:SHOWN])}{more})")
+    return lines

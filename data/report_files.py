@@ -1,6 +1,6 @@
 """Files of reports, as people and leaderboards write them: ReXrank JSON, CSV, JSON lines, a folder of text files.
 
-One file holds predictions or references. Nothing in it is dropped in silence: what cannot be a report is an error that
+One file holds predictions or references. Nothing in it is dropped silently: what cannot be a report is an error that
 names the study or the line, and what is missing (null, NaN, an empty field) is kept as missing.
 """
 
@@ -19,7 +19,7 @@ ID_KEYS = ("study_id", "id", "study", "uid", "case_id")
 IMAGE_KEY = "path_to_image"  # CheXpert Plus names a study by the folder of its images only
 FINDINGS_KEYS = ("section_findings", "findings")
 IMPRESSION_KEYS = ("section_impression", "impression")
-# A file of predictions may repeat the reference beside them (ReXrank's does, under "report"): its own key comes first.
+# A file of predictions may also hold the reference (ReXrank's does, under "report"): its own key comes first.
 REPORT_KEYS: Mapping[Role, tuple[str, ...]] = {
     "predictions": ("model_prediction", "prediction", "report", "text"),
     "references": ("report", "reference", "text"),
@@ -29,55 +29,50 @@ SPLITS = ("train", "val", "valid", "validation", "test")
 
 @dataclass(frozen=True)
 class Report:
-    """One report as the file has it; None where the file has nothing."""
+    """One report as the file has it; None for what is missing."""
 
     text: str | None  # the whole report
-    findings: str | None = None  # where the file gives sections apart
+    findings: str | None = None  # if the file gives the sections apart
     impression: str | None = None
     split: str | None = None
 
     @property
-    def missing(self) -> bool:
-        """Whether the file names the study and says nothing about it."""
-        return self.text is None and self.findings is None and self.impression is None
+    def divided(self) -> bool:
+        """Whether the file gives a section apart."""
+        return self.findings is not None or self.impression is not None
 
 
 def read_report_file(path: Path, role: Role) -> dict[str, Report]:
     """Reports of a file or folder, by study id, in its order.
 
     A `.json` is an object of id -> report (a text, or an object with the keys of ReXrank), or R2Gen's object of
-    split -> list of studies; `.jsonl` has one object a line; `.csv` and `.tsv` have a header; a folder has one text
-    file a study, named after it. Column and key names are those of ReXrank, MIMIC-CXR, IU X-ray, CheXpert Plus and
+    split -> list of studies; `.jsonl` has one object per line; `.csv` and `.tsv` have a header; a folder has one text
+    file per study, named after it. Column and key names are those of ReXrank, MIMIC-CXR, IU X-ray, CheXpert Plus and
     ReXGradient, in any case. An id that comes again with the same text (one row for each image of a study) counts once.
 
-    Raises:
-        ValueError: unreadable, not UTF-8, of another form, without any study, or with two different reports for one
-            id; names the file and the line or study.
+    Raises ValueError, with file and line or study, if it is unreadable, not UTF-8, of another form, without any study,
+    or has two different reports for one id.
     """
     reports: dict[str, Report] = {}
-    for place, study_id, report in _rows(path, role):
+    for where, study_id, report in _rows(path, role):
         if reports.setdefault(study_id, report) != report:
-            raise ValueError(f"{place}: study {study_id} has two different reports in this file; keep one")
+            raise ValueError(f"{where}: study {study_id} has two different reports in this file; keep one")
     if not reports:
         raise ValueError(f"{path}: expected reports by study id, got none")
     return reports
 
 
 def _rows(path: Path, role: Role) -> Iterator[tuple[str, str, Report]]:
-    """(place in the file, id, report) of each entry."""
+    """(position in the file, id, report) of each entry."""
     if path.is_dir():
         for file in sorted(path.rglob("*.txt")):
             yield str(file), file.stem, Report(_known(_decoded(file), str(file)))
         return
-    if path.suffix not in (".json", ".jsonl", ".csv", ".tsv"):
+    forms = {".json": _json_entries, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table}
+    if path.suffix not in forms:
         raise ValueError(f"{path}: expected a .json, .jsonl, .csv or .tsv file or a folder of .txt files, got neither")
-    text = _decoded(path)
-    if path.suffix == ".json":
-        entries = _json_entries(text, path)
-    else:
-        entries = _json_lines(text, path) if path.suffix == ".jsonl" else _table(text, path)
-    for place, study_id, entry in entries:
-        yield place, study_id, _report(entry, role, place)
+    for where, study_id, entry in forms[path.suffix](_decoded(path), path):
+        yield where, study_id, _report(entry, role, where)
 
 
 def _decoded(path: Path) -> str:
@@ -88,34 +83,31 @@ def _decoded(path: Path) -> str:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}:{line}: expected UTF-8, got the byte {content[error.start]:#04x}; save the file as UTF-8"
-        ) from error
+        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+        raise ValueError(f"{path}:{line}: expected UTF-8, got the byte {byte:#04x}; save the file as UTF-8") from error
 
 
 def _json_entries(text: str, path: Path) -> Iterator[tuple[str, str, Any]]:
-    # A list of pairs in place of a dict, because a dict forgets a key that comes twice.
-    loaded = _parsed(text, str(path), object_pairs_hook=_Pairs)
+    loaded = _parsed(text, str(path))
     if not isinstance(loaded, _Pairs):
         raise ValueError(f"{path}: expected a JSON object of study id -> report, got {type(loaded).__name__}")
     for key, value in loaded:
         if key in SPLITS and isinstance(value, list):  # R2Gen's annotation file
             for number, entry in enumerate(value):
-                place = f"{path}: {key}[{number}]"
-                entry = _fields(entry, place)
-                yield place, _id(entry, place), {"split": key, **entry}
+                where = f"{path}: {key}[{number}]"
+                entry = _fields(entry, where)
+                yield where, _id(entry, where), {"split": key, **entry}
         else:
-            place = f"{path}: study {key}"
-            yield place, _name(key, str(path)), _fields(value, place) if isinstance(value, _Pairs) else value
+            where = f"{path}: study {key}"
+            yield where, _name(key, str(path)), _fields(value, where) if isinstance(value, _Pairs) else value
 
 
 def _json_lines(text: str, path: Path) -> Iterator[tuple[str, str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            place = f"{path}:{number}"
-            entry = _fields(_parsed(line, place, object_pairs_hook=_Pairs), place)
-            yield place, _id(entry, place), entry
+            where = f"{path}:{number}"
+            entry = _fields(_parsed(line, where), where)
+            yield where, _id(entry, where), entry
 
 
 def _table(text: str, path: Path) -> Iterator[tuple[str, str, Any]]:
@@ -123,18 +115,16 @@ def _table(text: str, path: Path) -> Iterator[tuple[str, str, Any]]:
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         if len(set(header)) < len(header) or not any(key in header for key in (*ID_KEYS, IMAGE_KEY)):
-            raise ValueError(
-                f"{path}:1: expected a header with a column of ids ({', '.join(ID_KEYS)}), each name once, got "
-                f"{', '.join(header)[:200] or 'nothing'}"
-            )
+            wanted = f"a header with a column of ids ({', '.join(ID_KEYS)}), each name once"
+            raise ValueError(f"{path}:1: expected {wanted}, got {', '.join(header)[:200] or 'nothing'}")
         for cells in reader:
-            place = f"{path}:{reader.line_num}"
+            where = f"{path}:{reader.line_num}"
             if not cells:
                 continue
             if len(cells) != len(header):
-                raise ValueError(f"{place}: expected {len(header)} fields, as in the header, got {len(cells)}")
+                raise ValueError(f"{where}: expected {len(header)} fields, as in the header, got {len(cells)}")
             entry = dict(zip(header, cells, strict=True))
-            yield place, _id(entry, place), entry
+            yield where, _id(entry, where), entry
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num}: expected comma-separated values, got {error}") from error
 
@@ -143,62 +133,58 @@ class _Pairs(list):
     """Keys and values of a JSON object in their order, repeated keys included."""
 
 
-def _parsed(text: str, place: str, **options: Any) -> Any:
+def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text, **options)
+        # A list of pairs in where of a dict, because a dict forgets a key that comes twice.
+        return json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: expected JSON, got {error}") from error
+        raise ValueError(f"{where}: expected JSON, got {error}") from error
 
 
-def _fields(value: Any, place: str) -> dict[str, Any]:
+def _fields(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, _Pairs):
-        raise ValueError(f"{place}: expected a JSON object with a study's id and report, got {type(value).__name__}")
+        raise ValueError(f"{where}: expected a JSON object with a study's id and report, got {type(value).__name__}")
     fields = {key.strip().lower(): content for key, content in value}
     if len(fields) < len(value):
-        raise ValueError(f"{place}: expected each key once, got {', '.join(key for key, _ in value)[:200]}")
+        raise ValueError(f"{where}: expected each key once, got {', '.join(key for key, _ in value)[:200]}")
     return fields
 
 
-def _id(entry: Mapping[str, Any], place: str) -> str:
+def _id(entry: Mapping[str, Any], where: str) -> str:
     for key in ID_KEYS:
         if _missing(entry.get(key)):
             continue
         if not isinstance(entry[key], str | int) or isinstance(entry[key], bool):
-            raise ValueError(f"{place}: expected an id as text or whole number under {key!r}, got {entry[key]!r}")
-        return _name(str(entry[key]), place)
+            raise ValueError(f"{where}: expected an id as text or whole number under {key!r}, got {entry[key]!r}")
+        return _name(str(entry[key]), where)
     if isinstance(entry.get(IMAGE_KEY), str) and "/" in entry[IMAGE_KEY]:  # train/patient1/study2/view1_frontal.jpg
-        return _name("/".join(entry[IMAGE_KEY].split("/")[-3:-1]), place)
-    raise ValueError(
-        f"{place}: expected an id under one of {', '.join(ID_KEYS)}, got the keys {', '.join(entry)[:200]}"
-    )
+        return _name("/".join(entry[IMAGE_KEY].split("/")[-3:-1]), where)
+    got = ", ".join(entry)[:200]
+    raise ValueError(f"{where}: expected an id under one of {', '.join(ID_KEYS)}, got the keys {got}")
 
 
-def _name(study_id: str, place: str) -> str:
+def _name(study_id: str, where: str) -> str:
     if not study_id.strip():
-        raise ValueError(f"{place}: expected the id of a study, got an empty one")
-    return _storable(study_id.strip(), place)
+        raise ValueError(f"{where}: expected the id of a study, got an empty one")
+    return _storable(study_id.strip(), where)
 
 
-def _report(entry: Any, role: Role, place: str) -> Report:
+def _report(entry: Any, role: Role, where: str) -> Report:
     if not isinstance(entry, dict):
-        return Report(_known(entry, place))
+        return Report(_known(entry, where))
     keys = (*REPORT_KEYS[role], *FINDINGS_KEYS, *IMPRESSION_KEYS)
     if not any(key in entry for key in keys):
-        raise ValueError(f"{place}: expected one of the keys {', '.join(keys)}, got {', '.join(entry)[:200] or 'none'}")
-    text = _first(entry, REPORT_KEYS[role], place)
-    split = entry.get("split")
+        raise ValueError(f"{where}: expected one of the keys {', '.join(keys)}, got {', '.join(entry)[:200] or 'none'}")
+    text = _first(entry, REPORT_KEYS[role], where)
     if role == "predictions" and any(key in entry for key in REPORT_KEYS[role][:2]):
-        return Report(text)  # sections beside a prediction are the reference's
-    return Report(
-        text,
-        _first(entry, FINDINGS_KEYS, place),
-        _first(entry, IMPRESSION_KEYS, place),
-        split if isinstance(split, str) else None,
-    )
+        return Report(text)  # sections next to a prediction are the reference's
+    findings, impression = _first(entry, FINDINGS_KEYS, where), _first(entry, IMPRESSION_KEYS, where)
+    split = entry.get("split")
+    return Report(text, findings, impression, split if isinstance(split, str) else None)
 
 
-def _first(entry: Mapping[str, Any], keys: Iterable[str], place: str) -> str | None:
-    return next((_known(entry[key], f"{place}, {key}") for key in keys if key in entry), None)
+def _first(entry: Mapping[str, Any], keys: Iterable[str], where: str) -> str | None:
+    return next((_known(entry[key], f"{where}, {key}") for key in keys if key in entry), None)
 
 
 def _missing(value: Any) -> bool:
@@ -208,20 +194,19 @@ def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _known(value: Any, place: str) -> str | None:
+def _known(value: Any, where: str) -> str | None:
     if _missing(value):
         return None
     if not isinstance(value, str):
-        raise ValueError(f"{place}: expected the text of a report, got {type(value).__name__}")
-    return _storable(value, place)
+        raise ValueError(f"{where}: expected the text of a report, got {type(value).__name__}")
+    return _storable(value, where)
 
 
-def _storable(text: str, place: str) -> str:
-    """JSON can name half of a character pair, which no file can hold."""
+def _storable(text: str, where: str) -> str:
+    """Refuse half of a surrogate pair, which JSON can name but no file can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{place}: expected text, got half of a surrogate pair ({error.object[error.start]!a})"
-        ) from error
+        half = f"half of a surrogate pair ({error.object[error.start]!a})"
+        raise ValueError(f"{where}: expected text, got {half}") from error
     return text

@@ -1,18 +1,24 @@
-"""A study: its images, its reference report, its context; and the checks that a set of studies must pass."""
+"""A study: its images and their views, its report, its context; and the checks that a set of studies must pass."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
-from data.images import open_image
-from data.windowing import FULL_RANGE, WindowConfig, eight_bit
+from radflow.data.dicom import check_size, read_dicom
+from radflow.data.files import read_words
+from radflow.data.sections import render_report
+from radflow.data.windowing import FULL_RANGE, WindowConfig, eight_bit
 
 ImageSource = Path | np.ndarray  # a file, or uint8 [H, W] or [H, W, 3], or uint16 [H, W]
+ViewChoice = Literal["all", "frontal", "one_frontal"]
+RANK = read_words("views")["rank"]  # of a view among the images of a study
+UNKNOWN = 3
+SHOWN = 20  # problems that an error lists
 
 
 @dataclass(frozen=True)
@@ -31,111 +37,93 @@ class Study:
     views: tuple[str, ...] = ()  # in the order of images
     window: WindowConfig = FULL_RANGE  # of images with more than 8 bits
     labels: Mapping[str, int] = field(default_factory=dict)  # of the owner: 1 present, 0 absent, -1 uncertain
-    state: Mapping[str, object] | None = None  # the truth, where it is known (phantoms); JSON-able
+    state: Mapping[str, object] | None = None  # the truth, if known (phantoms); JSON-able
 
     @property
     def report(self) -> str:
         return render_report(self.findings, self.impression)
 
+    def load(self, source: ImageSource) -> Image.Image:
+        """One of its images as `load_image` gives it."""
+        return load_image(source, study_id=self.id, window=self.window)
 
-def render_report(findings: str, impression: str) -> str:
-    """A report as the model is taught to write it, and as metrics read it (ReXrank's order and headers)."""
-    return f"Findings: {findings} Impression: {impression}"
+
+def change_images(study: Study, change: Callable[[ImageSource], ImageSource]) -> Study:
+    """The study with `change` applied to each of its images, prior ones included."""
+    images, prior = (tuple(map(change, sources)) for sources in (study.images, study.prior_images))
+    return replace(study, images=images, prior_images=prior)
 
 
 def load_image(source: ImageSource, *, study_id: str, window: WindowConfig = FULL_RANGE) -> Image.Image:
-    """Decode an image completely, to 8-bit RGB, turned as its EXIF orientation says.
+    """Decode an image completely, to 8-bit RGB, turned as its EXIF orientation says; `window` is of deeper grey levels.
 
-    Args:
-        window: of images with deeper grey levels.
-
-    Raises:
-        ValueError: missing, truncated or unreadable; names the study and the file.
+    Raises ValueError with study and file if it is missing, truncated or unreadable.
     """
     try:
         if isinstance(source, np.ndarray):
             return eight_bit(Image.fromarray(source), window).convert("RGB")
-        with open_image(source) as image:
+        with _open(source) as image:
             image.load()
             return eight_bit(ImageOps.exif_transpose(image), window).convert("RGB")
     except FileNotFoundError as error:
-        raise ValueError(
-            f"study {study_id}: image {source} does not exist; correct the path or drop the study"
-        ) from error
+        advice = "correct the path or drop the study"
+        raise ValueError(f"study {study_id}: image {source} does not exist; {advice}") from error
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         name = f"array {source.dtype} {source.shape}" if isinstance(source, np.ndarray) else source
-        raise ValueError(
-            f"study {study_id}: image {name} cannot be decoded ({error}); fetch it again or drop the study"
-        ) from error
+        what = f"cannot be decoded ({error}); fetch it again or drop the study"
+        raise ValueError(f"study {study_id}: image {name} {what}") from error
+
+
+def _open(path: Path) -> Image.Image:
+    """An image file; pixels are decoded later, but for DICOM, known by its ending or, without one, by its mark."""
+    if path.suffix.lower() in (".dcm", ".dicom") or (not path.suffix and path.read_bytes()[128:132] == b"DICM"):
+        return read_dicom(path)
+    image = Image.open(path)
+    check_size(*image.size)
+    return image
+
+
+def is_frontal(view: str) -> bool:
+    return RANK.get(view.lower(), UNKNOWN) < UNKNOWN
+
+
+def arrange_views(study: Study, keep: ViewChoice) -> Study:
+    """The study with its frontal images first (PA, AP, then others), and without those that `keep` leaves out.
+
+    Images of unknown view count as not frontal; a study without views keeps its order, and all of its images.
+    """
+    if not any(study.views):
+        return study
+    assert len(study.views) == len(study.images), study.id
+    order = sorted(range(len(study.images)), key=lambda i: RANK.get(study.views[i].lower(), UNKNOWN))
+    if keep != "all":
+        order = [i for i in order if is_frontal(study.views[i])][: 1 if keep == "one_frontal" else None]
+    return replace(study, images=tuple(study.images[i] for i in order), views=tuple(study.views[i] for i in order))
 
 
 def check_studies(studies: Sequence[Study]) -> None:
-    """Refuse a set of studies that would corrupt a run.
-
-    Raises:
-        ValueError: a duplicate id, a patient in two splits, a report without Findings, a study without images; every
-            problem names its study.
-    """
-    refuse([*_duplicates(studies), *_leaks(studies), *_gaps(studies)], len(studies))
+    """Raise ValueError for duplicate ids, patients in two splits, reports without Findings, studies without images."""
+    refuse(list(_problems(studies)), len(studies))
 
 
-def decode_studies(studies: Sequence[Study], *, keep_size: int = 0) -> list[Study]:
-    """Decode every image once: a truncated file is not seen otherwise.
-
-    Args:
-        keep_size: scale images down to this longest side and keep them in memory; 0 keeps the files.
-
-    Raises:
-        ValueError: names every study with an image that cannot be decoded.
-    """
-    problems, decoded = [], []
-    for study in tqdm(studies, "checking images", unit="study", disable=None, mininterval=1, leave=False):
-        try:
-            images, prior = (
-                tuple(_kept(source, study, keep_size) for source in sources)
-                for sources in (study.images, study.prior_images)
-            )
-            decoded.append(replace(study, images=images, prior_images=prior))
-        except ValueError as error:
-            problems.append(str(error))
-    refuse(problems, len(studies))
-    return decoded
-
-
-def _kept(source: ImageSource, study: Study, size: int) -> ImageSource:
-    image = load_image(source, study_id=study.id, window=study.window)
-    if not size:
-        return source
-    image.thumbnail((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
-
-
-def refuse(problems: Sequence[str], count: int, most: int = 20) -> None:
-    """Raise ValueError with the problems of `count` studies, the first of them word for word; none, nothing."""
+def refuse(problems: Sequence[str], count: int) -> None:
+    """Raise ValueError with the problems of `count` studies, the first of them in full, if there are any."""
     if problems:
-        more = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
-        listed = "\n  ".join(problems[:most])
+        more = f"\n  ... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        listed = "\n  ".join(problems[:SHOWN])
         raise ValueError(f"{len(problems)} problems in {count} studies:\n  {listed}{more}")
 
 
-def _duplicates(studies: Iterable[Study]) -> Iterator[str]:
+def _problems(studies: Sequence[Study]) -> Iterator[str]:
     for study_id, count in Counter(study.id for study in studies).items():
         if count > 1:
             yield f"study {study_id}: the id occurs {count} times; ids must be unique"
-
-
-def _leaks(studies: Iterable[Study]) -> Iterator[str]:
     first: dict[str, Study] = {}
     for study in studies:
         other = first.setdefault(study.patient_id, study)
         if other.split != study.split:
-            yield (
-                f"study {study.id}: patient {study.patient_id} is in split {study.split} and, with study {other.id}, "
-                f"in {other.split}; keep a patient in one split"
-            )
-
-
-def _gaps(studies: Iterable[Study]) -> Iterator[str]:
+            where = f"in split {study.split} and, with study {other.id}, in {other.split}"
+            yield f"study {study.id}: patient {study.patient_id} is {where}; keep a patient in one split"
     for study in studies:
         if not study.findings.strip():
             what = "no Findings" if study.impression.strip() else "an empty report"

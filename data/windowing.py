@@ -23,20 +23,15 @@ class WindowConfig:
         if self.levels is not None and not self.levels[0] < self.levels[1]:
             raise ValueError(f"expected window.levels rising, got {self.levels[0]} and {self.levels[1]}")
         if self.levels is not None and self.percentiles != (0.0, 100.0):
-            raise ValueError(
-                f"expected window.percentiles or window.levels, got both, {self.percentiles} and {self.levels}"
-            )
+            got = f"{self.percentiles} and {self.levels}"
+            raise ValueError(f"expected window.percentiles or window.levels, got both, {got}")
 
 
 FULL_RANGE = WindowConfig()
 
 
 def eight_bit(image: Image.Image, window: WindowConfig) -> Image.Image:
-    """The image itself where it has 8 bits a channel, else its grey levels seen through the window.
-
-    Raises:
-        ValueError: levels that are no finite numbers.
-    """
+    """The image itself if it has 8 bits per channel, else its grey levels through the window; ValueError for NaN."""
     # Pillow clips deeper grey levels at 255, which turns a 12-bit radiograph white.
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         return image

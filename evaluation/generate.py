@@ -1,55 +1,62 @@
-"""`evaluate.py generate`: a report for each study of a manifest, by a model or by a served one; resumable."""
+"""`evaluate.py generate`: a report for each study of a manifest, by a model of ours or a served one; resumable."""
 
 import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import arg
 
 from capo.journal import write_json
 from capo.ranks import Ranks
 from capo.sampling import SamplingConfig
 from capo.stopping import StopRequested, StopSignal
-from data.readers.manifest import read_manifest
-from data.studies import Study, check_studies, decode_studies
-from evaluation.endpoint import Endpoint, EndpointConfig
-from parts import Row, in_parts
-from reports_by_policy import ReportWriter, open_model
+from radflow.data.prefetch import decode_studies
+from radflow.data.readers.manifest import read_manifest
+from radflow.data.studies import Study, check_studies
+from radflow.evaluation.endpoint import Endpoint, EndpointConfig
+from radflow.pipeline.resumable import Row, resumable_map
 
+Write = Callable[..., list[tuple[str, bool]]]  # (report, whether it was cut) of each study
 RANKS_TIMEOUT_S = 1800.0  # a part of long reports takes its time
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """What is reported, by whom, and how it is decoded."""
+    """Which studies are reported, by which model, and how it is decoded."""
 
-    data: Path
-    """JSONL manifest of studies."""
+    manifest: Annotated[Path, arg(aliases=("--data",))]
+    """JSONL manifest of studies (docs/data.md)."""
     out: Path
-    """Predictions in ReXrank's JSON; finished parts lie in a folder beside it until all are there."""
+    """Predictions in ReXrank's JSON; finished parts are in a folder next to it until all are there."""
     image_root: Path | None = None
     """Folder that image paths start from; the manifest's own by default."""
-    model: str | None = None
-    """Checkpoint directory or hub id."""
-    endpoint: EndpointConfig | None = None
-    """A served model instead."""
     split: str = "all"
     """Split of the manifest."""
-    sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(temperature=0.0))
-    """Greedy by default."""
+    model: str | None = None
+    """Qwen-VL checkpoint: a directory or a hub id."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    sampling: Annotated[SamplingConfig, arg(name="")] = field(
+        default_factory=lambda: SamplingConfig(temperature=0.0, max_new_tokens=256)
+    )
     seed: int = 0
-    """Of sampling; in float32 a report depends on it and on the study's id alone."""
-    slots: int = 64
-    """Reports decoded side by side."""
-    part_size: int = 256
-    """Studies that are lost at most when the program is killed."""
+    """Random seed of sampling; in float32 a report depends on it and on the study's id alone."""
+    part_size: int | None = None
+    """Studies per part; a kill loses at most one part per rank. By default 256, with an endpoint 32."""
 
     def __post_init__(self) -> None:
-        if (self.model is None) == (self.endpoint is None):
-            raise ValueError("expected --model or --endpoint, and not both; one of them writes the reports")
-        if self.slots < 1 or self.part_size < 1:
-            raise ValueError(f"expected --slots and --part-size of at least 1, got {self.slots} and {self.part_size}")
+        if (self.model is None) == (self.endpoint.url is None):
+            raise ValueError("expected model or endpoint.url, and not both; one of them writes the reports")
+        if self.studies_per_part < 1:
+            raise ValueError(f"expected part_size of at least 1, got {self.part_size}")
+
+    @property
+    def studies_per_part(self) -> int:
+        return self.part_size if self.part_size is not None else 256 if self.endpoint.url is None else 32
 
     @property
     def parts(self) -> Path:
@@ -57,92 +64,79 @@ class GenerateConfig:
         return self.out.with_name(self.out.name + ".parts")
 
 
-def generate(config: GenerateConfig) -> int:
-    """Write the predictions; returns their number. A second start takes up where the first was stopped.
+def generate(config: Annotated[GenerateConfig, arg(name="")]) -> None:
+    """Write a report for each study of a manifest; under torchrun the ranks share the work. Rerun to resume.
 
     Raises:
         ValueError: the manifest or the model does not fit, parts of other settings are there, or the endpoint failed.
         StopRequested: stopped by a signal; finished parts stay.
     """
-    studies = [
-        study
-        for study in read_manifest(config.data, image_root=config.image_root)
-        if config.split in ("all", study.split)
-    ]
+    studies = read_manifest(config.manifest, image_root=config.image_root)
+    studies = [study for study in studies if config.split in ("all", study.split)]
     if not studies:
-        raise ValueError(f"{config.data}: expected studies of split {config.split}, got none; correct --split")
+        raise ValueError(f"{config.manifest}: expected studies of split {config.split}, got none; correct the split")
     check_studies(studies)
     decode_studies(studies)
-    ranks, stop = Ranks.join(timeout_s=RANKS_TIMEOUT_S), StopSignal()
+    ranks, stop = Ranks.from_environment(timeout_s=RANKS_TIMEOUT_S), StopSignal()
     ranks.stage = "generate"
     stop.listen()
-    if ranks.first:
-        _same_settings(config, studies)
-    ranks.meet()
-    work = _by_model(config, stop, ranks) if config.endpoint is None else _by_endpoint(config.endpoint, stop)
+    if ranks.is_main:
+        _check_settings(config, studies)
+    ranks.barrier()
+    write = _load_writer(config, stop, shown=ranks.is_main)
+
+    def work(part: Sequence[Study], name: str) -> list[Row]:
+        found = zip(part, write(part, title=name), strict=True)
+        return [{"id": study.id, "report": report, "truncated": truncated} for study, (report, truncated) in found]
+
     try:
-        rows = in_parts(config.parts, studies, config.part_size, work, ranks, title="reports")
+        rows = resumable_map(config.parts, studies, config.studies_per_part, work, ranks, title="reports")
     except StopRequested:
-        ranks.leave()
+        ranks.shutdown()
         raise
-    if ranks.first:
+    if ranks.is_main:
         write_json(config.out, {row["id"]: {"report": row["report"]} for row in rows})
         cut = sum(bool(row["truncated"]) for row in rows)
         print(f"{len(rows)} reports in {config.out}; {cut} were cut at the token limit")
-    ranks.leave()
-    return len(rows)
+    ranks.shutdown()
 
 
-def _by_model(config: GenerateConfig, stop: StopSignal, ranks: Ranks) -> Callable[[Sequence[Study], str], list[Row]]:
-    writers: list[ReportWriter] = []  # with the first part: where all are there, no model is needed
-    slots = min(config.slots, config.part_size)
+def _load_writer(config: GenerateConfig, stop: StopSignal, shown: bool) -> Write:
+    """What reports a part; a model is loaded with the first part, so that none is needed if all parts are there."""
+    if config.model is None:
+        endpoint = Endpoint(config.endpoint, config.sampling)
 
-    def work(part: Sequence[Study], name: str) -> list[Row]:
-        if not writers:
-            options = {"seed": config.seed, "slots": slots, "stop": stop, "shown": ranks.first}
-            writers.append(ReportWriter(*open_model(config.model), config.sampling, **options))
-        return [_row(study, *found) for study, found in zip(part, writers[0].write(part, title=name), strict=True)]
+        def ask(part: Sequence[Study], *, title: str) -> list[tuple[str, bool]]:
+            if stop.requested:
+                raise StopRequested("stopped while reports were requested")
+            return endpoint.reports(part, title=title)
 
-    return work
+        return ask
+    from radflow.pipeline.generation import ReportWriter, open_model  # loads transformers
 
-
-def _by_endpoint(config: EndpointConfig, stop: StopSignal) -> Callable[[Sequence[Study], str], list[Row]]:
-    endpoint = Endpoint(config)
-
-    def work(part: Sequence[Study], name: str) -> list[Row]:
-        if stop.requested:
-            raise StopRequested("stopped while reports were asked for, as asked")
-        return [_row(study, *found) for study, found in zip(part, endpoint.reports(part, title=name), strict=True)]
-
-    return work
+    slots, model = min(config.sampling.slots, config.studies_per_part), config.model
+    options: dict[str, Any] = {"slots": slots, "seed": config.seed, "stop": stop, "shown": shown}
+    load = cache(lambda: ReportWriter(*open_model(model), config.sampling, **options))
+    return lambda part, *, title: load().write(part, title=title)
 
 
-def _row(study: Study, report: str, truncated: bool) -> Row:
-    return {"id": study.id, "report": report, "truncated": truncated}
-
-
-def _same_settings(config: GenerateConfig, studies: Sequence[Study]) -> None:
-    """Parts that other settings made are no parts of this file.
-
-    Raises:
-        ValueError: such parts are there.
-    """
-    endpoint = config.endpoint and {"url": config.endpoint.url, "model": config.endpoint.model,
-                                    "prompt": config.endpoint.prompt, "max_side": config.endpoint.max_side}  # fmt: skip
+def _check_settings(config: GenerateConfig, studies: Sequence[Study]) -> None:
+    """Raise ValueError if parts are there that other settings made: they are no parts of this file."""
+    asked = {name: getattr(config.endpoint, name) for name in ("url", "model", "prompt", "max_side")}
+    sampling = dataclasses.asdict(config.sampling)
+    del sampling["slots"]  # no report depends on it
     listed = json.dumps([[s.id, s.indication, s.comparison, [str(image) for image in s.images]] for s in studies])
     settings = {
         "model": config.model,
-        "endpoint": endpoint,
-        "sampling": dataclasses.asdict(config.sampling),
+        "endpoint": asked if config.endpoint.url else None,
+        "sampling": sampling,
         "seed": config.seed,
-        "part_size": config.part_size,
+        "part_size": config.studies_per_part,
         "studies": hashlib.sha256(listed.encode()).hexdigest(),
     }
     path = config.parts / "settings.json"
     if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
-        changed = [key for key in settings if found.get(key) != settings[key]]
-        raise ValueError(
-            f"{config.parts}: expected parts of the same command, these were made with another {', '.join(changed)}; "
-            "remove the folder, or choose another --out"
-        )
+        changed = ", ".join(key for key in settings if found.get(key) != settings[key])
+        wrong = f"expected parts of the same command, these were made with another {changed}"
+        raise ValueError(f"{config.parts}: {wrong}; remove the folder, or choose another file to write")
     write_json(path, settings)

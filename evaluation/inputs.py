@@ -1,12 +1,13 @@
 """The files that a command is given, read and matched; everything that is left out is said."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.protocols import Pairs, Protocol, pair, reference_text
-from data.readers.manifest import read_manifest
-from data.report_files import Report, read_report_file
-from data.studies import Study
+from radflow.data.protocols import Pairs, Protocol, pair, reference_text
+from radflow.data.readers.manifest import read_manifest
+from radflow.data.report_files import Report, read_report_file
+from radflow.data.studies import Study
 
 MOST_NAMED = 5  # ids in a note; the JSON has all
 
@@ -23,32 +24,26 @@ def read_references(
     path = given or predictions
     found = read_report_file(path, "references")
     if given is None and found == read_report_file(predictions, "predictions"):
-        raise ValueError(
-            f"{predictions}: expected references beside the predictions, as in ReXrank's files (report beside "
-            "model_prediction), got none; give --references FILE"
-        )
+        wanted = "references in the file of the predictions, as in ReXrank's (report and model_prediction)"
+        raise ValueError(f"{predictions}: expected {wanted}, got none; name a file of references")
     if split != "all":
         found = {study_id: report for study_id, report in found.items() if report.split == split}
         if not found:
-            raise ValueError(f"{path}: expected references of split {split}, got none; correct --split")
+            raise ValueError(f"{path}: expected references of split {split}, got none; choose another split")
     return found
 
 
 def read_pairs(predictions: Path, references: Mapping[str, Report], protocol: Protocol) -> Pairs:
-    """Predictions matched with references.
-
-    Raises:
-        ValueError: the files do not fit; names the file of predictions.
-    """
+    """Predictions matched with references; ValueError names the file of predictions if they do not fit."""
+    written = read_report_file(predictions, "predictions")
     try:
-        return pair(read_report_file(predictions, "predictions"), references, protocol)
+        return pair(written, references, protocol)
     except ValueError as error:
-        message = str(error)
-        raise ValueError(message if str(predictions) in message else f"{predictions}: {message}") from error
+        raise ValueError(f"{predictions}: {error}") from error
 
 
 def left_out(pairs: Pairs) -> dict[str, list[str]]:
-    """Ids of studies that are not scored as they stand, by what is wrong with them."""
+    """Ids of studies that are not scored as they are, by reason."""
     said = {
         "references without a prediction, not scored": pairs.without_prediction,
         "predictions without a reference, not scored": pairs.without_reference,
@@ -60,20 +55,17 @@ def left_out(pairs: Pairs) -> dict[str, list[str]]:
 
 def notes_on(lists: Mapping[str, Sequence[str]]) -> list[str]:
     """The same as lines of a table's foot."""
-    lines = []
-    for what, ids in lists.items():
-        more = ", ..." if len(ids) > MOST_NAMED else ""
-        lines.append(f"{len(ids)} {what}: {', '.join(ids[:MOST_NAMED])}{more}")
-    return lines
+    named = {what: [*ids[:MOST_NAMED], *(["..."] if len(ids) > MOST_NAMED else [])] for what, ids in lists.items()}
+    return [f"{len(lists[what])} {what}: {', '.join(shown)}" for what, shown in named.items()]
 
 
-def training_texts(train: Path | None, manifest: Path | None, scored: Sequence[str], protocol: Protocol):
-    """Training references by id, and a note on those left out; None where no file is given.
+def training_texts(
+    train: Path | None, manifest: Path | None, scored: Sequence[str], protocol: Protocol
+) -> tuple[dict[str, str] | None, list[str]]:
+    """Training references by id, and a note on those left out; None if no file is given.
 
-    Of a file with splits only the training split is read. Studies that are scored are never among them.
-
-    Raises:
-        ValueError: the file has no training reference.
+    Of a file with splits only the training split is read. Studies that are scored are never among them; ValueError if
+    there is no other.
     """
     path = train or manifest
     if path is None:
@@ -93,3 +85,12 @@ def training_texts(train: Path | None, manifest: Path | None, scored: Sequence[s
 def studies_of(manifest: Path | None, image_root: Path | None = None) -> dict[str, Study]:
     """Studies of a manifest by id; none without one."""
     return {} if manifest is None else {study.id: study for study in read_manifest(manifest, image_root=image_root)}
+
+
+def name_files(paths: Sequence[Path]) -> dict[str, Path]:
+    """A name for each file of reports: its own, or its path if two files have one name; ValueError if they are one."""
+    stems = Counter(path.stem for path in paths)
+    names = [path.stem if stems[path.stem] == 1 else str(path) for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected different files of reports, got {', '.join(map(str, paths))}")
+    return dict(zip(names, paths, strict=True))

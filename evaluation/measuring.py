@@ -1,85 +1,220 @@
-"""Every cell of a set of report pairs, and why those that are lacking are."""
+"""Every cell of a set of report pairs: rules in this process or in others, models in this one."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from evaluation.model_cells import RADCLIQ, SUB_SCORES, ModelCells, with_radcliq
-from evaluation.table_metrics import BY_NAME, METRICS, Cells, TableMetric
-from evaluation.weight_free import NAMES, WeightFree
-from rewards.keywords import asserted
-from rewards.lexicon import Lexicon
+from radflow.data.protocols import Protocol
+from radflow.data.sections import parse_sections
+from radflow.evaluation.rules import LabelerName, Rules
+from radflow.evaluation.table_metrics import LABEL_CELLS, PER_REPORT, Cells, TableMetric, label_cells, table_metrics
+from radflow.evaluation.weights import Weights
+from radflow.rewards.config import RewardConfig
+from radflow.rewards.measure import Metrics
+from radflow.rewards.metrics.radcliq import SUB_SCORES, radcliq_v0, radcliq_v1
+from radflow.rewards.radgraph.cache import GraphCache
+from radflow.rewards.radgraph.text import Graph
+from radflow.rewards.registry import METRICS, Backends, load_metrics
+from radflow.rewards.types import Labeler
+
+RADCLIQ = {"radcliq_v0": radcliq_v0, "radcliq_v1": radcliq_v1}
+# What is measured: RadCliQ is not, it follows from others that may be given.
+MODELS = {name: METRICS[name].model for name in PER_REPORT if name not in RADCLIQ}
+MODELS |= {"labels_chexbert": "chexbert", "labels_rules": None}
+LOADERS: dict[str, Callable[[Backends], object]] = {
+    "bertscore": lambda backends: backends.metric("bertscore"),
+    "chexbert": lambda backends: backends.chexbert,
+    "radgraph": lambda backends: backends.radgraph,
+}
+RULES_CHUNK, MODELS_CHUNK = 128, 512  # pairs that a worker is given, and whose embeddings are held, at a time
+
+Annotate = Callable[[Sequence[str]], list[Graph]]
+Pair = tuple[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """Which texts are compared, and with what."""
+
+    references: Path | None = None
+    """File or folder of references; else those of a manifest, or those in the file of the (first) predictions."""
+    protocol: Protocol = "rexrank"
+    """`rexrank`: both sections, text untouched; or one section."""
+    split: str = "all"
+    """Only references of this split."""
+    labeler: LabelerName | None = None
+    """Rules that read labels, consistency and criticality. Unset: those of the run that wrote the files, if they lie in
+    the folder `eval` of a run, else those of the chest."""
+    lexicon: Path | None = None
+    """Keywords of keyword F1. Unset: those of the run, else carotid ultrasound."""
+    workers: int = 0
+    """Processes for metrics without weights; 0 and 1 measure in this one."""
+    cache: Path | None = None
+    """SQLite file that keeps RadGraph's graphs by model and text."""
+    num_resamples: int = 10_000
+    """Bootstrap resamples, and shuffles of the randomisation test."""
+    seed: int = 0
+    """Of resampling, and of random training reports."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.num_resamples < 100:
+            got = f"got {self.workers} and {self.num_resamples}"
+            raise ValueError(f"expected workers not negative and num_resamples of at least 100, {got}")
+
+
 class Measures:
-    """What measures texts: rules in this or other processes, models in this one."""
+    """Measures pairs of texts by every metric that tables show.
 
-    weight_free: WeightFree
-    models: ModelCells
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Cells that can be measured, RadCliQ left out: it follows from them."""
-        return (*self.weight_free.names, *self.models.names)
-
-    def cells(
-        self, predictions: Sequence[str], references: Sequence[str], *, title: str, names: Sequence[str] | None = None
-    ) -> Cells:
-        """Cells by name, one row a pair, with RadCliQ where its sub-scores are among them.
-
-        Args:
-            names: only these, and what they follow from; by default all.
-        """
-        wanted = set(self.names if names is None else names)
-        if wanted & set(RADCLIQ):
-            wanted |= set(SUB_SCORES)
-        rules = [name for name in self.weight_free.names if name in wanted]
-        models = [name for name in self.models.names if name in wanted]
-        cells = self.weight_free(predictions, references, rules, title=title) if rules else {}
-        return with_radcliq(cells | self.models(predictions, references, models, title=f"{title} (models)"))
-
-
-def lacking(cells: Mapping[str, np.ndarray], measures: Measures | None) -> dict[str, str]:
-    """Metric -> why it is not in the table, with the way to get it.
+    With protocol rexrank each metric reads what the registry says, by the parser rule of rewards. With a single section
+    each reads that section, and there is no consistency. A model that is absent, or that cannot be loaded, is in
+    `missing` with the reason, and the others are used.
 
     Args:
-        measures: None where there are no texts, only precomputed values.
+        rules: those chosen for these texts.
+        given: cells that need not be measured; a model that only they need is not loaded.
     """
+
+    def __init__(self, config: MeasureConfig, weights: Weights, rules: Rules, *, given: Collection[str] = ()) -> None:
+        self.config, self.rules = config, rules
+        self.reward = RewardConfig(
+            expert=rules.labeler,
+            lexicon=rules.lexicon,
+            bertscore=weights.bertscore_config(),
+            chexbert=weights.chexbert_config(),
+            radgraph=dataclasses.replace(weights.radgraph_config(), cache=config.cache),
+        )
+        self.backends = Backends(self.reward)
+        self.rows = table_metrics(self.labeler.labels, one_section=config.protocol != "rexrank")
+        self.missing = dict(rules.missing)  # cells -> how to get what they need, or why they are not measured
+        if config.protocol != "rexrank":
+            self.missing["consistency_rules"] = "compares Findings with Impression: protocol rexrank only"
+        for model in LOADERS:
+            names = [name for name, needed in MODELS.items() if needed == model]
+            reason = "given, and not measured" if {*names} <= {*given} else self._load(model, weights)
+            self.missing |= dict.fromkeys(names, reason) if reason else {}
+
+    @property
+    def labeler(self) -> Labeler:
+        """The rules that read labels."""
+        return self.backends.rules
+
+    def _load(self, model: str, weights: Weights) -> str | None:
+        """Load a model; returns why that is not possible."""
+        if lacks := weights.how_to_get(model):
+            return lacks
+        try:
+            LOADERS[model](self.backends)
+        except ValueError as error:
+            return f"does not load: {error}"
+        if model == "radgraph":  # two F1 of the same reports, and baselines bring references back
+            radgraph = self.backends.radgraph
+            radgraph.annotate = partial(annotate_once, radgraph.annotate, radgraph.cache)
+        return None
+
+    def cells(
+        self, predictions: Sequence[str], references: Sequence[str], *, title: str, names: Collection[str] | None = None
+    ) -> Cells:
+        """Cells by name (all, or `names` and what they follow from), one row per pair, with RadCliQ if its sub-scores
+        are there. Equal pairs are measured once."""
+        wanted = {*MODELS} if names is None else {*names}
+        wanted |= {*SUB_SCORES} if wanted & RADCLIQ.keys() else set()
+        asked = [name for name in MODELS if name in wanted and name not in self.missing]
+        pairs = list(zip(predictions, references, strict=True))
+        rules, models = ([name for name in asked if (MODELS[name] is not None) == model] for model in (False, True))
+        by_rules = self._measure(pairs, rules, RULES_CHUNK, title, workers=self.config.workers)
+        return with_radcliq(by_rules | self._measure(pairs, models, MODELS_CHUNK, f"{title} (models)", workers=0))
+
+    def _measure(self, pairs: Sequence[Pair], names: Sequence[str], size: int, title: str, *, workers: int) -> Cells:
+        if not names:
+            return {}
+        different = list(dict.fromkeys(pairs))
+        parts = [different[i : i + size] for i in range(0, len(different), size)]
+        chunks = []
+        with tqdm(total=len(different), desc=title, unit="report", disable=None, leave=False) as bar:
+            for part, cells in zip(parts, self._chunks(parts, names, workers), strict=True):
+                chunks.append(cells)
+                bar.update(len(part))
+        rows = {pair: i for i, pair in enumerate(different)}
+        indices = [rows[pair] for pair in pairs]
+        return {name: np.concatenate([chunk[name] for chunk in chunks])[indices] for name in names}
+
+    def _chunks(self, parts: Sequence[Sequence[Pair]], names: Sequence[str], workers: int) -> Iterator[Cells]:
+        protocol = self.config.protocol
+        if workers < 2 or len(parts) < 2:
+            yield from (measure(part, names=names, protocol=protocol, backends=self.backends) for part in parts)
+            return
+        import loky
+
+        work = partial(_measure_in_worker, names=names, protocol=protocol, reward=self.reward)
+        with loky.ProcessPoolExecutor(workers, env={"OMP_NUM_THREADS": "1"}) as executor:
+            yield from executor.map(work, parts)
+
+
+def measure(pairs: Sequence[Pair], *, names: Sequence[str], protocol: Protocol, backends: Backends) -> Cells:
+    """Cells of some pairs of (prediction, reference)."""
+    sides = [p for p, _ in pairs], [r for _, r in pairs]
+    cells: Cells = {}
+    for name in LABEL_CELLS:
+        if name in names:
+            labeler = backends.rules if name == "labels_rules" else backends.chexbert_labels
+            tables = ([[label in found for label in labeler.labels] for found in labeler(side)] for side in sides)
+            cells[name] = label_cells(*tables)
+    metrics = load_metrics(parse_sections, [name for name in names if name not in LABEL_CELLS], backends)
+    if protocol != "rexrank":
+        metrics = Metrics(parse_sections, {name: ("text", metric) for name, (_, metric) in metrics.metrics.items()})
+    for name, column in metrics.columns(*sides).items():
+        cells[name] = np.array([np.nan if value is None else value for value in column], dtype=np.float64)
+    return cells
+
+
+_backends = cache(Backends)  # of this worker
+
+
+def _measure_in_worker(pairs: Sequence[Pair], names: Sequence[str], protocol: Protocol, reward: RewardConfig) -> Cells:
+    return measure(pairs, names=names, protocol=protocol, backends=_backends(reward))
+
+
+def annotate_once(annotate: Annotate, graphs: GraphCache, texts: Sequence[str]) -> list[Graph]:
+    """RadGraph's graphs of texts, those of predictions kept as well."""
+    known = graphs.read(set(texts))
+    waiting = [text for text in dict.fromkeys(texts) if text not in known]
+    new = dict(zip(waiting, annotate(waiting), strict=True)) if waiting else {}
+    graphs.write(new)
+    return [(known | new)[text] for text in texts]
+
+
+def with_radcliq(cells: Mapping[str, np.ndarray]) -> Cells:
+    """The cells and RadCliQ, if all of its sub-scores are there."""
+    made = dict(cells)
+    if all(name in cells for name in SUB_SCORES):
+        for name, regression in RADCLIQ.items():
+            made.setdefault(name, np.asarray(regression(*(cells[part] for part in SUB_SCORES))))
+    return made
+
+
+def lacking(rows: Sequence[TableMetric], cells: Cells, missing: Mapping[str, str]) -> dict[str, str]:
+    """Row -> why it has no value, with the way to get one; `missing` says it of cells that were not measured."""
     found = {}
-    for metric in METRICS:
-        if metric.cells in cells:
-            if not metric.defined(cells).any():
-                found[metric.name] = "no reference defines it"
-        elif measures is None:
-            found[metric.name] = "not precomputed, and there are no texts: give --predictions and --references"
-        elif metric.cells in measures.models.missing:
-            found[metric.name] = measures.models.missing[metric.cells]
-        elif metric.cells in RADCLIQ:
-            absent = [name for name in SUB_SCORES if name not in cells]
-            found[metric.name] = f"needs {', '.join(BY_NAME[name].label for name in absent)}: see these"
-        elif metric.cells in NAMES:
-            found[metric.name] = "compares Findings with Impression: protocol rexrank only"
+    for row in rows:
+        if row.cells in cells and not row.defined(cells).any():
+            found[row.name] = "no reference defines it"
+        elif row.cells in RADCLIQ and row.cells not in cells:
+            absent = [METRICS[name].label for name in SUB_SCORES if name not in cells]
+            found[row.name] = f"needs {', '.join(absent)}: see these"
+        elif row.cells not in cells:
+            found[row.name] = missing[row.cells]
     return found
 
 
-def available(cells: Mapping[str, np.ndarray]) -> list[TableMetric]:
-    """Metrics that have a value."""
-    return [metric for metric in METRICS if metric.cells in cells and metric.defined(cells).any()]
-
-
-def without_keywords(cells: Cells, references: Sequence[str], lexicon: Lexicon) -> tuple[Cells, dict[str, str]]:
-    """The cells without KeyWordMatch where fewer than one reference in ten names a keyword: a lexicon of another organ
-    compares nothing but the words for "normal". Returns the reason beside them."""
-    if "keyword_f1_rules" not in cells:
-        return cells, {}
-    named = sum(bool(asserted(reference, lexicon) - {lexicon.normal.name}) for reference in references)
-    if 10 * named >= len(references):
-        return cells, {}
-    kept = {name: values for name, values in cells.items() if name != "keyword_f1_rules"}
-    reason = (
-        f"{named} of {len(references)} references name a keyword of the lexicon {lexicon.name}; give one for these "
-        "reports with --lexicon FILE"
-    )
-    return kept, {"keyword_f1_rules": reason}
+def notes_on_lacking(rows: Sequence[TableMetric], reasons: Mapping[str, str]) -> list[str]:
+    """The reasons as lines of a table's foot, each with the labels of its rows."""
+    labels: dict[str, list[str]] = {}
+    for row in rows:
+        if row.name in reasons:
+            labels.setdefault(reasons[row.name], []).append(row.label)
+    return [f"unavailable: {', '.join(names)}: {reason}" for reason, names in labels.items()]

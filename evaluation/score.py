@@ -1,75 +1,78 @@
-"""`evaluate.py score`: one system against its references, beside what knows nothing."""
+"""`evaluate.py score`: one system against its references, next to baselines that see nothing or only copy.
+
+best constant: for each metric, the training report that scores best when it is given for every training study.
+random: another training report for each study, drawn with a seed.
+nearest neighbour: the report of the training study whose first image is most alike.
+"""
 
 import csv
 import dataclasses
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
+from tyro.conf import OmitArgPrefixes
 
 from capo.journal import write_json, write_lines, write_whole
-from data.protocols import Protocol
-from evaluation.baselines import NAMES as BASELINES
-from evaluation.baselines import Baselines, baselines, nearest_texts
-from evaluation.inputs import left_out, notes_on, read_pairs, read_references, studies_of, training_texts
-from evaluation.measuring import Measures, available, lacking, without_keywords
-from evaluation.model_cells import ModelCells, with_radcliq
-from evaluation.precomputed import read_precomputed
-from evaluation.table_metrics import LABEL_CELLS, METRICS, Cells, TableMetric
-from evaluation.tables import Table, bounds, documents, number
-from evaluation.variety import Variety
-from evaluation.weight_free import WeightFree
-from evaluation.weights import Weights
-from rewards.chexpert_rules import LABELS
-from rewards.lexicon import CAROTID, Lexicon
-from rewards.statistics import Interval
+from radflow.data.nearest import nearest_indices
+from radflow.data.studies import Study
+from radflow.evaluation.inputs import left_out, notes_on, read_pairs, read_references, studies_of, training_texts
+from radflow.evaluation.measuring import MODELS, MeasureConfig, Measures, lacking, notes_on_lacking, with_radcliq
+from radflow.evaluation.precomputed import Rows, precomputed_cells, read_precomputed
+from radflow.evaluation.rules import DEFAULT_LABELER, LabelerName, choose_rules
+from radflow.evaluation.table_metrics import LABEL_CELLS, Cells, TableMetric, available, table_metrics
+from radflow.evaluation.weights import Weights
+from radflow.pipeline.comparison import Variety, best_constants, even_sample
+from radflow.pipeline.tables import Table, bounds, documents, number
+from radflow.rewards.registry import LABELERS
+from radflow.rewards.rules.chexpert_rules import LABELS as CHEXPERT_LABELS
+from radflow.rewards.statistics import Interval
+
+CONSTANT, RANDOM, NEAREST = "best constant", "random", "nearest neighbour"
+BASELINES = (CONSTANT, RANDOM, NEAREST)
+
+Texts = Mapping[str, str]  # by study id, or by metric
+Values = dict[str, float | None]  # metric -> value
 
 
-@dataclass(frozen=True)
-class ScoreConfig:
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(MeasureConfig):
     """What is scored, against what, and with what."""
 
     predictions: Path | None = None
-    """File or folder of reports; None with `precomputed` alone."""
-    references: Path | None = None
-    """File or folder of references; else those of the manifest, or those beside the predictions."""
+    """File or folder of reports: ReXrank's JSON, JSONL, CSV, or text files. Unset with `precomputed` alone."""
     train: Path | None = None
     """Training references, for the baselines; else those of the manifest."""
     manifest: Path | None = None
-    """Studies with images, for the nearest neighbour."""
+    """JSONL manifest of studies with images, for the nearest neighbour."""
     image_root: Path | None = None
     """Folder that image paths start from; the manifest's own by default."""
     precomputed: Path | None = None
-    """Sub-scores and annotations computed elsewhere; they are used as they are."""
-    protocol: Protocol = "rexrank"
-    """Which text is compared."""
-    split: str = "all"
-    """Only references of this split."""
-    lexicon: Path = CAROTID
-    """Keywords of KeyWordMatch."""
-    workers: int = 0
-    """Processes for what needs no weights."""
-    cache: Path | None = None
-    """SQLite file of RadGraph's graphs."""
+    """JSONL of sub-scores and annotations computed elsewhere; they are used as they are."""
     baseline_sample: int = 100
     """Training reports tried as constant, and training references that they are judged on."""
-    num_resamples: int = 10_000
-    """Bootstrap resamples."""
-    seed: int = 0
-    """Of the bootstrap and of the random training reports."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.predictions is None and self.precomputed is None:
-            raise ValueError("expected --predictions FILE, or --precomputed FILE with sub-scores, got neither")
+            raise ValueError("expected predictions, or precomputed sub-scores, got neither")
         if self.predictions is None and (self.references or self.train or self.manifest):
-            raise ValueError("expected --predictions beside --references, --train or --manifest, got none")
-        if self.workers < 0 or self.baseline_sample < 1 or self.num_resamples < 100:
-            raise ValueError(
-                "expected --workers not negative, --baseline-sample of at least 1 and --resamples of at least 100, got "
-                f"{self.workers}, {self.baseline_sample} and {self.num_resamples}"
-            )
+            raise ValueError("expected predictions with the references, training references or manifest, got none")
+        if self.baseline_sample < 1:
+            raise ValueError(f"expected a baseline_sample of at least 1, got {self.baseline_sample}")
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Values of the baselines, and why one is lacking."""
+
+    values: Mapping[str, Values]  # by baseline
+    reasons: Mapping[str, str]  # baseline -> what to give
+    constants: Texts  # metric -> the constant report
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Scored:
-    """Everything that the files of a score are written from."""
+    """A system over the studies that are scored."""
 
     ids: Sequence[str]
     cells: Cells
+    labeler: LabelerName
     rows: Sequence[Row]
     baselines: Baselines
     varieties: Mapping[str, Variety]
@@ -96,78 +100,160 @@ class Scored:
     notes: Sequence[str]
 
 
+def score_files(config: OmitArgPrefixes[ScoreConfig], weights: Weights, out: Path | None = None) -> None:
+    """Score one file of reports, next to baselines that see nothing or only copy.
+
+    Args:
+        out: Folder of the summary as text, Markdown, LaTeX and JSON, and of the scores per study as CSV and JSONL.
+    """
+    scored = score(config, weights)
+    if out is None:
+        print(documents(*tables(scored))["txt"], end="")
+    else:
+        print(f"{write(scored, out, config)}\nwritten to {out}")
+
+
 def score(config: ScoreConfig, weights: Weights) -> Scored:
-    """Score a file of reports.
+    """Everything that the files are written from.
 
     Raises:
         ValueError: a file does not fit; names it.
     """
-    given = None if config.precomputed is None else read_precomputed(config.precomputed)
+    given: Rows = {} if config.precomputed is None else read_precomputed(config.precomputed)
     if config.predictions is None:
-        ids = list(given.rows)
-        cells = with_radcliq(given.cells(ids))
-        nothing = Baselines({}, dict.fromkeys(BASELINES, "needs texts: give --predictions and --references"))
-        return _scored(config, ids, cells, lacking(cells, None), nothing, {}, {}, [])
+        return _score_precomputed(config, given)
     references = read_references(config.references, config.predictions, config.manifest, split=config.split)
     pairs = read_pairs(config.predictions, references, config.protocol)
-    made = {} if given is None else given.cells(pairs.ids)
-    measures = Measures(
-        WeightFree(config.protocol, config.lexicon, config.workers),
-        ModelCells(weights, cache=config.cache, given=made),
-    )
-    names = [name for name in measures.names if name not in made]
+    made = {} if config.precomputed is None else precomputed_cells(given, pairs.ids, config.precomputed)
+    files = (config.predictions, config.references)
+    rules = choose_rules(config.labeler, config.lexicon, files, pairs.references)
+    measures = Measures(config, weights, rules, given=made)
+    names = [name for name in MODELS if name not in made]
     measured = measures.cells(pairs.predictions, pairs.references, title="score", names=names)
-    cells, no_keywords = without_keywords(with_radcliq(measured | made), pairs.references, Lexicon.load(config.lexicon))
-    train, train_notes = training_texts(config.train, config.manifest, pairs.ids, config.protocol)
+    cells = with_radcliq(measured | made)
+    train, notes = training_texts(config.train, config.manifest, pairs.ids, config.protocol)
     nearest = nearest_texts(pairs.ids, studies_of(config.manifest, config.image_root), train)
-    beside = baselines(
-        measures, pairs.references, train, nearest, sample=config.baseline_sample, seed=config.seed
-    )  # fmt: skip
-    varieties = {"predictions": Variety.of(pairs.predictions), "references": Variety.of(pairs.references)}
+    found = measure_baselines(measures, pairs.references, train, nearest, sample=config.baseline_sample)
     lists = left_out(pairs)
-    if given is not None and (others := [study_id for study_id in given.rows if study_id not in set(pairs.ids)]):
+    if others := [study_id for study_id in given if study_id not in set(pairs.ids)]:
         lists["precomputed lines of studies that are not scored"] = others
-    return _scored(
-        config, pairs.ids, cells, lacking(cells, measures) | no_keywords, beside, varieties, lists, train_notes
-    )
+    varieties = {"predictions": Variety.of(pairs.predictions), "references": Variety.of(pairs.references)}
+    rows = _rows(config, measures.rows, cells, measures.missing, found)
+    feet = _feet(config, pairs.ids, rules.labeler, varieties, found)
+    return Scored(pairs.ids, cells, rules.labeler, rows, found, varieties, lists, [*feet, *notes, *notes_on(lists)])
 
 
-def _scored(
-    config: ScoreConfig, ids: Sequence[str], cells: Cells, reasons: Mapping[str, str], beside: Baselines,
-    varieties: Mapping[str, Variety], lists: Mapping[str, Sequence[str]], notes: Sequence[str],
-) -> Scored:  # fmt: skip
-    there = {metric.name for metric in available(cells)}
-    rows = []
-    for metric in METRICS:
-        interval, studies = None, 0
-        if metric.name in there:
-            interval = metric.interval(cells, num_resamples=config.num_resamples, seed=config.seed)
-            studies = int(metric.defined(cells).sum())
-        columns = {name: beside.values[name].get(metric.name) if name in beside.values else None for name in BASELINES}
-        rows.append(Row(metric, interval, studies, columns, None if metric.name in there else reasons[metric.name]))
-    feet = [f"protocol {config.protocol}, {len(ids)} studies; 95 % bootstrap intervals over studies"]
-    feet += [variety.line(name) for name, variety in varieties.items()]
-    feet += [f"baseline {name}: not available: {reason}" for name, reason in beside.reasons.items()]
-    return Scored(ids, cells, rows, beside, varieties, lists, [*feet, *notes, *notes_on(lists)])
+def measure_baselines(
+    measures: Measures, references: Sequence[str], train: Texts | None, nearest: Sequence[str] | str, *, sample: int
+) -> Baselines:
+    """Baselines over the references that are scored.
+
+    Args:
+        train: by id, none of a study that is scored.
+        nearest: the report of the likest image for each reference, or why there is none.
+        sample: training reports tried as constant, and training references that they are judged on.
+    """
+    values, reasons, constants = {}, {}, {}
+    if train is None:
+        reasons = dict.fromkeys((CONSTANT, RANDOM), "needs training references, of their own or in a manifest")
+    else:
+        texts = list(train.values())
+        constants = choose_constants(measures, even_sample(texts, sample))
+        values[CONSTANT] = _constant_values(measures, references, constants)
+        drawn = np.random.default_rng(measures.config.seed).integers(0, len(texts), len(references))
+        values[RANDOM] = _values(measures, [texts[i] for i in drawn], references, RANDOM)
+    if isinstance(nearest, str):
+        reasons[NEAREST] = nearest
+    else:
+        values[NEAREST] = _values(measures, nearest, references, NEAREST)
+    return Baselines(values, reasons, constants)
+
+
+def _values(measures: Measures, predictions: Sequence[str], references: Sequence[str], title: str) -> Values:
+    cells = measures.cells(predictions, references, title=title)
+    return {row.name: row.value(cells) for row in available(measures.rows, cells)}
+
+
+def choose_constants(measures: Measures, judged: Sequence[str]) -> dict[str, str]:
+    """For each metric the text that scores best when given for each of the texts."""
+    candidates = list(dict.fromkeys(judged))
+    predictions = [candidate for candidate in candidates for _ in judged]
+    cells = measures.cells(predictions, list(judged) * len(candidates), title=CONSTANT)
+    rows = available(measures.rows, cells)
+    slices = [np.arange(i * len(judged), (i + 1) * len(judged)) for i in range(len(candidates))]
+    values = ({row.name: row.value(cells, own) for row in rows} for own in slices)
+    return best_constants(zip(candidates, values, strict=True), lower={r.name for r in rows if r.better == "lower"})
+
+
+def _constant_values(measures: Measures, references: Sequence[str], constants: Texts) -> Values:
+    """Each metric of the constant that was chosen for it; a constant is measured by the metrics that chose it."""
+    values: Values = {}
+    for report in tqdm(dict.fromkeys(constants.values()), f"{CONSTANT}, scored", disable=None, leave=False):
+        rows = [row for row in measures.rows if constants.get(row.name) == report]
+        texts, names = [report] * len(references), {row.cells for row in rows}
+        cells = measures.cells(texts, references, title="constant", names=names)
+        values |= {row.name: row.value(cells) for row in rows}
+    return values
+
+
+def nearest_texts(ids: Sequence[str], studies: Mapping[str, Study], train: Texts | None) -> list[str] | str:
+    """The training report of the likest image for each study, or why there is none."""
+    if not studies:
+        return "needs a manifest with the images of the studies that are scored and of those of training"
+    if absent := [study_id for study_id in ids if study_id not in studies or not studies[study_id].images]:
+        return f"{len(absent)} of {len(ids)} studies have no image in the manifest, such as {', '.join(absent[:3])}"
+    reports = {study_id: text for study_id, text in (train or {}).items() if study_id in studies}
+    known = [studies[study_id] for study_id in reports if studies[study_id].images]
+    if not known:
+        return "no training reference has an image in the manifest"
+    return [reports[known[i].id] for i in nearest_indices(known, [studies[study_id] for study_id in ids])]
+
+
+def _score_precomputed(config: ScoreConfig, given: Rows) -> Scored:
+    """Without texts: what is given, and what follows from it."""
+    ids, labeler = list(given), config.labeler or DEFAULT_LABELER
+    assert config.precomputed is not None  # the config says so
+    cells = with_radcliq(precomputed_cells(given, ids, config.precomputed))
+    found = Baselines({}, dict.fromkeys(BASELINES, "needs texts: predictions and references"), {})
+    missing = dict.fromkeys(MODELS, "not precomputed, and there are no texts to measure")
+    rows = _rows(config, table_metrics(LABELERS[labeler]().labels), cells, missing, found)
+    return Scored(ids, cells, labeler, rows, found, {}, {}, _feet(config, ids, labeler, {}, found))
+
+
+def _rows(
+    config: ScoreConfig, metrics: Sequence[TableMetric], cells: Cells, missing: Mapping[str, str], found: Baselines
+) -> list[Row]:
+    reasons, rows = lacking(metrics, cells, missing), []
+    for metric in metrics:
+        interval = metric.interval(cells, num_resamples=config.num_resamples, seed=config.seed)
+        columns = {name: found.values.get(name, {}).get(metric.name) for name in BASELINES}
+        rows.append(Row(metric, interval, int(metric.defined(cells).sum()), columns, reasons.get(metric.name)))
+    return rows
+
+
+def _feet(
+    config: ScoreConfig, ids: Sequence[str], labeler: str, varieties: Mapping[str, Variety], found: Baselines
+) -> list[str]:
+    return [
+        f"protocol {config.protocol}, labeler {labeler}, {len(ids)} studies; 95 % bootstrap intervals over studies",
+        *(variety.line(name) for name, variety in varieties.items()),
+        *(f"baseline {name}: not available: {reason}" for name, reason in found.reasons.items()),
+    ]
 
 
 def tables(scored: Scored) -> tuple[list[Table], list[str]]:
     """The summary with its baselines, and the notes below it; what is unavailable is a row too."""
     head = ["metric", "score", "95 % interval", "studies", *BASELINES, ""]
-    rows, missing = [], {}
+    rows = []
     for row in scored.rows:
-        if row.interval is None:
-            missing.setdefault(row.reason, []).append(row.metric.label)
-            rows.append([row.metric.label, "unavailable", *["-"] * (len(head) - 3), ""])
-            continue
-        shown = [number(row.baselines[name]) for name in BASELINES]
-        interval = bounds(row.interval.low, row.interval.high)
-        rows.append([
-            row.metric.label, number(row.interval.mean), interval, str(row.studies), *shown,
-            "lower is better" if row.metric.better == "lower" else "",
-        ])  # fmt: skip
-    notes = [f"unavailable: {', '.join(labels)}: {reason}" for reason, labels in missing.items()]
-    return [Table("Scores", head, rows)], [*scored.notes, *notes]
+        shown, worse = ["unavailable", *["-"] * (len(head) - 3)], ""
+        if row.interval is not None:
+            value = [number(row.interval.mean), bounds(row.interval.low, row.interval.high), str(row.studies)]
+            shown = [*value, *(number(row.baselines[name]) for name in BASELINES)]
+            worse = "lower is better" if row.metric.better == "lower" else ""
+        rows.append([row.metric.label, *shown, worse])
+    reasons = {row.metric.name: row.reason for row in scored.rows if row.reason is not None}
+    return [Table("Scores", head, rows)], [*scored.notes, *notes_on_lacking([r.metric for r in scored.rows], reasons)]
 
 
 def write(scored: Scored, folder: Path, config: ScoreConfig) -> str:
@@ -177,36 +263,31 @@ def write(scored: Scored, folder: Path, config: ScoreConfig) -> str:
     for ending, text in texts.items():
         write_whole(folder / f"summary.{ending}", text)
     write_json(folder / "summary.json", as_json(scored, config))
-    names, rows = per_study(scored)
-    with io.StringIO(newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["study_id", *names])
-        writer.writerows(
-            [row["study_id"], *("" if row[name] is None else repr(row[name]) for name in names)] for row in rows
-        )
-        write_whole(folder / "per_study.csv", file.getvalue().replace("\r\n", "\n"))
+    rows, file = per_study(scored), io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(folder / "per_study.csv", file.getvalue())
     write_lines(folder / "per_study.jsonl", [row | labels for row, labels in zip(rows, _labels(scored), strict=True)])
     return texts["txt"]
 
 
-def per_study(scored: Scored) -> tuple[list[str], list[dict[str, object]]]:
-    """Names of the values that single studies have, and one row a study; None where it has none."""
-    names = [name for name in scored.cells if name not in LABEL_CELLS]
-    columns = {name: [None if np.isnan(v) else float(v) for v in scored.cells[name]] for name in names}
-    rows = [{"study_id": s, **{name: columns[name][i] for name in names}} for i, s in enumerate(scored.ids)]
-    return names, rows
+def per_study(scored: Scored) -> list[dict[str, object]]:
+    """One row per study: its id, and each value that single studies have; None if this one has none."""
+    rows: list[dict[str, object]] = [{"study_id": study_id} for study_id in scored.ids]
+    for name in (name for name in scored.cells if name not in LABEL_CELLS):
+        for row, value in zip(rows, scored.cells[name], strict=True):
+            row[name] = None if np.isnan(value) else float(value)
+    return rows
 
 
 def _labels(scored: Scored) -> list[dict[str, object]]:
     """Labels of both sides, of each study."""
     found: list[dict[str, object]] = [{} for _ in scored.ids]
-    for name in LABEL_CELLS & scored.cells.keys():
-        for place, row in enumerate(scored.cells[name]):
+    for name, labels in zip(LABEL_CELLS, (CHEXPERT_LABELS, LABELERS[scored.labeler]().labels), strict=True):
+        for i, row in enumerate(scored.cells.get(name, ())):
             sides = {"prediction": row[1::3], "reference": row[2::3]}
-            found[place][name] = {
-                side: [label for label, there in zip(LABELS, values, strict=True) if there]
-                for side, values in sides.items()
-            }
+            found[i][name] = {side: list(itertools.compress(labels, there)) for side, there in sides.items()}
     return found
 
 
@@ -218,13 +299,13 @@ def as_json(scored: Scored, config: ScoreConfig) -> dict[str, object]:
         if row.interval is None:
             entry |= {"value": None, "unavailable": row.reason}
         else:
-            values = dataclasses.asdict(row.interval)
-            low, high = (None if np.isnan(values[key]) else values[key] for key in ("low", "high"))
-            entry |= {"value": values["mean"], "low": low, "high": high, "studies": row.studies}
+            low, high = (None if np.isnan(bound) else bound for bound in (row.interval.low, row.interval.high))
+            entry |= {"value": row.interval.mean, "low": low, "high": high, "studies": row.studies}
         metrics.append({**entry, "baselines": dict(row.baselines)})
     settings = {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(config).items()}
     return {
         "settings": settings,
+        "labeler": scored.labeler,
         "studies": len(scored.ids),
         "metrics": metrics,
         "baselines_unavailable": dict(scored.baselines.reasons),

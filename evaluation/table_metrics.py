@@ -1,22 +1,32 @@
-"""The metrics of a table: which cells of a study each is made of, and the statistic over studies.
+"""The rows of a table: which cells of a study each is made of, and the statistic over studies.
 
-Every statistic is a function of sums over studies, so that a bootstrap resample costs one product. What a metric means:
-docs/evaluate.md.
+Every statistic is a function of sums over studies, so that a bootstrap resample costs one product. Values per report,
+their labels and which way is better are those of `radflow.rewards.registry`. What a metric means: docs/evaluate.md.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from rewards.chexpert_rules import LABELS
-from rewards.label_scores import FIVE
-from rewards.statistics import Interval, Statistic, bootstrap, mean_of, with_ones
+from radflow.rewards.registry import METRICS
+from radflow.rewards.rules.chexpert_rules import LABELS
+from radflow.rewards.statistics import Interval, Statistic, bootstrap, mean_of, with_ones
 
-# name -> one row a study: [N] float64 with NaN where the reference does not define the value, or, for labels, [N, 42]
+# name -> one row per study: [N] float64 with NaN if the reference does not define the value, or, for L labels, [N, 3 L]
 # of 0 and 1: of each label whether both sides have it, the prediction, the reference.
 Cells = dict[str, np.ndarray]
+
+FIVE = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
+LABEL_CELLS = ("labels_chexbert", "labels_rules")
+# Metrics of the registry that tables show. RadGraph F1 of the Findings and label F1 by CheXbert are parts of rewards,
+# and a judge is not asked.
+PER_REPORT = (
+    *("bleu2", "bertscore", "sembscore", "radgraph_f1_rexrank", "radcliq_v0", "radcliq_v1", "rouge_l"),
+    *("radgraph_f1_partial", "keyword_f1_rules", "label_f1_rules", "entity_f1_rules", "consistency_rules"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,39 +38,40 @@ class TableMetric:
     cells: str  # what it is computed from, a key of Cells
     better: Literal["higher", "lower"] = "higher"
     statistic: Statistic = mean_of
-    labels: tuple[str, ...] = ()  # where cells are labels: those that count
+    labels: tuple[int, ...] = ()  # if cells are labels: indices of those that count
 
-    def columns(self, cells: Mapping[str, np.ndarray], places: np.ndarray | None = None) -> np.ndarray:
-        """[n, K], what each study that defines the metric adds to the sums.
-
-        Args:
-            places: only these studies.
-        """
-        values = cells[self.cells]
-        values = values if places is None else values[places]
+    def columns(self, cells: Mapping[str, np.ndarray], indices: np.ndarray | None = None) -> np.ndarray:
+        """[n, K], what each study that defines the metric (of `indices`) adds to the sums."""
+        values = cells[self.cells] if indices is None else cells[self.cells][indices]
         if self.labels:
-            chosen = [3 * LABELS.index(label) + kind for label in self.labels for kind in range(3)]
-            return values[:, chosen].astype(np.float64)
+            return values[:, [3 * label + kind for label in self.labels for kind in range(3)]].astype(np.float64)
         return with_ones(values[~np.isnan(values)]) if (~np.isnan(values)).any() else np.empty((0, 2))
 
     def defined(self, cells: Mapping[str, np.ndarray]) -> np.ndarray:
-        """[N] bool, the studies that the metric is over."""
+        """[N] bool, the studies that the metric is over; none if there are no such cells."""
+        if self.cells not in cells:
+            return np.zeros(0, dtype=bool)
         values = cells[self.cells]
         return np.ones(len(values), dtype=bool) if self.labels else ~np.isnan(values)
 
-    def value(self, cells: Mapping[str, np.ndarray], places: np.ndarray | None = None) -> float | None:
-        """The statistic; None where no study defines it."""
-        columns = self.columns(cells, places)
+    def value(self, cells: Mapping[str, np.ndarray], indices: np.ndarray | None = None) -> float | None:
+        """The statistic; None if no study defines it."""
+        columns = self.columns(cells, indices)
         return float(self.statistic(columns.sum(0))) if len(columns) else None
 
     def interval(self, cells: Mapping[str, np.ndarray], *, num_resamples: int, seed: int) -> Interval | None:
-        """The statistic with its bootstrap interval; None where no study defines it."""
-        columns = self.columns(cells)
-        if not len(columns):
+        """The statistic with its bootstrap interval; None if no study defines it."""
+        if not self.defined(cells).any():
             return None
-        if self.statistic is inverse_of_mean:
-            return inverted(bootstrap(columns, mean_of, num_resamples=num_resamples, seed=seed))
-        return bootstrap(columns, self.statistic, num_resamples=num_resamples, seed=seed)
+        inverse = self.statistic is inverse_of_mean
+        statistic = mean_of if inverse else self.statistic
+        interval = bootstrap(self.columns(cells), statistic, num_resamples=num_resamples, seed=seed)
+        return inverted(interval) if inverse else interval
+
+
+def available(rows: Sequence[TableMetric], cells: Mapping[str, np.ndarray]) -> list[TableMetric]:
+    """Rows that have a value."""
+    return [row for row in rows if row.defined(cells).any()]
 
 
 def inverse_of_mean(sums: np.ndarray) -> np.ndarray:
@@ -69,7 +80,7 @@ def inverse_of_mean(sums: np.ndarray) -> np.ndarray:
 
 
 def inverted(interval: Interval) -> Interval:
-    """Interval of 1 / statistic; without bounds (NaN) where that of the statistic holds 0: 1/x jumps there."""
+    """Interval of 1 / statistic; without bounds (NaN) if that of the statistic holds 0: 1/x jumps there."""
     if interval.low <= 0 <= interval.high:
         return Interval(1 / interval.mean if interval.mean else np.nan, np.nan, np.nan)
     return Interval(1 / interval.mean, 1 / interval.high, 1 / interval.low)
@@ -91,46 +102,41 @@ def _f1(both: np.ndarray, predicted: np.ndarray, expected: np.ndarray) -> np.nda
 
 
 def label_cells(predicted: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> np.ndarray:
-    """[N, 42] int8 of two [N][14] tables of 0 and 1."""
-    first, second = (np.asarray(side, dtype=np.int8).reshape(-1, len(LABELS)) for side in (predicted, expected))
+    """[N, 3 L] int8 of two [N][L] tables of 0 and 1."""
+    first, second = (np.asarray(side, dtype=np.int8) for side in (predicted, expected))
     return np.stack([first * second, first, second], -1).reshape(len(first), -1)
 
 
-def per_label_f1(cells: np.ndarray) -> dict[str, tuple[float, int]]:
-    """label -> (F1, number of references that have it) of label cells."""
+def per_label_f1(cells: np.ndarray) -> list[tuple[float, int]]:
+    """(F1, number of references that have it) of each label of label cells."""
     sums = cells.sum(0, dtype=np.int64)
     scores = _f1(sums[0::3], sums[1::3], sums[2::3])
-    return {label: (float(scores[i]), int(sums[3 * i + 2])) for i, label in enumerate(LABELS)}
+    return [(float(score), int(count)) for score, count in zip(scores, sums[2::3], strict=True)]
 
 
-def _label_metrics(prefix: str, title: str, cells: str) -> list[TableMetric]:
-    kinds: dict[str, Callable] = {"micro": micro_f1, "macro": macro_f1}
-    return [
-        TableMetric(
-            f"{prefix}_{kind}_f1_{len(labels)}", f"{title} {kind} F1 ({len(labels)})", cells, "higher", f, labels
-        )
-        for labels in (LABELS, FIVE)
-        for kind, f in kinds.items()
-    ]  # fmt: skip
+def table_metrics(labels: Sequence[str], *, one_section: bool = False) -> list[TableMetric]:
+    """The rows of a table, in their order; `labels` are those of the rule labeler.
+
+    Label F1 over the corpus is of all labels of a labeler, and of the usual five if they are among them.
+    """
+
+    def row(name: str) -> TableMetric:
+        entry = METRICS[name]
+        return TableMetric(name, entry.section_label if one_section else entry.label, name, entry.better)
+
+    rows = [row(name) for name in PER_REPORT]
+    inverse = TableMetric("inverse_radcliq_v1", "1/RadCliQ-v1", "radcliq_v1", statistic=inverse_of_mean)
+    over_corpus = [*_label_rows("chexbert", "CheXbert", LABELS), *_label_rows("rules", "rule labels", labels)]
+    return [*rows[:6], inverse, *rows[6:8], *over_corpus, *rows[8:]]
 
 
-METRICS: tuple[TableMetric, ...] = (
-    TableMetric("bleu2", "BLEU-2", "bleu2"),
-    TableMetric("bertscore", "BERTScore", "bertscore"),
-    TableMetric("sembscore", "SembScore", "sembscore"),
-    TableMetric("radgraph_f1_rexrank", "RadGraph F1 (ReXrank)", "radgraph_f1_rexrank"),
-    TableMetric("radcliq_v0", "RadCliQ-v0", "radcliq_v0", "lower"),
-    TableMetric("radcliq_v1", "RadCliQ-v1", "radcliq_v1", "lower"),
-    TableMetric("inverse_radcliq_v1", "1/RadCliQ-v1", "radcliq_v1", "higher", inverse_of_mean),
-    TableMetric("rouge_l", "ROUGE-L", "rouge_l"),
-    TableMetric("radgraph_f1_partial", "RadGraph F1 (partial)", "radgraph_f1_partial"),
-    *_label_metrics("chexbert", "CheXbert", "labels_chexbert"),
-    *_label_metrics("rules", "rule labels", "labels_rules"),
-    TableMetric("keyword_f1_rules", "KeyWordMatch (rules)", "keyword_f1_rules"),
-    TableMetric("label_f1_rules", "label F1 (rules)", "label_f1_rules"),
-    TableMetric("entity_f1_rules", "entity F1 (rules)", "entity_f1_rules"),
-    TableMetric("consistency_rules", "consistency (rules)", "consistency_rules"),
-)
-BY_NAME = {metric.name: metric for metric in METRICS}
-CELLS = tuple(dict.fromkeys(metric.cells for metric in METRICS))
-LABEL_CELLS = frozenset(metric.cells for metric in METRICS if metric.labels)
+def _label_rows(prefix: str, title: str, labels: Sequence[str]) -> list[TableMetric]:
+    chosen = [tuple(range(len(labels)))]
+    if set(FIVE) <= set(labels):
+        chosen.append(tuple(labels.index(label) for label in FIVE))
+    kinds = {"micro": micro_f1, "macro": macro_f1}
+    rows = []
+    for indices, (kind, statistic) in itertools.product(chosen, kinds.items()):
+        name, label = f"{prefix}_{kind}_f1_{len(indices)}", f"{title} {kind} F1 ({len(indices)})"
+        rows.append(TableMetric(name, label, f"labels_{prefix}", statistic=statistic, labels=indices))
+    return rows

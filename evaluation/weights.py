@@ -1,210 +1,190 @@
-"""What the metrics need besides this project: where it is looked for, its hash, its licence, and its download."""
+"""`evaluate.py weights`: what the metrics need besides this project, where it is looked for, and its download."""
 
 import hashlib
 import os
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rewards.bertscore import BASELINES, BertScoreConfig
-from rewards.chexbert import ChexbertConfig
-from rewards.radgraph import RadGraphConfig
+from radflow.rewards.metrics.bertscore import BASELINES, BertScoreConfig
+from radflow.rewards.metrics.chexbert import ChexbertConfig
+from radflow.rewards.radgraph.f1 import RadGraphConfig
 
 VARIABLE = "RADFLOW_WEIGHTS"
-NAMED_BY_ARCHIVE = "the one that config.json of the RadGraph archive names"
 
 
 @dataclass(frozen=True)
 class Needed:
-    """One set of weights."""
+    """One set of weights; weights.toml explains the fields."""
 
     name: str
     used_by: str
-    place: str  # under the root
-    option: str  # that names it elsewhere
-    repository: str  # of the Hugging Face hub
-    files: tuple[str, ...]  # of the repository, or patterns of them
+    path: str
+    files: Sequence[str]
     licence: str
-    own_licence: bool  # must be accepted by the user before it is fetched
+    repository: str | None = None
+    own_licence: bool = False
     sha256: str | None = None
 
+    @property
+    def key(self) -> str:
+        """Of the config that names another path."""
+        return f"weights.{self.name.replace('-', '_')}"
 
-NEEDED = {
-    one.name: one
-    for one in (
-        Needed(
-            "bertscore", "BERTScore, RadCliQ", "distilroberta-base", "--bertscore-path", "distilroberta-base",
-            ("*.json", "merges.txt", "model.safetensors"), "Apache-2.0", False,
-        ),
-        Needed(
-            "bert", "SembScore, CheXbert F1, RadCliQ", "bert-base-uncased", "--chexbert-bert", "bert-base-uncased",
-            ("config.json", "vocab.txt", "tokenizer*.json"), "Apache-2.0", False,
-        ),
-        Needed(
-            "chexbert", "SembScore, CheXbert F1, RadCliQ", "chexbert.pth", "--chexbert-path",
-            "StanfordAIMI/RRG_scorers", ("chexbert.pth",), "its own: stanfordmlgroup/CheXbert", True,
-            "6550703c92d640e1e04d8105a7a185d76ece0f25fcbf033d292785bf22c0fde1",
-        ),
-        Needed(
-            "radgraph", "RadGraph F1, RadCliQ", "radgraph.tar.gz", "--radgraph-path", "StanfordAIMI/RRG_scorers",
-            ("radgraph.tar.gz",), "PhysioNet credentialed health data licence (RadGraph v1)", True,
-        ),
-        Needed(
-            "radgraph-encoder", "RadGraph F1, RadCliQ", "radgraph-encoder", "--radgraph-encoder", NAMED_BY_ARCHIVE,
-            ("config.json", "vocab.txt", "tokenizer*"), "that of its repository", False,
-        ),
-    )
-}  # fmt: skip
+
+with Path(__file__).with_suffix(".toml").open("rb") as _file:
+    NEEDED = {name: Needed(name, **entry) for name, entry in tomllib.load(_file).items()}
 # What a model needs altogether. RadGraph's encoder may also lie in the hub's cache, under the name its config gives.
 TOGETHER = {"bertscore": ("bertscore",), "chexbert": ("chexbert", "bert"), "radgraph": ("radgraph",)}
 
 
 def default_root() -> Path:
     """The weights root: $RADFLOW_WEIGHTS, else radflow/weights in the user's cache folder."""
-    if VARIABLE in os.environ:
-        return Path(os.environ[VARIABLE])
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "radflow" / "weights"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get(VARIABLE, cache / "radflow" / "weights"))
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where each set of weights is: as an option says, else under the root, else in the hub's own cache."""
+    """Where each set of weights is: as given here, else under the root, else in the hub's own cache."""
 
-    root: Path
+    root: Path = field(default_factory=default_root)
+    """Folder of weights; by default that of $RADFLOW_WEIGHTS, else radflow/weights in the user's cache."""
     bertscore: Path | None = None
+    """Directory of distilroberta-base."""
     chexbert: Path | None = None
+    """chexbert.pth."""
     bert: Path | None = None
+    """Directory of bert-base-uncased (config and tokenizer)."""
     radgraph: Path | None = None
+    """RadGraph v1: a directory or radgraph.tar.gz."""
     radgraph_encoder: Path | None = None
+    """Directory with config and tokenizer of RadGraph's encoder."""
     device: str = "auto"
+    """cpu, cuda or auto."""
     token_budget: int = 2048
-    """Tokens a batch; a GPU wants more."""
+    """Tokens per batch; a GPU wants more."""
 
     def __post_init__(self) -> None:
-        for name in NEEDED:
-            given = self._given(name)
+        for needed in NEEDED.values():
+            given = self._given(needed.name)
             if given is not None and not given.exists():
-                raise ValueError(f"{NEEDED[name].option} {given}: expected a file or directory, got none; correct it")
+                raise ValueError(f"{needed.key}: expected a file or directory at {given}, found none; correct it")
 
     def find(self, name: str) -> Path | None:
-        """Path of one set of weights; None where it is not on this machine. Nothing is fetched."""
+        """Path of one set of weights; None if it is not on this machine. Nothing is fetched."""
         if (given := self._given(name)) is not None:
             return given
-        needed = NEEDED[name]
-        places = [self.root / needed.place]
-        if name == "radgraph":
-            places = [self.root / "radgraph", *places]  # an unpacked archive
-        found = next((place for place in places if place.exists()), None)
-        return found or (None if needed.repository == NAMED_BY_ARCHIVE else self._in_hub_cache(needed))
+        unpacked = ["radgraph"] if name == "radgraph" else []  # the folder of an archive
+        paths = [self.root / each for each in (*unpacked, NEEDED[name].path)]
+        return next((path for path in paths if path.exists()), None) or _find_in_hub_cache(NEEDED[name])
 
-    def present(self, model: str) -> bool:
-        """Whether a model can be loaded without a network."""
-        return all(self.find(name) is not None for name in TOGETHER[model])
-
-    def how_to_get(self, model: str) -> str:
-        """The command that brings what the model lacks."""
-        absent = [name for name in TOGETHER[model] if self.find(name) is None]
-        consent = " --accept-licence" if any(NEEDED[name].own_licence for name in absent) else ""
-        options = " ".join(f"{NEEDED[name].option} PATH" for name in absent)
-        return f"evaluate.py weights --fetch {' '.join(absent)}{consent}, or give {options}"
+    def how_to_get(self, model: str) -> str | None:
+        """The command that fetches what a model lacks, and the keys that name it elsewhere; None if nothing is."""
+        absent = [NEEDED[name] for name in TOGETHER[model] if self.find(name) is None]
+        keys = " and ".join(needed.key for needed in absent)
+        return f"{_fetch_command(absent)}, or set {keys}" if absent else None
 
     def bertscore_config(self) -> BertScoreConfig:
         """ReXrank's, whatever the directory is called: another layer or no rescaling would be another metric."""
-        return BertScoreConfig(
-            path=str(self.find("bertscore")), num_layers=5, baseline=BASELINES["distilroberta-base", 5],
-            device=self.device, token_budget=self.token_budget,
-        )  # fmt: skip
+        path, baseline = str(self.find("bertscore")), BASELINES["distilroberta-base", 5]
+        return BertScoreConfig(path, 5, baseline, device=self.device, token_budget=self.token_budget)
 
     def chexbert_config(self) -> ChexbertConfig:
-        return ChexbertConfig(
-            path=self.find("chexbert"), bert=str(self.find("bert")), device=self.device, token_budget=self.token_budget
-        )
+        path, bert = self.find("chexbert"), str(self.find("bert"))
+        return ChexbertConfig(path, bert, device=self.device, token_budget=self.token_budget)
 
     def radgraph_config(self) -> RadGraphConfig:
         tokens = 512 if self.device == "cpu" else self.token_budget
-        return RadGraphConfig(
-            path=self.find("radgraph"), encoder=self.find("radgraph-encoder"), device=self.device, max_tokens=tokens
-        )
+        path, encoder = self.find("radgraph"), self.find("radgraph-encoder")
+        return RadGraphConfig(path, encoder=encoder, device=self.device, max_tokens=tokens)
 
     def _given(self, name: str) -> Path | None:
         return getattr(self, name.replace("-", "_"))
 
-    def _in_hub_cache(self, needed: Needed) -> Path | None:
-        from huggingface_hub import try_to_load_from_cache
 
-        single = len(needed.files) == 1
-        asked = ("config.json", "model.safetensors") if needed.name == "bertscore" else ("config.json",)
-        found = [try_to_load_from_cache(needed.repository, name) for name in (needed.files if single else asked)]
-        if not all(isinstance(path, str) for path in found):
-            return None
-        return Path(found[0]) if single else Path(found[0]).parent
+def _find_in_hub_cache(needed: Needed) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    if needed.repository is None:
+        return None
+    single = len(needed.files) == 1
+    asked = ("config.json", "model.safetensors") if needed.name == "bertscore" else ("config.json",)
+    found = [try_to_load_from_cache(needed.repository, name) for name in (needed.files if single else asked)]
+    if not all(isinstance(path, str) for path in found):
+        return None
+    return Path(str(found[0])) if single else Path(str(found[0])).parent
 
 
-def listing(weights: Weights) -> str:
-    """What each metric needs, as a text: present or not, where it is looked for, hash, licence."""
-    lines = [f"weights root: {weights.root} (--weights, or the environment variable {VARIABLE})", ""]
+def _fetch_command(absent: Sequence[Needed]) -> str:
+    consent = " --accept-licence" if any(needed.own_licence for needed in absent) else ""
+    return f"evaluate.py weights --fetch {' '.join(needed.name for needed in absent)}{consent}"
+
+
+def weights(weights: Weights, fetch: tuple[str, ...] = (), accept_licence: bool = False) -> None:
+    """List what each metric needs, where it is looked for, its hash and licence; fetch what may be fetched.
+
+    Args:
+        fetch: Names of weights to download.
+        accept_licence: You have read their licence and are entitled to use them.
+    """
+    for name in fetch:
+        print(f"{name}: {fetch_weights(name, weights, accept_licence=accept_licence)}")
+    if not fetch:
+        print(list_weights(weights))
+
+
+def list_weights(weights: Weights) -> str:
+    lines = [f"weights root: {weights.root} (weights.root, or the environment variable {VARIABLE})", ""]
     for needed in NEEDED.values():
         path = weights.find(needed.name)
         lines += [
             f"{needed.name}: {'present: ' + str(path) if path else 'not here'}",
             f"  for       {needed.used_by}",
-            f"  looked up {needed.option}, {weights.root / needed.place}, the cache of the hub",
+            f"  looked up {needed.key}, {weights.root / needed.path}, the cache of the hub",
             f"  licence   {needed.licence}",
             f"  SHA-256   {needed.sha256 or 'none published that this project knows'}",
+            *([] if path else [f"  get it    {_fetch_command([needed])}"]),
+            "",
         ]
-        if path is None:
-            consent = " --accept-licence" if needed.own_licence else ""
-            lines.append(f"  get it    evaluate.py weights --fetch {needed.name}{consent}")
-        lines.append("")
     return "\n".join([*lines, "BLEU-2, ROUGE-L and everything by rules need no weights."])
 
 
-def fetch(name: str, weights: Weights, *, accept_licence: bool) -> Path:
-    """Download one set of weights into the root and check its hash.
-
-    Raises:
-        ValueError: an unknown name, a licence not accepted, no network, or other bytes than published.
-    """
+def fetch_weights(name: str, weights: Weights, *, accept_licence: bool) -> Path:
+    """Download one set of weights into the root and check its hash; ValueError if the name is unknown, the licence not
+    accepted, the network absent, or the bytes are not those published."""
     if name not in NEEDED:
-        raise ValueError(f"expected --fetch with names among {', '.join(NEEDED)}, got {name!r}")
+        raise ValueError(f"expected names of weights among {', '.join(NEEDED)}, got {name!r}")
     needed = NEEDED[name]
     if needed.own_licence and not accept_licence:
-        raise ValueError(
-            f"{name} is not ours to hand on; its licence: {needed.licence}. Read it at its owner, and fetch with "
-            "--accept-licence if you are entitled to use it"
-        )
+        advice = "Read it at its owner, and accept it if you are entitled to use the weights"
+        raise ValueError(f"{name} is not ours to pass on; its licence: {needed.licence}. {advice}")
     from huggingface_hub import snapshot_download
 
-    repository = needed.repository if needed.repository != NAMED_BY_ARCHIVE else _encoder_of(weights)
-    single = len(needed.files) == 1
-    place = weights.root if single else weights.root / needed.place
+    repository, path = needed.repository or _read_encoder_name(weights), weights.root / needed.path
     try:
-        snapshot_download(repository, local_dir=place, allow_patterns=list(needed.files))
+        folder = weights.root if len(needed.files) == 1 else path
+        snapshot_download(repository, local_dir=folder, allow_patterns=list(needed.files))
     except Exception as error:  # the library raises errors of requests, httpx, its own and of the disk
-        raise ValueError(
-            f"{name}: could not fetch {', '.join(needed.files)} of {repository} from the hub "
-            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}); where there is no network, "
-            f"copy it to {weights.root / needed.place} or name it with {needed.option}"
-        ) from error
-    path = weights.root / needed.place
+        wanted = f"{', '.join(needed.files)} of {repository} from the hub"
+        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        advice = f"if there is no network, copy it to {path} or set {needed.key}"
+        raise ValueError(f"{name}: could not fetch {wanted} ({why}); {advice}") from error
     if not path.exists():
         raise ValueError(f"{name}: expected {path} after the download, found none; see {repository} on the hub")
     check_hash(path, needed)
     return path
 
 
-def _encoder_of(weights: Weights) -> str:
-    from rewards.radgraph_archive import read_archive
+def _read_encoder_name(weights: Weights) -> str:
+    from radflow.rewards.radgraph.archive import read_archive
 
     return read_archive(weights.find("radgraph"), "radgraph").architecture.encoder
 
 
 def check_hash(path: Path, needed: Needed) -> None:
-    """Refuse a file that is not the published one.
-
-    Raises:
-        ValueError: another SHA-256 than the known one.
-    """
+    """Raise ValueError if the SHA-256 is known and the file has another one."""
     if needed.sha256 is None:
         return
     with path.open("rb") as file:

@@ -1,1 +1,1 @@
-"""Qwen-VL checkpoints in, the few operations the algorithm needs, published artefacts out."""
+"""Qwen-VL models: loading, the operations that training and generation need, LoRA, and export."""

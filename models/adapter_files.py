@@ -12,27 +12,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.folders import written_whole
-from models.lora import LoraConfig, adapters, add_lora
-from models.qwen_vl import QwenVL, whole
+from radflow.models.loading import read_json, write_folder
+from radflow.models.lora import LoraConfig, adapters, add_lora
+from radflow.models.qwen_vl import QwenVL, whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what PEFT puts before the names of transformers' model
-# Keys of adapter_config.json that say nothing about what an adapter computes once it is trained.
-SILENT = {
-    "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core", "peft_version",
-    "qalora_group_size", "revision", "task_type",
-}  # fmt: skip
+# Keys of adapter_config.json that are read here, and those that say nothing about what a trained adapter computes.
 READ = {"peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "init_lora_weights", "bias"}
+IGNORED = {"auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core"}
+IGNORED |= {"peft_version", "qalora_group_size", "revision", "task_type"}
 # Ways to draw the first A and B that leave the base as it was; others (PiSSA, OLoRA, CorDA) change its weights.
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def save_adapter(policy: QwenVL, directory: Path, config: LoraConfig, *, base: str, write: bool = True) -> None:
-    """Write the adapters of a policy as PEFT does, whole, in place of an earlier adapter there.
+    """Write the adapters of a policy as PEFT does, complete or not at all, in place of an earlier adapter there.
 
     Args:
-        base: the model that the adapters belong to, as PEFT shall load it: a directory or a hub id.
+        base: the model that the adapters belong to, as PEFT will load it: a directory or a hub id.
         write: of several ranks one writes; all must call this, because sharded adapters are put together here.
     """
     weights = {}
@@ -45,24 +43,12 @@ def save_adapter(policy: QwenVL, directory: Path, config: LoraConfig, *, base: s
 
 
 def write_adapter(directory: Path, weights: Mapping[str, Tensor], config: LoraConfig, *, base: str) -> None:
-    """The two files, from tensors under PEFT's names."""
-    settings = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": config.rank,
-        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
-        "lora_dropout": 0.0,
-        "target_modules": config.pattern,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "use_dora": False,
-        "use_rslora": False,
-    }
-    with written_whole(directory) as folder:
+    """The two files, from tensors under PEFT's names; settings that are the same for all are in adapter_config.json."""
+    settings = json.loads(Path(__file__).with_name(CONFIG).read_text(encoding="utf-8"))
+    alpha = int(config.alpha) if config.alpha == int(config.alpha) else config.alpha
+    settings |= {"base_model_name_or_path": base, "r": config.rank, "lora_alpha": alpha}
+    settings["target_modules"] = config.pattern
+    with write_folder(directory) as folder:
         save_file(dict(weights), folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -75,20 +61,19 @@ def load_adapter(policy: QwenVL, directory: Path) -> LoraConfig:
     """
     config, _ = read_config(directory)
     weights = read_weights(directory)
-    linear = {name for name, module in policy.model.named_modules() if isinstance(module, nn.Linear)}
-    wanted = {name for name in linear if re.fullmatch(config.pattern, name)}
-    expected = {f"{PREFIX}{name}.{key}.weight" for name in wanted for key in ("lora_A", "lora_B")}
-    if weights.keys() != expected or not expected:
-        raise ValueError(_differing(directory, weights.keys(), expected))
-    for name in wanted:
-        rows, columns = policy.model.get_submodule(name).weight.shape
-        for key, shape in (("lora_A", (config.rank, columns)), ("lora_B", (rows, config.rank))):
-            found = tuple(weights[f"{PREFIX}{name}.{key}.weight"].shape)
-            if found != shape:
-                raise ValueError(
-                    f"{directory}: expected {key} of {name} to be {list(shape)}, got {list(found)}; "
-                    "the adapter belongs to another base model, or its r is wrong"
-                )
+    shapes = {}
+    for name, module in policy.model.named_modules():
+        if isinstance(module, nn.Linear) and re.fullmatch(config.pattern, name):
+            shapes[f"{PREFIX}{name}.lora_A.weight"] = [config.rank, module.in_features]
+            shapes[f"{PREFIX}{name}.lora_B.weight"] = [module.out_features, config.rank]
+    if weights.keys() != shapes.keys() or not shapes:
+        raise ValueError(_describe_mismatch(directory, weights.keys(), shapes.keys()))
+    for name, shape in shapes.items():
+        if (found := list(weights[name].shape)) != shape:
+            raise ValueError(
+                f"{directory}: expected {name} to be {shape}, got {found}; the adapter belongs to another base model, "
+                "or its r is wrong"
+            )
     add_lora(policy, config, seed=0)
     with torch.no_grad():
         for name, adapter in adapters(policy).items():
@@ -110,34 +95,28 @@ def stack(first: Path, second: Path, directory: Path) -> None:
     (one, base), (two, _) = read_config(first), read_config(second)
     lower, upper = read_weights(first), read_weights(second)
     if lower.keys() != upper.keys():
-        raise ValueError(_differing(second, upper.keys(), lower.keys()))
+        raise ValueError(_describe_mismatch(second, upper.keys(), lower.keys()))
     ratio = (two.alpha / two.rank) / (one.alpha / one.rank)
-    weights = {
-        name: torch.cat([lower[name], upper[name] * ratio], 1)
-        if name.endswith(".lora_B.weight")
-        else torch.cat([lower[name], upper[name]])
-        for name in lower
-    }
+    weights = {}
+    for name in lower:
+        added, axis = (upper[name] * ratio, 1) if name.endswith(".lora_B.weight") else (upper[name], 0)
+        weights[name] = torch.cat([lower[name], added], axis)
     rank = one.rank + two.rank
     write_adapter(directory, weights, replace(one, rank=rank, alpha=one.alpha / one.rank * rank), base=base)
 
 
 def read_config(directory: Path) -> tuple[LoraConfig, str]:
-    """Config of an adapter, and the name of its base model ("" where it has none).
+    """Config of an adapter, and the name of its base model ("" if it names none).
 
     Raises:
         ValueError: none there, or it asks for something that adapters here do not compute; names the key.
     """
     path = directory / CONFIG
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: expected the config of a PEFT adapter, got {error}") from error
-    kind = loaded.get("peft_type") if isinstance(loaded, dict) else loaded
-    if kind != "LORA":
+    loaded = read_json(path)
+    if (kind := loaded.get("peft_type")) != "LORA":
         raise ValueError(f"{path}: expected the config of a PEFT adapter with peft_type LORA, got {kind!r}")
     plain = loaded.get("bias", "none") == "none" and loaded.get("init_lora_weights", True) in PLAIN_STARTS
-    others = {key: value for key, value in loaded.items() if key not in SILENT | READ and value}
+    others = {key: value for key, value in loaded.items() if key not in IGNORED | READ and value}
     if others or not plain:
         key = next(iter(others), "bias" if loaded.get("bias", "none") != "none" else "init_lora_weights")
         raise ValueError(
@@ -151,8 +130,9 @@ def read_config(directory: Path) -> tuple[LoraConfig, str]:
     if loaded.get("use_rslora"):  # scaled by alpha / sqrt(r) there, by alpha / r here
         alpha *= math.sqrt(rank)
     targets = loaded["target_modules"]
-    config = LoraConfig(rank=rank, alpha=alpha, targets=targets if isinstance(targets, str) else _suffixes(targets))
-    return config, loaded.get("base_model_name_or_path") or ""
+    if not isinstance(targets, str):  # PEFT's rule for a list: a name is one of them or ends in a dot and one of them
+        targets = rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(targets)))})"
+    return LoraConfig(rank=rank, alpha=alpha, targets=targets), loaded.get("base_model_name_or_path") or ""
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
@@ -163,15 +143,10 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
         raise ValueError(f"{directory / WEIGHTS}: expected the weights of a PEFT adapter, got {error}") from error
 
 
-def _suffixes(names: Iterable[str]) -> str:
-    """PEFT's rule for a list: a module whose name is one of them or ends in a dot and one of them."""
-    return rf"(?:.*\.)?(?:{'|'.join(re.escape(name) for name in sorted(names))})"
-
-
-def _differing(directory: Path, found: Iterable[str], expected: Iterable[str]) -> str:
+def _describe_mismatch(directory: Path, found: Iterable[str], expected: Iterable[str]) -> str:
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    parts = [f"{len(keys)} {what}, for example {keys[0]}" for keys, what in ((missing, "missing"), (extra, "more"))
-             if keys]  # fmt: skip
+    differing = ((missing, "missing"), (extra, "more"))
+    parts = [f"{len(keys)} {what}, for example {keys[0]}" for keys, what in differing if keys]
     return (
         f"{directory}: expected A and B of {len(set(expected)) // 2} layers that target_modules names in this model, "
         f"got {len(set(found))} tensors; {'; '.join(parts) or 'target_modules names none'}; the adapter belongs to "

@@ -1,8 +1,8 @@
-"""LoRA adapters on chosen linear layers: identity at the start, folded into the base for a while or for good."""
+"""LoRA adapters on linear layers, identity at the start and merged in the end; the table of what a run trains."""
 
-import copy
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +10,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.qwen_vl import QwenVL, local, whole
+from radflow.models.qwen_vl import QwenVL, local, whole
 
 LANGUAGE = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 # The families name the layers of an MLP differently: fc1 in Qwen2-VL, gate_proj in Qwen2.5-VL, linear_fc1 in Qwen3-VL.
 VISION = r".*visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.((gate|up|down)_proj|(linear_)?fc[12]))"
 MERGER = r".*visual\.(merger|deepstack_merger_list\.\d+)\.(mlp\.[02]|linear_fc[12])"
+GROUPS = (  # rows of the table of what is trained: title, two parts of the names of its modules
+    ("vision attention", "visual.blocks", ".attn"),
+    ("vision MLP", "visual.blocks", ".mlp"),
+    ("merger", "visual", "merger"),
+    ("language attention", "language_model.layers", ".self_attn"),
+    ("language MLP", "language_model.layers", ".mlp"),
+    ("embeddings", "embed_tokens", ""),
+    ("head", "lm_head", ""),
+    ("patch embedding, norms", "", ""),
+)
 
 
 @dataclass(frozen=True)
@@ -35,15 +45,11 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(
-                f"expected lora.rank of at least 1 and lora.alpha above 0, got {self.rank} and {self.alpha}"
-            )
+            raise ValueError(f"expected rank of at least 1 and alpha above 0, got {self.rank} and {self.alpha}")
         try:
             re.compile(self.targets)
         except re.error as error:
-            raise ValueError(
-                f"expected lora.targets to be a regular expression, got {self.targets!r}: {error}"
-            ) from error
+            raise ValueError(f"expected targets to be a regular expression, got {self.targets!r}: {error}") from error
 
     @property
     def pattern(self) -> str:
@@ -68,7 +74,7 @@ class LoraLinear(nn.Module):
         a = torch.empty(config.rank, base.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_a = nn.Parameter(a.to(base.weight.device))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, config.rank, device=base.weight.device))
-        self._copies: tuple[Tensor, Tensor] | None = None  # of A^T and B^T, in the base's type
+        self._copies: list[Tensor] = []  # of A^T and B^T, in the base's type
         self._use_copies = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,22 +88,22 @@ class LoraLinear(nn.Module):
     @torch.no_grad()
     def use_copies(self, use: bool) -> None:
         """Multiply with copies of A and B as they are now, cast once, at the same addresses each time."""
-        if use and self._copies is None:
-            self._copies = tuple(m.t().to(self.base.weight.dtype, copy=True) for m in (self.lora_a, self.lora_b))
+        if use and not self._copies:
+            self._copies = [m.t().to(self.base.weight.dtype, copy=True) for m in (self.lora_a, self.lora_b)]
         elif use:
             for copied, own in zip(self._copies, (self.lora_a, self.lora_b), strict=True):
                 copied.copy_(own.t())
         self._use_copies = use
 
     @torch.no_grad()
-    def merge_into(self, layer: nn.Linear) -> nn.Linear:
-        """Write the base weight with the adapter folded in to `layer`; added in float32, then rounded to its type.
+    def merge(self) -> nn.Linear:
+        """The base with the adapter folded in; added in float32, then rounded to its type.
 
         Of a sharded layer, whose W and B are cut into the same rows, each rank writes its own; all must call this.
         """
         rows, b = local(self.base.weight).float(), local(self.lora_b)
-        local(layer.weight).copy_(torch.addmm(rows, b, whole(self.lora_a), alpha=self.scale))
-        return layer
+        local(self.base.weight).copy_(torch.addmm(rows, b, whole(self.lora_a), alpha=self.scale))
+        return self.base
 
 
 def add_lora(policy: QwenVL, config: LoraConfig, *, seed: int) -> list[str]:
@@ -111,18 +117,20 @@ def add_lora(policy: QwenVL, config: LoraConfig, *, seed: int) -> list[str]:
     """
     assert not adapters(policy), "the policy has adapters already; merge them first"
     policy.requires_grad_(False)
-    linear = [name for name, module in policy.model.named_modules() if isinstance(module, nn.Linear)]
+    linear = {name: module for name, module in policy.model.named_modules() if isinstance(module, nn.Linear)}
     for key, pattern, wanted in (
-        ("targets", config.targets, True), ("vision", VISION, config.vision), ("merger", MERGER, config.merger),
-    ):  # fmt: skip
+        ("targets", config.targets, True),
+        ("vision", VISION, config.vision),
+        ("merger", MERGER, config.merger),
+    ):
         if wanted and not any(re.fullmatch(pattern, name) for name in linear):
             raise ValueError(
-                f"lora.{key}: {pattern!r} matches no linear layer of the model; names look like {linear[-2]}"
+                f"lora.{key}: {pattern!r} matches no linear layer of the model; names look like {list(linear)[-2]}"
             )
     names = [name for name in linear if re.fullmatch(config.pattern, name)]
     generator = torch.Generator().manual_seed(seed)
     for name in names:
-        _replace(policy.model, name, LoraLinear(policy.model.get_submodule(name), config, generator))
+        _replace(policy.model, name, LoraLinear(linear[name], config, generator))
     return names
 
 
@@ -133,10 +141,7 @@ def adapters(policy: QwenVL) -> dict[str, LoraLinear]:
 
 @contextmanager
 def reference(policy: QwenVL) -> Iterator[QwenVL]:
-    """The policy as it was before its adapters, for the time of a `with`.
-
-    Under RL that is the SFT policy, because the adapters of SFT are merged by then.
-    """
+    """The policy without its adapters, for the duration of a `with`: under RL the SFT policy, whose own are merged."""
     switched = [adapter for adapter in adapters(policy).values() if adapter.enabled]
     for adapter in switched:
         adapter.enabled = False
@@ -149,8 +154,8 @@ def reference(policy: QwenVL) -> Iterator[QwenVL]:
 
 @contextmanager
 def cast_once(policy: QwenVL) -> Iterator[QwenVL]:
-    """Adapters in the base's type for the time of a `with` in which they do not change, instead of a cast at every use:
-    generation uses each of them at every token. Recorded decoding steps of an earlier `with` read the new values."""
+    """Adapters in the base's type for the duration of a `with` in which they do not change, instead of a cast at every
+    use, which in generation is every token. Recorded decoding steps of an earlier `with` read the new values."""
     held = adapters(policy).values()
     try:
         for adapter in held:
@@ -164,26 +169,35 @@ def cast_once(policy: QwenVL) -> Iterator[QwenVL]:
 def merge_lora(policy: QwenVL) -> None:
     """Fold every adapter into its base layer and remove it, for good; a model without adapters stays as it is."""
     for name, adapter in adapters(policy).items():
-        _replace(policy.model, name, adapter.merge_into(adapter.base))
-
-
-@contextmanager
-def merged(policy: QwenVL) -> Iterator[QwenVL]:
-    """Adapters folded in for the time of a `with`: inside, the model has the layers and names of one without adapters.
-
-    The merged weights are copies and the base is never written, because W + D - D is not W once it is rounded (in
-    bfloat16 the third digit would change). It costs the memory of the adapted weights a second time.
-    """
-    held = adapters(policy)
-    try:
-        for name, adapter in held.items():
-            _replace(policy.model, name, adapter.merge_into(copy.deepcopy(adapter.base)))
-        yield policy
-    finally:
-        for name, adapter in held.items():
-            _replace(policy.model, name, adapter)
+        _replace(policy.model, name, adapter.merge())
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+def group_of(name: str) -> str:
+    """The row of a module or parameter of transformers' model."""
+    return next(group for group, where, part in GROUPS if where in name and part in name)
+
+
+def trainable_table(policy: QwenVL) -> str:
+    """For each part of the model: its linear layers, those with an adapter, its parameters, those trained and their
+    share; in Markdown, without the parts that the model lacks. A tied head counts as embeddings."""
+    counts: list[Counter[str]] = [Counter(), Counter(), Counter(), Counter()]
+    layers, adapted, base, trained = counts
+    for name, module in policy.model.named_modules():
+        layers[group_of(name)] += isinstance(module, nn.Linear)
+        adapted[group_of(name)] += isinstance(module, LoraLinear)
+    for name, parameter in policy.model.named_parameters():
+        group = group_of(name)
+        trained[group] += parameter.numel() if parameter.requires_grad else 0
+        base[group] += 0 if ".lora_" in name else parameter.numel()
+    rows = {group: [counter[group] for counter in counts] for group, *_ in GROUPS if base[group]}
+    rows["all"] = [counter.total() for counter in counts]
+    head = "| part | linear layers | with adapter | parameters | trained | % |\n| --- | --- | --- | --- | --- | --- |\n"
+    return head + "\n".join(
+        f"| {title} | {n} | {m} | {size:,} | {count:,} | {100 * count / size:.3f} |"
+        for title, (n, m, size, count) in rows.items()
+    )

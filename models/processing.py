@@ -3,27 +3,81 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from string import Formatter
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from models.loading import architecture, locate, read_json
-from models.processor_files import END, IMAGE, START, load_image_processor, load_tokenizer
-from models.prompts import TASKS, check_template, fill, literals
+from radflow.models import loading
+from radflow.models.loading import END, IMAGE, START
 
 ANSWER = f"{START}assistant\n"
-SETTINGS = "radflow_prompt.json"  # what a model was trained to be asked; it lies beside its weights
+SETTINGS = "radflow_prompt.json"  # the prompt that a model was trained with, saved next to its weights
 MOST_ELONGATED = 200  # long side over short side, a limit of the image processor
+FIELDS = ("images", "prior_images", "views", "indication", "comparison")
+IMAGE_FIELDS = FIELDS[:2]
+# Parts of a prompt in their order; a part whose field a study lacks is left out. The request of the task comes last.
+CONTEXT = ("{images}", "Prior study: {prior_images}", "Indication: {indication}\n", "Comparison: {comparison}\n")
+TASKS = {
+    "chest_xray": (*CONTEXT, "Report this chest radiograph: Findings and Impression."),
+    "carotid_us": (*CONTEXT, "Report this carotid ultrasound: Findings and Impression."),
+}
 
 
 def prompt_texts() -> list[str]:
-    """Every text that a prompt is made of, whatever the study."""
-    return [*literals(), "user\n", "assistant\n"]
+    """Every text that a built-in prompt is made of, once, whatever the study."""
+    literals = (text for template in TASKS.values() for part in template for text, *_ in Formatter().parse(part))
+    return [*(text for text in dict.fromkeys(literals) if text.strip()), "user\n", "assistant\n"]
+
+
+def check_template(template: Sequence[str]) -> None:
+    """Refuse a template that cannot be filled or does not show the images; the ValueError names the part."""
+    used = []
+    for part in template:
+        names = _fields(part)
+        if "images" in names and len(names) > 1:
+            raise ValueError(
+                f"prompt part {part!r}: expected {{images}} without another field, because a part whose field is "
+                "empty is left out; make two parts of it"
+            )
+        used += names
+    if used.count("images") != 1 or used.count("prior_images") > 1:
+        raise ValueError(
+            f"expected {{images}} exactly once in the prompt and {{prior_images}} at most once, got {list(template)}"
+        )
+
+
+def _fields(part: str) -> list[str]:
+    try:
+        pieces = list(Formatter().parse(part))
+    except ValueError as error:
+        raise ValueError(f"prompt part {part!r}: {error}; write a brace of the text twice") from error
+    for _, name, layout, conversion in pieces:
+        if name is not None and (name not in FIELDS or layout or conversion):
+            raise ValueError(f"prompt part {part!r}: expected fields among {{{'}, {'.join(FIELDS)}}}, got {name!r}")
+    return [name for _, name, _, _ in pieces if name]
+
+
+def fill_template(template: Sequence[str], fields: Mapping[str, Any]) -> list[str | Image.Image]:
+    """Texts and images of one study's prompt, in their order.
+
+    Args:
+        template: as `check_template` accepts.
+        fields: a text for each of FIELDS, images for IMAGE_FIELDS; empty if the study has none.
+    """
+    filled: list[str | Image.Image] = []
+    for part in template:
+        pieces = [(literal, name) for literal, name, _, _ in Formatter().parse(part)]
+        if all(name is None or fields[name] for _, name in pieces):
+            for literal, name in pieces:
+                filled += [literal] if literal else []
+                filled += [] if name is None else fields[name] if name in IMAGE_FIELDS else [fields[name]]
+    return filled
 
 
 @dataclass(frozen=True)
@@ -38,7 +92,6 @@ class Prompt:
 
     @property
     def num_tokens(self) -> int:
-        """P."""
         return len(self.input_ids)
 
     @property
@@ -60,8 +113,7 @@ class ProcessorConfig:
     task: Literal["chest_xray", "carotid_us"] = "chest_xray"
     """The request put to the model, one of the built-in ones."""
     prompt: tuple[str, ...] = ()
-    """Your own request in place of the task's, part by part (docs/models.md); a part whose field a study lacks is left
-    out."""
+    """Your own request instead of the task's, in parts (docs/models.md); a part without its field is left out."""
     system: str = ""
     """System turn before the request; empty leaves it to the checkpoint's chat template."""
 
@@ -77,39 +129,40 @@ class ProcessorConfig:
 
     @property
     def limits(self) -> dict[str, int | None]:
-        """Of the size of images; a checkpoint has its own, and keeps them in a file of its own."""
+        """Limits on the size of images, which a checkpoint keeps in a file of their own."""
         return {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
 
 
 class ReportProcessor:
     """Tokenizer, image processor and chat format of one checkpoint."""
 
-    def __init__(self, tokenizer, image_processor, config: ProcessorConfig) -> None:
+    def __init__(self, tokenizer: Any, image_processor: Any, config: ProcessorConfig) -> None:
         self.tokenizer, self.image_processor, self.config = tokenizer, image_processor, config
         self.template = config.prompt or TASKS[config.task]
         self.eos_id: int = tokenizer.convert_tokens_to_ids(END)
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
         # None of them may come out of a text, those that the tokenizer does not call special (<tool_call>) included.
         tokenizer.chat_control_tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
-        # A tokenizer is switched between sanitising and not by the call, so two threads must not use it at one time.
-        self._one_at_a_time = threading.Lock()
+        # Each call switches the tokenizer's sanitising on or off, so two threads must not use it at the same time.
+        self._lock = threading.Lock()
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        self.banned_ids: tuple[int, ...] = tuple(sorted(special - {self.eos_id}))
+        self.suppressed_ids: tuple[int, ...] = tuple(sorted(special - {self.eos_id}))
 
     @classmethod
     def load(cls, path_or_id: Path | str, config: ProcessorConfig | None = None) -> "ReportProcessor":
         """From a checkpoint, a directory or a hub id.
 
         Args:
-            config: none takes the prompt that the model was trained with, where it is a model of ours.
+            config: None takes the prompt that the model was trained with, if RadFlow trained it.
 
         Raises:
-            ValueError: files are missing, or do not belong to the Qwen-VL model whose config lies beside them.
+            ValueError: files are missing, or do not belong to the Qwen-VL model whose config.json is with them.
         """
-        directory = locate(path_or_id, weights=False)
-        model = architecture(directory)
-        config = config or _trained_with(directory)
-        processor = cls(load_tokenizer(directory), load_image_processor(directory, **config.limits), config)
+        directory = loading.locate(path_or_id, weights=False)
+        model = loading.architecture(directory)
+        config = config or _load_settings(directory)
+        images = loading.load_image_processor(directory, **config.limits)
+        processor = cls(loading.load_tokenizer(directory), images, config)
         try:
             processor.check_fits(model.text_config.vocab_size)
             processor.check_chat()
@@ -147,15 +200,14 @@ class ReportProcessor:
         if ids[-len(answer) :] != answer:
             raise ValueError(
                 f"expected a chat template whose prompt ends with {ANSWER!r}, got "
-                f"{self.tokenizer.decode(ids[-len(answer) :])!r}; models that think first have no place for a report "
+                f"{self.tokenizer.decode(ids[-len(answer) :])!r}; models that think first do not start the report "
                 "there: take the Instruct edition"
             )
 
     def _check_sanitised(self, plain: Sequence[int]) -> None:
         """Refuse a tokenizer that takes the name of a control token in a text for the token.
 
-        Args:
-            plain: token ids of a chat with one image and a text that names none.
+        `plain` are the token ids of a chat with one image and a text that names none.
         """
         control = self.tokenizer.added_tokens_decoder
         expected = Counter(i for i in plain if i in control)
@@ -194,7 +246,7 @@ class ReportProcessor:
         if not images:
             raise ValueError(f"study {study_id}: expected at least one image, got none")
         texts = {"views": ", ".join(views), "indication": indication, "comparison": comparison}
-        parts = fill(self.template, {"images": images, "prior_images": prior_images, **texts})
+        parts = fill_template(self.template, {"images": images, "prior_images": prior_images, **texts})
         shown = [part for part in parts if not isinstance(part, str)]
         if long := [image.size for image in shown if max(image.size) > MOST_ELONGATED * min(image.size)]:
             raise ValueError(
@@ -204,22 +256,26 @@ class ReportProcessor:
         processed = self.image_processor(shown, return_tensors="pt")
         grids = processed["image_grid_thw"]
         counts = (grids.prod(-1) // self.image_processor.merge_size**2).tolist()
-        content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in parts]
-        ids = self._chat(content)
+        input_ids = torch.tensor(self._encode_prompt(study_id, parts, counts))
+        positions = mrope_positions(input_ids, grids, self.image_id, self.image_processor.merge_size)
+        return Prompt(study_id, input_ids, positions, processed["pixel_values"], grids)
+
+    def _encode_prompt(self, study_id: str, parts: Sequence[object], counts: Sequence[int]) -> list[int]:
+        """Token ids of the chat; `counts` are the image tokens that the vision tower gives for each image."""
+        ids = self._chat([{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in parts])
         if ids.count(self.image_id) != len(counts):
             raise ValueError(
                 f"study {study_id}: expected {len(counts)} {IMAGE} in the prompt, one for each image, got "
                 f"{ids.count(self.image_id)}; the chat template or a text of the study holds {IMAGE}"
             )
-        ids = self._expanded(ids, counts)
+        remaining = iter(counts)
+        ids = [i for one in ids for i in [one] * (next(remaining) if one == self.image_id else 1)]
         if len(ids) > self.config.max_prompt_tokens:
             raise ValueError(
                 f"study {study_id}: the prompt has {len(ids)} tokens, {sum(counts)} of them of {len(counts)} images; "
                 f"the limit is {self.config.max_prompt_tokens}. Lower max_pixels or raise max_prompt_tokens"
             )
-        input_ids = torch.tensor(ids)
-        positions = mrope_positions(input_ids, grids, self.image_id, self.image_processor.merge_size)
-        return Prompt(study_id, input_ids, positions, processed["pixel_values"], grids)
+        return ids
 
     def encode_report(self, text: str) -> Tensor:
         """[T] int64 token ids of a report, EOS at the end."""
@@ -233,33 +289,28 @@ class ReportProcessor:
         return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
 
     def _chat(self, content: list[dict[str, str]]) -> list[int]:
-        """Token ids of the checkpoint's own chat template, up to where the report begins; one token an image."""
+        """Token ids of the checkpoint's own chat template, up to the start of the report; one token per image."""
         system = [{"role": "system", "content": self.config.system}] if self.config.system else []
         chat = [*system, {"role": "user", "content": content}]
         # Sanitised: the name of a special token in a text is only text, not the token.
         options = {"add_generation_prompt": True, "sanitize_control_tokens": True}
-        with self._one_at_a_time:
+        with self._lock:
             return self.tokenizer.apply_chat_template(chat, **options)["input_ids"]
-
-    def _expanded(self, ids: Sequence[int], counts: Sequence[int]) -> list[int]:
-        """As many image tokens as the vision tower gives for each image, in place of each one."""
-        remaining = iter(counts)
-        return [i for one in ids for i in [one] * (next(remaining) if one == self.image_id else 1)]
 
     def _plain(self, text: str) -> list[int]:
         """Token ids of text in which the name of a special token is only text."""
-        # The steps of the tokenizer without its search for added tokens, which split_special_tokens skips in part only.
+        # The tokenizer's steps without its search for added tokens, which split_special_tokens skips only in part.
         steps = self.tokenizer.backend_tokenizer
         words = steps.pre_tokenizer.pre_tokenize_str(steps.normalizer.normalize_str(text))
         return [token.id for word, _ in words for token in steps.model.tokenize(word)]
 
 
-def _trained_with(directory: Path) -> ProcessorConfig:
-    """What `ReportProcessor.save` wrote with a model; the defaults for a model of somebody else."""
+def _load_settings(directory: Path) -> ProcessorConfig:
+    """What `ReportProcessor.save` wrote with a model; the defaults if it wrote nothing."""
     path = directory / SETTINGS
     if not path.is_file():
         return ProcessorConfig()
-    settings = read_json(path)
+    settings = loading.read_json(path)
     try:
         return ProcessorConfig(**{**settings, "prompt": tuple(settings["prompt"])})
     except (KeyError, TypeError, ValueError) as error:
@@ -280,10 +331,9 @@ def mrope_positions(input_ids: Tensor, grids: Tensor, image_id: int, merge: int)
     while at < len(is_image):
         if is_image[at]:
             height, width = next(sizes)
-            rows = torch.arange(height).repeat_interleave(width)
-            columns = torch.arange(width).repeat(height)
             span = height * width
-            positions[:, at : at + span] = torch.stack([torch.zeros_like(rows), rows, columns]) + position
+            axes = (torch.zeros(1, dtype=torch.int64), torch.arange(height), torch.arange(width))
+            positions[:, at : at + span] = torch.cartesian_prod(*axes).T + position
             at, position = at + span, position + max(height, width)
         else:
             positions[:, at] = position

@@ -1,37 +1,21 @@
 """A small Qwen-VL from its config, with a tokenizer trained on the corpus, written in the published layout."""
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from models.processing import ProcessorConfig, ReportProcessor, prompt_texts
-from models.qwen_vl import FAMILIES, QwenVL
+from radflow.models.processing import ProcessorConfig, ReportProcessor, prompt_texts
+from radflow.models.qwen_vl import FAMILIES, QwenVL
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
-# How Qwen2 cuts text before byte-pair merges: contractions, words, single digits, punctuation, line breaks.
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}"
-    "{{ message.content }}{% else %}{% for part in message.content %}{% if part.type == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-# Qwen's 0.02 suits widths in the thousands; at a width of 192 it leaves activations so small that learning starts late.
-INITIALIZER_RANGE = 0.06
+FIXED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+LEAST_VOCAB = 256 + len(FIXED["special_tokens"])
 
 
 @dataclass(frozen=True)
@@ -61,8 +45,8 @@ class TinyConfig:
                 "expected hidden_size a multiple of 8 x heads, heads a multiple of kv_heads and vision_hidden of 64, "
                 f"got {self.hidden_size}, {self.heads}, {self.kv_heads} and {self.vision_hidden}"
             )
-        if self.vocab_size < 256 + len(SPECIAL_TOKENS):
-            raise ValueError(f"expected vocab_size of at least {256 + len(SPECIAL_TOKENS)}, got {self.vocab_size}")
+        if self.vocab_size < LEAST_VOCAB:
+            raise ValueError(f"expected vocab_size of at least {LEAST_VOCAB}, got {self.vocab_size}")
 
 
 def build_tiny(directory: Path, corpus: Sequence[str], config: TinyConfig, *, seed: int) -> None:
@@ -72,11 +56,7 @@ def build_tiny(directory: Path, corpus: Sequence[str], config: TinyConfig, *, se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FAMILIES[config.family](architecture(config, tokenizer))
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    model.generation_config = GenerationConfig(**_ids(tokenizer, "text_tokens"), pad_token_id=tokenizer.pad_token_id)
     QwenVL(model).save(directory, ReportProcessor(tokenizer, image_processor(config), ProcessorConfig()))
 
 
@@ -88,59 +68,51 @@ def image_processor(config: TinyConfig) -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil(patch_size=16, merge_size=2, temporal_patch_size=2, image_mean=half, image_std=half)
 
 
-def train_tokenizer(corpus: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(corpus: Sequence[str], vocab_size: int) -> Any:
     """Byte-level BPE with Qwen2's pre-tokenisation and its special tokens."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer: Any = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(FIXED["words"]), behavior="isolated")
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
-    )
+    alphabet, special = sorted(pre_tokenizers.ByteLevel.alphabet()), FIXED["special_tokens"]
+    size = vocab_size - len(special)
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
-    # Special tokens last, as in the published vocabularies.
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.add_special_tokens(special)  # last, as in the published vocabularies
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=[t for t in SPECIAL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
-        chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=[token for token in special if token not in ("<|im_end|>", "<|endoftext|>")],
+        chat_template=FIXED["chat_template"],
         model_max_length=32768,
         clean_up_tokenization_spaces=False,
     )
 
 
-def architecture(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
-    special = tokenizer.convert_tokens_to_ids
+def architecture(config: TinyConfig, tokenizer: Any) -> Any:
+    """The config of the model, of transformers' class for its family."""
     return FAMILIES[config.family].config_class(
         text_config=_text(config, tokenizer),
         vision_config=_vision(config),
-        initializer_range=INITIALIZER_RANGE,
-        tie_word_embeddings=True,
-        image_token_id=special("<|image_pad|>"),
-        video_token_id=special("<|video_pad|>"),
-        vision_start_token_id=special("<|vision_start|>"),
-        vision_end_token_id=special("<|vision_end|>"),
+        **FIXED["model"],
+        **_ids(tokenizer, "model_tokens"),
     )
 
 
-def _text(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
+def _ids(tokenizer: Any, table: str) -> dict[str, int]:
+    return {key: tokenizer.convert_tokens_to_ids(token) for key, token in FIXED[table].items()}
+
+
+def _text(config: TinyConfig, tokenizer: Any) -> dict[str, object]:
     head_dim = config.hidden_size // config.heads
     quarter = head_dim // 8
     # temporal, height and width share the half head dimension 1 : 1.5 : 1.5, as in the published models
     spatial = quarter + quarter // 2
-    rope = {
-        "rope_type": "default",
-        "rope_theta": 10000.0,
-        "mrope_section": [head_dim // 2 - 2 * spatial, spatial, spatial],
-    }
+    sections = [head_dim // 2 - 2 * spatial, spatial, spatial]
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": config.hidden_size,
@@ -150,10 +122,8 @@ def _text(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, o
         "num_key_value_heads": config.kv_heads,
         "max_position_embeddings": 32768,
         "rope_parameters": rope,
-        "initializer_range": INITIALIZER_RANGE,
-        "tie_word_embeddings": True,
-        "bos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-        "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        **FIXED["model"],
+        **_ids(tokenizer, "text_tokens"),
     }
     if config.family == "qwen3_vl":
         text["head_dim"], rope["mrope_interleaved"] = head_dim, True
@@ -161,25 +131,12 @@ def _text(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, o
 
 
 def _vision(config: TinyConfig) -> dict[str, object]:
-    common = {
-        "initializer_range": INITIALIZER_RANGE,
-        "depth": config.vision_depth,
-        "num_heads": config.vision_hidden // 32,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    }
+    width, depth = config.vision_hidden, config.vision_depth
+    common = {**FIXED["vision"], "depth": depth, "num_heads": width // 32}
     if config.family == "qwen2_vl":  # its names: embed_dim inside, hidden_size towards the language model
-        own = {"embed_dim": config.vision_hidden, "hidden_size": config.hidden_size, "mlp_ratio": 3, "patch_size": 14}
-        return {**common, **own}
-    common |= {
-        "hidden_size": config.vision_hidden,
-        "intermediate_size": config.vision_hidden * 3,
-        "out_hidden_size": config.hidden_size,
-    }
+        return {**common, "embed_dim": width, "hidden_size": config.hidden_size, "mlp_ratio": 3, "patch_size": 14}
+    common |= {"hidden_size": width, "intermediate_size": width * 3, "out_hidden_size": config.hidden_size}
     if config.family == "qwen3_vl":
-        deepstack = list(range(min(config.vision_depth, config.layers) - 1))
-        return {
-            **common, "patch_size": 16, "num_position_embeddings": 16**2, "deepstack_visual_indexes": deepstack
-        }  # fmt: skip
-    every_block = list(range(config.vision_depth))
-    return {**common, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": every_block}
+        deepstack = list(range(min(depth, config.layers) - 1))
+        return {**common, "patch_size": 16, "num_position_embeddings": 16**2, "deepstack_visual_indexes": deepstack}
+    return {**common, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": list(range(depth))}

@@ -1,12 +1,13 @@
 """Which reward is computed, of what parts, and with which weights (docs/rewards.md)."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rewards.bertscore import BertScoreConfig
-from rewards.chexbert import ChexbertConfig
-from rewards.radgraph import RadGraphConfig
+from radflow.rewards.metrics.bertscore import BertScoreConfig
+from radflow.rewards.metrics.chexbert import ChexbertConfig
+from radflow.rewards.radgraph.f1 import RadGraphConfig
 
 Preset = Literal["hierarchical", "bleu", "bertscore", "radgraph", "plugin"]
 
@@ -19,8 +20,8 @@ class RewardConfig:
     """`hierarchical` is the paper's reward; `bleu`, `bertscore` and `radgraph` are one metric over the whole report, to
     compare with (paper, table 5); `plugin` is the function that `plugin` names and nothing else."""
     expert: Literal["chexpert_rules", "carotid_rules", "chexbert"] = "chexpert_rules"
-    """Labeler behind the Impression part. The rules also stand behind the consistency rules, criticality, warm-up and
-    the balance of batches; with `chexbert` these keep the chest rules."""
+    """Labeler of the Impression part. Consistency rules, criticality, warm-up and the balance of batches use the same
+    rules; with `chexbert` they keep those of the chest."""
     domain_metric: Literal["entity_f1_rules", "radgraph_f1"] = "entity_f1_rules"
     """What compares the Findings: local rules, or the RadGraph model."""
     consistency: Literal["rules", "llm"] = "rules"
@@ -36,10 +37,10 @@ class RewardConfig:
     gamma: float = 1.0
     """Weight of the label F1 of the Impression, in [0, 1]."""
     lexicon: Path | None = None
-    """Keywords of `keyword_f1_rules`, a file like rewards/lexicons/carotid.json, which is what none means."""
+    """Keywords of `keyword_f1_rules`, a file like rewards/rules/lexicons/carotid.json. Unset: that one."""
     plugin: str | None = None
-    """`module:function` of a reward of your own, f(candidates, references) -> list of float or None; it is added to
-    the preset's."""
+    """`module:function` of your own reward, f(candidates, references) -> list of float or None; it is added to the
+    preset's, and is a metric by its name: exploration may rank by it."""
     plugin_weight: float = 1.0
     """Weight of the plug-in's values."""
     guard: bool = True
@@ -47,7 +48,7 @@ class RewardConfig:
     or has Findings that agree with the reference on next to nothing; no published metric is changed by it."""
     grounding: float = 0.2
     """Agreement of the Findings below which the guard scales a hierarchical reward down; with RadGraph, whose values
-    are lower than those of the rules, 0.1 is the like. 0 switches this rule off."""
+    are lower than those of the rules, use 0.1. 0 switches this rule off."""
     bertscore: BertScoreConfig = field(default_factory=BertScoreConfig)
     chexbert: ChexbertConfig = field(default_factory=ChexbertConfig)
     radgraph: RadGraphConfig = field(default_factory=RadGraphConfig)
@@ -62,9 +63,15 @@ class RewardConfig:
             raise ValueError(f"expected reward weights not negative and not all zero, got {weights}")
         if self.preset == "plugin" and self.plugin is None:
             raise ValueError("reward.preset plugin: expected reward.plugin, the module:function to call")
+        if self.plugin is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.plugin):
+            raise ValueError(f"expected reward.plugin as module:function, got {self.plugin!r}")
         if self.plugin is not None and self.plugin_weight <= 0:
-            raise ValueError(
-                f"expected reward.plugin_weight above 0, got {self.plugin_weight}; scale inside the plug-in"
-            )
+            weight = self.plugin_weight
+            raise ValueError(f"expected reward.plugin_weight above 0, got {weight}; scale inside the plug-in")
         if not 0 <= self.grounding < 1:
             raise ValueError(f"expected reward.grounding of at least 0 and below 1, got {self.grounding}")
+
+    @property
+    def plugin_name(self) -> str | None:
+        """Name of the plug-in's function, which names its part of the reward and its column."""
+        return None if self.plugin is None else self.plugin.rpartition(":")[2]

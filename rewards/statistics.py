@@ -27,12 +27,8 @@ def mean_of(sums: np.ndarray) -> np.ndarray:
     return sums[..., 0] / sums[..., 1]
 
 
-def with_ones(values: Sequence[float]) -> np.ndarray:
-    """[N, 2], the columns that `mean_of` reads.
-
-    Raises:
-        ValueError: no value, or one that is not finite.
-    """
+def with_ones(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """[N, 2], the columns that `mean_of` reads; ValueError without a value, or with one that is not finite."""
     data = np.asarray(values, dtype=np.float64)
     if data.size == 0 or not np.isfinite(data).all():
         raise ValueError(f"expected at least one value, all finite, got {data.size}")
@@ -57,32 +53,24 @@ def bootstrap_difference(
 ) -> Interval:
     """`statistic` of the second system minus that of the first, both over the same resampled studies."""
     split = first.shape[1]
-    columns = np.concatenate([first, second], 1)
-    return bootstrap(
-        columns,
-        lambda sums: statistic(sums[..., split:]) - statistic(sums[..., :split]),
-        num_resamples=num_resamples,
-        seed=seed,
-    )
+
+    def difference(sums: np.ndarray) -> np.ndarray:
+        return statistic(sums[..., split:]) - statistic(sums[..., :split])
+
+    return bootstrap(np.concatenate([first, second], 1), difference, num_resamples=num_resamples, seed=seed)
 
 
-def bootstrap_mean(values: Sequence[float], *, num_resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Mean of `values` over studies.
-
-    Raises:
-        ValueError: no value, or one that is not finite.
-    """
+def bootstrap_mean(values: Sequence[float] | np.ndarray, *, num_resamples: int = 10_000, seed: int = 0) -> Interval:
+    """Mean of `values` over studies; ValueError without a value, or with one that is not finite."""
     return bootstrap(with_ones(values), mean_of, num_resamples=num_resamples, seed=seed)
 
 
-def paired_bootstrap(
-    first: Sequence[float], second: Sequence[float], *, num_resamples: int = 10_000, seed: int = 0
-) -> Interval:
+def paired_bootstrap(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Mean of second - first over the same studies; an interval above 0 says that `second` scores higher."""
     if len(first) != len(second):
         raise ValueError(f"expected as many values on both sides, got {len(first)} and {len(second)}")
     difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    return bootstrap_mean(difference, num_resamples=num_resamples, seed=seed)
+    return bootstrap_mean(difference)
 
 
 def randomisation_test(
@@ -115,9 +103,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Source: Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979).
     """
     corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
     return corrected
 
 
@@ -132,5 +120,5 @@ def _resamples(count: int, num_resamples: int, seed: int) -> Iterator[np.ndarray
     rows = max(1, SLICE // count)
     for start in range(0, num_resamples, rows):
         drawn = generator.integers(0, count, (min(rows, num_resamples - start), count))
-        places = drawn + count * np.arange(len(drawn))[:, None]
-        yield np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
+        flat = drawn + count * np.arange(len(drawn))[:, None]
+        yield np.bincount(flat.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)

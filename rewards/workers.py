@@ -9,11 +9,11 @@ from concurrent.futures.process import BrokenProcessPool
 
 import loky
 
-from rewards.base import Scored
-from rewards.config import RewardConfig
-from rewards.hierarchy import HierarchicalReward
-from rewards.judge_config import JudgeConfig
-from rewards.measure import Parser
+from radflow.rewards.config import RewardConfig
+from radflow.rewards.hierarchy import HierarchicalReward
+from radflow.rewards.judge.config import JudgeConfig
+from radflow.rewards.registry import build_reward
+from radflow.rewards.types import Parser, Scored
 
 
 class RewardWorkers:
@@ -22,11 +22,11 @@ class RewardWorkers:
     Args:
         config: of the reward; `config.workers` processes, with 0 each group is scored at once in this process.
         parse: section parser, a function that can be imported by name.
-        judge: the language model that is asked, where the config asks one.
+        judge: the language model that is asked, if the config asks one.
     """
 
     def __init__(self, config: RewardConfig, parse: Parser, *, judge: JudgeConfig | None = None) -> None:
-        self._executor, self._reward = None, None
+        self._executor: loky.ProcessPoolExecutor | None = None
         if config.workers:
             # loky's processes import what they need and not the program that started them, which loads a model library.
             # One thread each: they are many, and the cores are wanted for decoding too.
@@ -34,7 +34,7 @@ class RewardWorkers:
                 config.workers, initializer=_prepare, initargs=(config, parse, judge), env={"OMP_NUM_THREADS": "1"}
             )
         else:
-            self._reward = HierarchicalReward.from_config(config, parse, judge=judge)
+            self._reward: HierarchicalReward = build_reward(config, parse, judge=judge)
 
     def submit(self, candidates: Sequence[str], references: Sequence[str]) -> "Future[Scored]":
         """Begin to score the reports of one group, which are compared with one another; `scores_of` waits for them."""
@@ -56,11 +56,7 @@ class RewardWorkers:
 
 
 def scores_of(future: "Future[Scored]", *, study_id: str) -> Scored:
-    """Scores of one group, and the seconds of each part.
-
-    Raises:
-        RuntimeError: a worker process died, or the reward failed on this group.
-    """
+    """Scores of one group; RuntimeError if a worker process died, or the reward failed on these reports."""
     try:
         return future.result()
     except BrokenProcessPool as error:
@@ -72,13 +68,13 @@ def scores_of(future: "Future[Scored]", *, study_id: str) -> Scored:
         raise RuntimeError(f"study {study_id}: its reports could not be scored: {error}") from error
 
 
-_reward: HierarchicalReward | None = None  # of a worker process
+_reward: HierarchicalReward  # of a worker process, built by `_prepare`
 
 
 def _prepare(config: RewardConfig, parse: Parser, judge: JudgeConfig | None) -> None:
     global _reward
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    _reward = HierarchicalReward.from_config(config, parse, judge=judge)
+    _reward = build_reward(config, parse, judge=judge)
 
 
 def _end_with(parent: int) -> None:

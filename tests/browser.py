@@ -11,10 +11,18 @@ import time
 from pathlib import Path
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
     "--remote-debugging-pipe",
-)  # fmt: skip
+)
 
 
 def chromium() -> str | None:
@@ -35,10 +43,12 @@ class Browser:
         # Chromium reads commands at descriptor 3 and answers at 4; ours may bear these numbers, so they move up first.
         read, write = (fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (ours[0], theirs[1]))
         self.process = subprocess.Popen(
-            [chromium(), *FLAGS, f"--user-data-dir={profile}", "about:blank"], pass_fds=(3, 4, read, write),
-            preexec_fn=lambda: (os.dup2(read, 3), os.dup2(write, 4)), stderr=subprocess.DEVNULL,
+            [chromium(), *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            pass_fds=(3, 4, read, write),
+            preexec_fn=lambda: (os.dup2(read, 3), os.dup2(write, 4)),
+            stderr=subprocess.DEVNULL,
             env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": "disabled:"},
-        )  # fmt: skip
+        )
         for fd in (ours[0], theirs[1], read, write):
             os.close(fd)
         self.to, self.back = ours[1], theirs[0]

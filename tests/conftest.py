@@ -1,19 +1,20 @@
 """A tiny Qwen2.5-VL written to disk in the published layout and loaded back, shared by the tests that need a model."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from data.phantoms import make_studies
-from models.processing import ProcessorConfig, ReportProcessor
-from models.qwen_vl import load
-from models.tiny import TinyConfig, build_tiny
+from radflow.data.phantoms import make_studies
+from radflow.models.processing import ProcessorConfig, ReportProcessor
+from radflow.models.qwen_vl import load
+from radflow.models.tiny import TinyConfig, build_tiny
 
 torch.set_num_threads(1)  # two processes share the tests
 # Files that take longest, started first: one left for the end would run alone.
-LONGEST = ("test_train_faults", "test_capo_ranks", "test_train", "test_gpu_proof", "test_reporting_run")
+LONGEST = ("test_train_faults", "test_capo_ranks", "test_train", "test_gpu_proof", "test_dashboard_run")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,6 +61,19 @@ def states():
         length = len(prompt.input_ids)
         mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
         embeds = policy.embed([prompt], policy.features([prompt]))[0][None]
-        return policy.trunk(embeds, prompt.positions[:, None], mask)
+        return policy.decoder(embeds, prompt.positions[:, None], mask)
+
+    return run
+
+
+@pytest.fixture
+def refuse(capsys):
+    """Run a program that refuses its words; returns its one line, or what the box of its option parser says."""
+
+    def run(main, words) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        boxed = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
+        return boxed if stopped.value.code == 2 else str(stopped.value.code)
 
     return run

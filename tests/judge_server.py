@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from rewards.judge import JudgeConfig
+from radflow.rewards.judge.llm import JudgeConfig
 
 KEY = "sk-test-0123456789-never-to-be-seen"
 Fault = Callable[[BaseHTTPRequestHandler], None]
@@ -84,9 +84,14 @@ class JudgeServer:
     """
 
     def __init__(
-        self, answer: Callable[[str], str] = lambda text: verdict("yes"), *, script: Sequence[Fault | None] = (),
-        always: Fault | None = None, usage: Mapping[str, int] | None = None, takes_s: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        answer: Callable[[str], str] = lambda text: verdict("yes"),
+        *,
+        script: Sequence[Fault | None] = (),
+        always: Fault | None = None,
+        usage: Mapping[str, int] | None = None,
+        takes_s: float = 0.0,
+    ) -> None:
         self.requests: list[dict[str, object]] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []

@@ -2,8 +2,8 @@
 
     python tests/kill_often.py --kills 20 --seed 0        (make kills)
 
-Each start is killed with SIGKILL, launcher and workers alike, after a random time. A run that ends in spite of it is
-compared and begun anew, so that every stage is met.
+Each start is killed with SIGKILL, launcher and workers, after a random time. A run that ends in spite of it is
+compared and begun anew, so that kills hit every stage.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_train import ROOT, SMALL, lines
+from small_run import count_lines, start_run
 from test_train_faults import assert_same
 
 STAGES = ("warmup", "sft", "explore", "criticality", "rl", "eval")
@@ -26,12 +26,7 @@ LONGER = ["--data.num-train", "40", "--sft.steps", "60", "--rl.steps", "8"]
 
 
 def start(folder: Path, ranks: int) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / "train.py"), "--run-dir", str(folder), *SMALL, *LONGER],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    return start_run(folder, *LONGER, ranks=ranks, start_new_session=True)
 
 
 def stage_of(folder: Path) -> str:
@@ -47,8 +42,8 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="processes of the run (default: %(default)s)")
     options = parser.parse_args()
     chance = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as place:
-        quiet, killed = Path(place) / "quiet", Path(place) / "killed"
+    with tempfile.TemporaryDirectory() as base:
+        quiet, killed = Path(base) / "quiet", Path(base) / "killed"
         began = time.monotonic()
         assert start(quiet, options.ranks).wait() == 0
         whole = time.monotonic() - began
@@ -70,7 +65,7 @@ def main() -> None:
             process.wait()
             stage = stage_of(killed)
             met[stage] = met.get(stage, 0) + 1
-            steps = {name: lines(killed / name / "metrics.jsonl") for name in ("warmup", "sft", "rl")}
+            steps = {name: count_lines(killed / name / "metrics.jsonl") for name in ("warmup", "sft", "rl")}
             print(f"kill {sum(met.values())}, in {stage}; lines of metrics: {steps}", flush=True)
         process = start(killed, options.ranks)
         assert process.wait() == 0, process.stderr.read()[-3000:]

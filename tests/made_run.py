@@ -11,16 +11,31 @@ CONFIG = {
     "run_dir": "runs/made",
     "seed": 5,
     "stages": "warmup,sft,explore,criticality,rl,evaluate",
-    "data": {"source": "phantoms", "modality": "chest", "num_train": 40, "num_test": 6, "image_size": 56,
-             "manifest": None, "image_root": None, "keep_size": 0, "eval_split": "test"},
+    "data": {
+        "source": "phantoms",
+        "modality": "chest",
+        "num_train": 40,
+        "num_test": 6,
+        "image_size": 56,
+        "manifest": None,
+        "image_root": None,
+        "keep_size": 0,
+        "eval_split": "test",
+    },
     "explore": {"weights": {"bleu2": 1.0}, "fraction": 0.5, "threshold": None},
     "sft": {"steps": 30},
     "warmup": {"steps": 10},
     "reward": {"expert": "chexpert_rules", "gamma": 1.0},
-    "rl": {"steps": 30, "studies_per_step": 4, "group_size": 4, "inner_epochs": 2, "mini_batches": 1,
-           "optimizer": {"lr": 2e-4}},
+    "rl": {
+        "steps": 30,
+        "studies_per_step": 4,
+        "group_size": 4,
+        "inner_epochs": 2,
+        "mini_batches": 1,
+        "optimizer": {"lr": 2e-4},
+    },
     "rollout": {"temperature": 1.0, "max_new_tokens": 128},
-}  # fmt: skip
+}
 
 
 def healthy_row(step: int, random_: random.Random, **changed: object) -> dict[str, object]:
@@ -80,15 +95,27 @@ def study_ids(count: int) -> list[str]:
 
 def rollout_rows(step: int, ids: list[str], text: str) -> list[dict[str, object]]:
     rows = []
-    for place, study_id in enumerate(ids):
+    for index, study_id in enumerate(ids):
         reports = [
-            {"report": f"{text} {step} {place} {i}", "tokens": 20 + i, "truncated": i == 3, "total": 1.0 + i / 2,
-             "parts": {**dict.fromkeys(PARTS, 0.25 * i), "label_f1_rules": None if i == 0 else 0.5},
-             "advantage": [-1.2, -0.4, 0.4, 1.2][i]}
+            {
+                "report": f"{text} {step} {index} {i}",
+                "tokens": 20 + i,
+                "truncated": i == 3,
+                "total": 1.0 + i / 2,
+                "parts": {**dict.fromkeys(PARTS, 0.25 * i), "label_f1_rules": None if i == 0 else 0.5},
+                "advantage": [-1.2, -0.4, 0.4, 1.2][i],
+            }
             for i in range(4)
-        ]  # fmt: skip
-        rows.append({"id": study_id, "critical": place % 2 == 0, "eps": 0.05 if place % 2 == 0 else 0.2,
-                     "reference": f"Findings: {study_id}. Impression: Normal.", "reports": reports})  # fmt: skip
+        ]
+        rows.append(
+            {
+                "id": study_id,
+                "critical": index % 2 == 0,
+                "eps": 0.05 if index % 2 == 0 else 0.2,
+                "reference": f"Findings: {study_id}. Impression: Normal.",
+                "reports": reports,
+            }
+        )
     return rows
 
 

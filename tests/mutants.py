@@ -1,122 +1,156 @@
-"""Break the library on purpose, one small change at a time, and see that its tests notice (`make mutants`).
+"""Break the code on purpose, one small change at a time, and see that the tests notice: `make mutants`, or
+`make mutants ARGS='capo/trainer.py sections'` for those whose file or tests have such a name. They are in mutants.txt.
 
-Each mutant is a bug somebody has shipped. The tests run on a copy of the checkout; one that survives is printed and
-makes the exit status 1.
+The tests run on a copy of the checkout, each time in a copy of this process, which has imported the large libraries.
 """
 
+import importlib
+import multiprocessing
+import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from tqdm import tqdm
-
-ROOT = Path(__file__).parents[1]
-# File, what stands there (once), what is put in its place.
-MUTANTS = [
-    ("capo/ratio.py", "logps - other_logps.detach()", "logps + other_logps.detach()"),
-    ("capo/ratio.py", "torch.where(mask, logps - other_logps.detach(), 0.0)", "(logps - other_logps.detach()) * mask"),
-    ("capo/ratio.py", "clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()\n\n\ndef", "exp()\n\n\ndef"),
-    ("capo/ratio.py", "mask.sum(-1, keepdim=True).clamp(min=1)", "mask.shape[-1]"),
-    ("capo/loss.py", "torch.minimum(ratio * advantages, clipped", "torch.maximum(ratio * advantages, clipped"),
-    ("capo/loss.py", "torch.maximum(ratio, 1 - clip_low)", "torch.maximum(ratio, 1 + clip_low)"),
-    ("capo/loss.py", "(ratios < 1 - low)", "(ratios <= 1 - low)"),
-    ("capo/loss.py", "(ratios > 1 + high) & (advantages > 0)", "(ratios > 1 + high) & (advantages < 0)"),
-    ("capo/loss.py", "objective - beta * divergence if", "objective + beta * divergence if"),
-    ("capo/loss.py", "torch.where(advantages < 0, torch.maximum", "torch.where(advantages > 0, torch.maximum"),
-    ("capo/loss.py", "/ lengths).sum() / num_reports", "/ lengths).mean()"),
-    ("capo/loss.py", "num_tokens=num_reports * max_tokens", "num_tokens=num_reports"),
-    ("capo/loss.py", "if tuple(value.shape) not in ((like.shape[0],), (like.shape[0], 1)):", "if value.numel() > 1e9:"),
-    ("capo/clipping.py", "eps_normal / tightening, eps_normal)", "eps_normal, eps_normal / tightening)"),
-    ("capo/advantages.py", "(group.sizes - 1).clamp(min=1)).sqrt()", "group.sizes.clamp(min=1)).sqrt()"),
-    ("capo/advantages.py", "(std + eps)", "std"),
-    ("capo/advantages.py", "/ sizes.clamp(min=1)", "/ len(values)"),
-    ("capo/advantages.py", "torch.where(self.flat[self.index], 0.0, advantages)", "advantages"),
-    ("capo/kl.py", "return difference.exp() - difference - 1", "return difference.exp() - difference"),
-    ("capo/kl.py", "difference = -log_ratio(", "difference = log_ratio("),
-    ("capo/kl.py", ".sub_(excess[rows, None])", ""),
-    ("capo/logprobs.py", "entropy[rows] = normalisers[rows] - energy", "entropy[rows] = normalisers[rows] + energy"),
-    ("capo/logprobs.py", "inside = (place >= 0)", "inside = (place > 0)"),
-    ("capo/logprobs.py", "total = total * shrink + weights.sum(1)", "total = total + weights.sum(1)"),
-    ("capo/vocabulary.py", "logits /= temperature", "logits *= temperature"),
-    ("capo/vocabulary.py", "BANNED_LOGIT = -1e30", "BANNED_LOGIT = -torch.inf"),
-    ("capo/metrics.py", '        totals.add("tokens", mask)', '        totals.add("tokens", ~mask)'),
-    ("capo/metrics.py", "& (terms.advantages != 0)", ""),
-    ("capo/warmup.py", "torch.stack(pooled[1:]).mean(0)", "torch.stack(pooled[1:]).sum(0)"),
-    ("capo/warmup.py", "torch.cat([pooled[0], others])", "torch.cat([others, pooled[0]])"),
-    ("capo/warmup.py", "unflatten(1, (height, width))", "unflatten(1, (width, height))"),
-    ("capo/warmup.py", "if pooled[1:] else torch.zeros_like(pooled[0])", "if pooled[1:] else pooled[0]"),
-    ("capo/warmup.py", " / (2 * self.grid**2) ** 0.5", ""),
-    ("capo/warmup.py", "prevalence.clamp(0.01, 0.99).logit()", "prevalence.logit()"),
-    ("capo/warmup.py", "* labels.shape[1] * len(logits))", "* labels.shape[1])"),
-    ("capo/ratio.py", ".exp().clamp(max=cap)", ".exp()"),
-    (
-        "capo/ratio.py",
-        "difference = difference.sum(-1, keepdim=True)",
-        "difference = difference.mean(-1, keepdim=True)",
-    ),
-    ("capo/loss.py", "objective * torch.where(mask, weights.detach(), 1.0)", "objective * weights.detach()"),
-    ("capo/packing.py", " & (rows[query] == rows[key])", ""),
-    ("capo/static_decode.py", "        if version != self.version:", "        if False:"),
-    ("capo/rollout.py", "(len(taken) + 1) * longest > tokens", "len(taken) * longest > tokens"),
-    ("capo/ranks.py", "cards >= local_ranks else", "cards else"),
-    ("capo/fsdp.py", "    policy.device = device\n", ""),
-    ("models/vision.py", "return out if segments.back is None else out[segments.back]", "return out"),
-    ("models/processing.py", "        self._check_sanitised(ids)\n", ""),
-    ("models/lora.py", "                copied.copy_(own.t())", "                pass"),
-    ("stages.py", "                self._check_stop()\n", ""),
-    ("train.py", "            free_memory()\n", ""),
-]
-LOSSES = [
-    f"tests/test_capo_{name}.py"
-    for name in ("losses", "advantages", "kl", "logprobs", "metrics", "theory", "sampler_weights")
-]
-TESTS_OF = {
-    "capo/warmup.py": ["tests/test_capo_warmup.py"],
-    "capo/packing.py": ["tests/test_capo_packing.py"],
-    "capo/static_decode.py": ["tests/test_capo_rollout.py"],
-    "capo/rollout.py": ["tests/test_capo_rollout.py"],
-    "capo/ranks.py": ["tests/test_capo_fsdp.py"],
-    "capo/fsdp.py": ["tests/test_capo_fsdp.py"],
-    "models/vision.py": ["tests/test_models_vision.py"],
-    "models/processing.py": ["tests/test_models_processing.py"],
-    "models/lora.py": ["tests/test_models_lora.py"],
-    "stages.py": ["tests/test_stages.py"],
-    "train.py": ["tests/test_stages.py"],
-}  # the others: those of the losses
+ROOT, TABLE = Path(__file__).parents[1], Path(__file__).with_suffix(".txt")
+LIBRARIES = (
+    "hypothesis",
+    "torch._dynamo",
+    "torch.nn.attention.flex_attention",
+    "torch.distributed.fsdp",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+)
+LIMIT_S = 120  # a mutant may run forever
 
 
-def main() -> None:
+class Mutant(NamedTuple):
+    """One change, and the tests of which one must fail."""
+
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.old!r} -> {self.new!r}"
+
+    @property
+    def error(self) -> str | None:
+        """What is wrong with this row, or None."""
+        file = ROOT / self.path
+        count = file.read_text(encoding="utf-8").count(self.old) if file.exists() else 0
+        if count != 1:
+            return f"{self.path}: expected {self.old!r} once, found it {count} times; correct tests/mutants.txt"
+        for test in self.tests:
+            file, _, name = test.partition("::")
+            if not (ROOT / file).exists() or f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8") + "def (":
+                return f"{self.path}, {self.old!r}: there is no {test}; correct tests/mutants.txt"
+        return None
+
+
+def mutants() -> Iterator[Mutant]:
+    """Those of mutants.txt."""
+    path, tests, text = "", (), {"-": [], "+": []}
+    for line in [*TABLE.read_text(encoding="utf-8").splitlines(), ""]:
+        mark = line[:1]
+        if text["+"] and mark != "+":
+            yield Mutant(path, "\n".join(text["-"]), "\n".join(text["+"]), tests)
+            text = {"-": [], "+": []}
+        if mark in text:
+            text[mark].append(line[2:])
+        elif line and mark != "#":
+            path, _, names = line.partition(": ")
+            tests = tuple(_test(name) for name in names.split())
+
+
+def _test(name: str) -> str:
+    """`capo_kl::test_x` -> `tests/test_capo_kl.py::test_x`."""
+    file, mark, test = name.partition("::")
+    return f"tests/test_{file}.py{mark}{test}"
+
+
+def main(words: Sequence[str]) -> None:
+    chosen = [m for m in mutants() if not words or any(word in text for word in words for text in (m.path, *m.tests))]
+    if not chosen:
+        sys.exit(f"no mutant of a file or test named {' or '.join(words)}")
+    if errors := [mutant.error for mutant in chosen if mutant.error]:
+        sys.exit("\n".join(errors))
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    survivors = []
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "radflow"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv*", ".git", "runs"))
-        if not all(passes(copy, tests) for tests in (LOSSES, *map(list, {tuple(t) for t in TESTS_OF.values()}))):
-            sys.exit("the tests fail without any mutant; make them pass first")
-        survivors = [mutant for mutant in tqdm(MUTANTS, "mutants", disable=None) if survives(copy, *mutant)]
-    for path, old, new in survivors:
-        print(f"survived: {path}: {old!r} -> {new!r}")
-    print(f"{len(MUTANTS) - len(survivors)} of {len(MUTANTS)} mutants were noticed")
+        tree = copy_of_the_checkout(Path(folder) / "radflow")
+        print("the tests without any mutant", flush=True)
+        if failed := first_failure(tree, sorted({test for mutant in chosen for test in mutant.tests})):
+            sys.exit(f"{failed} without any mutant; make the tests pass first")
+        for number, mutant in enumerate(chosen, 1):
+            began = time.monotonic()
+            failed = noticed(tree, mutant)
+            survivors += [] if failed else [mutant]
+            seconds = f"{time.monotonic() - began:.0f} s"
+            print(f"{number}/{len(chosen)} {mutant}: {failed or 'SURVIVED'} ({seconds})", flush=True)
+    for mutant in survivors:
+        print(f"survived: {mutant}")
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were noticed")
     sys.exit(bool(survivors))
 
 
-def survives(copy: Path, path: str, old: str, new: str) -> bool:
-    """Whether the tests pass with one change, which is undone afterwards."""
-    text = (copy / path).read_text(encoding="utf-8")
-    if text.count(old) != 1:
-        sys.exit(f"{path}: expected {old!r} once, found it {text.count(old)} times; correct this list")
-    (copy / path).write_text(text.replace(old, new), encoding="utf-8")
+def copy_of_the_checkout(tree: Path) -> Path:
+    left_out = shutil.ignore_patterns(".venv*", ".git", "runs", "build", "__pycache__", ".*_cache", ".hypothesis")
+    shutil.copytree(ROOT, tree, ignore=left_out)
+    (tree / "build" / "imports").mkdir(parents=True)
+    (tree / "build" / "imports" / "radflow").symlink_to(tree)
+    return tree
+
+
+def noticed(tree: Path, mutant: Mutant) -> str | None:
+    """The test that fails with this change, which is undone afterwards."""
+    file = tree / mutant.path
+    file.write_text(file.read_text(encoding="utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
     try:
-        return passes(copy, TESTS_OF.get(path, LOSSES))
+        return first_failure(tree, mutant.tests)
     finally:
-        (copy / path).write_text(text, encoding="utf-8")
+        shutil.copy2(ROOT / mutant.path, file)
 
 
-def passes(copy: Path, tests: Sequence[str]) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    return subprocess.run(command, cwd=copy, capture_output=True).returncode == 0
+def first_failure(tree: Path, tests: Sequence[str]) -> str | None:
+    """What fails first of these tests on that tree, or None.
+
+    Raises:
+        RuntimeError: the tests could not be run.
+    """
+    output = tree / "build" / "output.txt"
+    process = multiprocessing.get_context("fork").Process(target=_run_tests, args=(tree, tests, output))
+    process.start()
+    process.join(LIMIT_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return f"still running after {LIMIT_S} s"
+    lines = output.read_text(encoding="utf-8").splitlines()
+    if process.exitcode not in (0, 1):
+        raise RuntimeError("\n".join([f"exit status {process.exitcode} of pytest {' '.join(tests)}", *lines[-40:]]))
+    return next((line.split(" - ")[0] for line in lines if line.startswith(("FAILED", "ERROR"))), None)
+
+
+def _run_tests(tree: Path, tests: Sequence[str], output: Path) -> None:
+    with output.open("w", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.chdir(tree)
+    paths = [str(tree / "build" / "imports"), str(tree)]
+    sys.path[:] = [*paths, *(path for path in sys.path if path != str(ROOT / "tests"))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    # As long as nothing writes bytecode, that of an unchanged file is never taken for that of a mutant.
+    sys.dont_write_bytecode = True
+    pytest = importlib.import_module("pytest")
+    code = pytest.main(["-q", "-x", "-o", "addopts=", "-p", "no:xdist", "-p", "no:cacheprovider", *tests])
+    sys.stdout.flush()
+    os._exit(int(code))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

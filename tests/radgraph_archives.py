@@ -14,9 +14,10 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, BertConfig, ModernBertConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from rewards.radgraph_annotate import RadGraphAnnotator
-from rewards.radgraph_decoder import candidate_spans
-from rewards.radgraph_text import tokenise
+from radflow.rewards.radgraph.annotate import RadGraphAnnotator
+from radflow.rewards.radgraph.decoder import candidate_spans
+from radflow.rewards.radgraph.f1 import RadGraphConfig
+from radflow.rewards.radgraph.text import tokenise
 
 ENCODER = "_embedder.token_embedder_bert._matched_embedder.transformer_model."
 V1_NER = ["", "ANAT-DP", "OBS-DP", "OBS-DA", "OBS-U"]
@@ -78,7 +79,7 @@ def write_archive(
 
 def calibrate(archive: Path, model: str, texts: Sequence[str]) -> None:
     """Scale and shift the last layers by what they give on these texts."""
-    annotator = RadGraphAnnotator.load(archive, model=model, encoder=None, device="cpu", max_tokens=512, bf16=False)
+    annotator = RadGraphAnnotator.load(RadGraphConfig(path=archive, model=model, device="cpu"))
     weights = torch.load(archive / "weights.th", weights_only=True)
 
     def adjust(key: str, scores: torch.Tensor, quantile: float, bonus: torch.Tensor | float = 0.0) -> None:

@@ -14,11 +14,11 @@ from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
 from capo.trainer import OptimizerConfig, RlConfig, Trainer
 from capo.types import Case
-from data.phantoms import make_studies
-from models.lora import LoraConfig, adapters, add_lora, merge_lora
-from models.processing import ProcessorConfig, ReportProcessor
-from models.qwen_vl import load, whole
-from reports_by_policy import banned_mask, prompt_of
+from radflow.data.phantoms import make_studies
+from radflow.models.lora import LoraConfig, adapters, add_lora, merge_lora
+from radflow.models.processing import ProcessorConfig, ReportProcessor
+from radflow.models.qwen_vl import load, whole
+from radflow.pipeline.generation import build_prompt, suppressed_mask
 
 CPU, BF16, GROUP = torch.device("cpu"), torch.bfloat16, 3
 
@@ -45,31 +45,37 @@ def trained(folder, sharding, ranks, processor, studies):
     policy, frozen = load(folder), load(folder, dtype=BF16).requires_grad_(False)
     shard_policy(policy, ParallelConfig(sharding=sharding), ranks, CPU, frozen_dtype=torch.float32, gathered_dtype=BF16)
     trainer = Trainer(
-        policy, OptimizerConfig(lr=1e-3, max_grad_norm=1e6), num_steps=100,
-        reference=lambda: nullcontext(frozen), ranks=ranks,
-    )  # fmt: skip
+        policy,
+        OptimizerConfig(lr=1e-3, max_grad_norm=1e6),
+        num_steps=100,
+        reference=lambda: nullcontext(frozen),
+        ranks=ranks,
+    )
     for group in trainer.optimizer.param_groups:
         group["eps"] = 1e-3  # far above rounding: an element of the gradient that is 0 up to it moves nothing
-    prompts = [prompt_of(processor, study) for study in studies]
+    prompts = [build_prompt(processor, study) for study in studies]
     requests = [Request(p, tuple(sample_seed(0, "rl", 0, p.study_id, i) for i in range(GROUP))) for p in prompts]
-    banned = banned_mask(policy, processor)
+    suppressed = suppressed_mask(policy, processor)
     with gathered(policy):
-        options = {"sampling": SamplingConfig(max_new_tokens=12), "eos_id": processor.eos_id, "banned": banned}
+        options = {"sampling": SamplingConfig(max_new_tokens=12), "eos_id": processor.eos_id, "suppressed": suppressed}
         reports = sorted(rollout(policy, requests, **options), key=lambda r: (r.study_id, r.sample))
     grouped = [tuple(r for r in reports if r.study_id == p.study_id) for p in prompts]
     advantages = torch.tensor([1.0, -0.5, -0.5])
-    cases = [Case(p, g, advantages, critical=n % 2 == 0) for n, (p, g) in enumerate(zip(prompts, grouped, strict=True))]
+    cases = [
+        Case(p, g, advantages, critical=n % 2 == 0, clip=0.2 if n % 2 else 0.05)
+        for n, (p, g) in enumerate(zip(prompts, grouped, strict=True))
+    ]
     config = RlConfig(studies_per_step=4, group_size=GROUP, inner_epochs=1, beta=0.1)
-    rows = [trainer.improve(cases, config, temperature=1.0, banned=banned) for _ in range(2)]
+    rows = [trainer.capo_step(cases, config, temperature=1.0, suppressed=suppressed) for _ in range(2)]
     return policy, rows, [r.response_ids.tolist() for r in reports]
 
 
 def main(folder, out):
     torch.set_num_threads(1)
-    ranks = Ranks.join(timeout_s=120)
+    ranks = Ranks.from_environment(timeout_s=120)
     processor = ReportProcessor.load(folder, ProcessorConfig())
     studies = make_studies("chest", num_train=4, num_val=0, num_test=0, seed=5, size=112)
-    prompts = [prompt_of(processor, study) for study in studies]
+    prompts = [build_prompt(processor, study) for study in studies]
     texts = [[processor.encode_report(study.report)] for study in studies]
     for sharding in ("replicate", "full")[: ranks.size]:
         policy = adapted(folder, sharding, ranks)
@@ -80,14 +86,17 @@ def main(folder, out):
         for name, parameter in policy.named_parameters():
             assert parameter.dtype == torch.float32
             found[f"weights/{name}"] = whole(parameter.detach())
-        found |= {f"{key}/{step}": torch.tensor(float(row[key])) for step, row in enumerate(rows)
-                  for key in ("kl_before", "loss", "grad_norm", "sampler_gap_max")}  # fmt: skip
+        found |= {
+            f"{key}/{step}": torch.tensor(float(row[key]))
+            for step, row in enumerate(rows)
+            for key in ("kl_before", "loss", "grad_norm", "sampler_gap_max")
+        }
         found["sampled"] = torch.tensor([token for report in sampled for token in report])
         found["modules"] = torch.tensor(len(sharded_modules(policy)))
-        policy.save(Path(out) / f"{ranks.size}-{sharding}.model", processor, write=ranks.first)
-        if ranks.first:
+        policy.save(Path(out) / f"{ranks.size}-{sharding}.model", processor, write=ranks.is_main)
+        if ranks.is_main:
             save_file({n: t.contiguous().clone() for n, t in found.items()}, Path(out) / f"{ranks.size}-{sharding}")
-    ranks.leave()
+    ranks.shutdown()
 
 
 if __name__ == "__main__":

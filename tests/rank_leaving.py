@@ -16,11 +16,11 @@ def threads_of_gloo() -> int:
 
 
 torch.set_num_threads(1)
-ranks = Ranks.join(timeout_s=60)
+ranks = Ranks.from_environment(timeout_s=60)
 layer = fully_shard(nn.Linear(4, 4))
 layer(torch.ones(1, 4)).sum().backward()
 del layer
-ranks.gather("both are here")
+ranks.all_gather("both are here")
 before = threads_of_gloo()
-ranks.leave()
+ranks.shutdown()
 (Path(sys.argv[1]) / f"rank_{ranks.rank}").write_text(f"{before} {threads_of_gloo()}")

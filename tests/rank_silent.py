@@ -8,13 +8,13 @@ import torch
 from capo.ranks import Ranks
 from capo.trainer import OptimizerConfig, Trainer
 
-ranks = Ranks.join(timeout_s=3)
+ranks = Ranks.from_environment(timeout_s=3)
 ranks.stage = "rl"
 trainer = Trainer(torch.nn.Linear(1, 1), OptimizerConfig(), num_steps=1, ranks=ranks)
-ranks.gather("both are here")
+ranks.all_gather("both are here")
 if ranks.rank == 1:
     time.sleep(30)
 if sys.argv[1] == "exchange":
-    ranks.gather("only one is")
+    ranks.all_gather("only one is")
 else:
     trainer.step()

@@ -13,15 +13,15 @@ from capo.fsdp import ParallelConfig, gathered, shard_policy, sharded_modules
 from capo.ranks import Ranks
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
-from capo.sft import imitate
+from capo.sft import sft_step
 from capo.trainer import OptimizerConfig, RlConfig, Trainer
 from capo.types import Case
-from data.phantoms import make_studies
-from models.adapter_files import save_adapter
-from models.lora import LoraConfig, add_lora, reference
-from models.processing import ProcessorConfig, ReportProcessor
-from models.qwen_vl import load
-from reports_by_policy import banned_mask, prompt_of
+from radflow.data.phantoms import make_studies
+from radflow.models.adapter_files import save_adapter
+from radflow.models.lora import LoraConfig, add_lora, reference
+from radflow.models.processing import ProcessorConfig, ReportProcessor
+from radflow.models.qwen_vl import load
+from radflow.pipeline.generation import build_prompt, suppressed_mask
 
 STEPS, GROUP = 5, 3
 
@@ -43,15 +43,15 @@ def build(folder, ranks, sharding, training):
 
 
 def cases_of(policy, processor, studies, step, ranks):
-    """Reports of ragged lengths, sampled by their ranks and handed to all; rewards that anybody can compute."""
-    prompts = {study.id: prompt_of(processor, study) for study in studies}
-    own = [studies[i] for i in ranks.share([1] * len(studies))]
+    """Reports of ragged lengths, each sampled by one rank and sent to all; rewards that every rank can compute."""
+    prompts = {study.id: build_prompt(processor, study) for study in studies}
+    own = [studies[i] for i in ranks.assign([1] * len(studies))]
     requests = [Request(prompts[s.id], tuple(sample_seed(0, "rl", step, s.id, i) for i in range(GROUP))) for s in own]
     options = {"sampling": SamplingConfig(max_new_tokens=24), "eos_id": processor.eos_id}
     with gathered(policy):
-        reports = list(rollout(policy, requests, banned=banned_mask(policy, processor), **options))
+        reports = list(rollout(policy, requests, suppressed=suppressed_mask(policy, processor), **options))
     rows = [[r.study_id, r.sample, r.response_ids.tolist(), r.behaviour_logps.tolist()] for r in reports]
-    everything = {(row[0], row[1]): row for part in ranks.gather(rows) for row in part}
+    everything = {(row[0], row[1]): row for part in ranks.all_gather(rows) for row in part}
     cases, sampled = [], {}
     for number, study in enumerate(studies):
         group = []
@@ -62,7 +62,11 @@ def cases_of(policy, processor, studies, step, ranks):
             sampled[f"{study.id}/{sample}"] = ids
         rewards = torch.tensor([float(sum(r.response_ids.tolist()) % 7) for r in group])
         advantages = group_advantages(rewards, torch.zeros(GROUP, dtype=torch.int64)).advantages
-        cases.append(Case(prompts[study.id], tuple(group), advantages, critical=number % 2 == 0))
+        cases.append(
+            Case(
+                prompts[study.id], tuple(group), advantages, critical=number % 2 == 0, clip=0.2 if number % 2 else 0.05
+            )
+        )
     return cases, sampled
 
 
@@ -87,36 +91,36 @@ def train(folder, name, ranks, sharding, training, budget, objective):
     trainer.optimizer.register_step_pre_hook(keep_gradients)
     config = RlConfig(studies_per_step=5, group_size=GROUP, inner_epochs=2, beta=0.1, objective=objective)
     rows, sampled = [], {}
-    banned = banned_mask(policy, processor)
+    suppressed = suppressed_mask(policy, processor)
     for step in range(STEPS - 1):
         cases, sampled[step] = cases_of(policy, processor, studies, step, ranks)
-        row = trainer.improve(cases, config, temperature=1.0, banned=banned)
+        row = trainer.capo_step(cases, config, temperature=1.0, suppressed=suppressed)
         rows.append({name: value for name, value in row.items() if not name.startswith("sampler_gap")})
-    own = ranks.share([len(processor.encode_report(s.report)) for s in studies])
+    own = ranks.assign([len(processor.encode_report(s.report)) for s in studies])
     reports = [processor.encode_report(s.report) for s in studies]
-    prompts = [prompt_of(processor, studies[i]) for i in own]
+    prompts = [build_prompt(processor, studies[i]) for i in own]
     tokens = sum(map(len, reports))
-    rows.append(imitate(trainer, prompts, [reports[i] for i in own], num_tokens=tokens, banned=banned))
+    rows.append(sft_step(trainer, prompts, [reports[i] for i in own], num_tokens=tokens, suppressed=suppressed))
     weights = {name: whole(p.detach()).clone() for name, p in policy.named_parameters() if p.requires_grad}
     if lora:
-        save_adapter(policy, Path(f"{name}.adapter"), LoraConfig(rank=4), base="base", write=ranks.first)
+        save_adapter(policy, Path(f"{name}.adapter"), LoraConfig(rank=4), base="base", write=ranks.is_main)
     local = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in policy.parameters())
-    sizes = {"local": ranks.gather(local), "modules": len(sharded_modules(policy))}
+    sizes = {"local": ranks.all_gather(local), "modules": len(sharded_modules(policy))}
     return first_gradients, weights, {"rows": rows, "sampled": sampled, **sizes}
 
 
 def main(model, out, *settings):
     torch.set_num_threads(1)
-    ranks = Ranks.join(timeout_s=120)
+    ranks = Ranks.from_environment(timeout_s=120)
     for setting in settings:
         sharding, training, budget, objective = setting.split(",")
         name = Path(out) / f"{ranks.size}-{setting}"
         gradients, weights, facts = train(Path(model), name, ranks, sharding, training, int(budget), objective)
-        if ranks.first:
+        if ranks.is_main:
             save_file({n: t.contiguous() for n, t in gradients.items()}, f"{name}.gradients")
             save_file({n: t.contiguous() for n, t in weights.items()}, f"{name}.weights")
             Path(f"{name}.json").write_text(json.dumps(facts))
-    ranks.leave()
+    ranks.shutdown()
 
 
 if __name__ == "__main__":

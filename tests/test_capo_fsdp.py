@@ -10,11 +10,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from capo import fsdp, ranks
 from capo.checkpoint import Checkpoints
-from capo.fsdp import ParallelConfig, gathered, mesh_of, shard_policy
-from capo.ranks import Ranks, backend_of
-from capo.sft import imitate
+from capo.fsdp import ParallelConfig, build_mesh, gathered, shard_policy
+from capo.ranks import Ranks, choose_backend
+from capo.sft import sft_step
 from capo.trainer import OptimizerConfig, Trainer
-from reports_by_policy import prompt_of
+from radflow.pipeline.generation import build_prompt
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -42,7 +42,7 @@ def alone():
     """One process, which leaves whatever group it made."""
     alone = Ranks(timeout_s=60)
     yield alone
-    alone.leave()
+    alone.shutdown()
     assert not dist.is_initialized()
 
 
@@ -50,9 +50,9 @@ def test_a_policy_is_sharded_and_trained_by_versions_of_torch_without_the_newest
     # torch 2.11 has no set_reduce_scatter_unused_params: every sharded start ended in an AttributeError
     monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params", raising=False)
     plain, laid_out, inputs = Two(), Two(), torch.ones(2, 6)
-    alone.connect()
+    alone.ensure_process_group()
     shape = {"world_size": 1, "local_size": 1, "device": CPU, "timeout_s": 60}
-    fsdp.shard(laid_out, laid_out.blocks(), mesh_of("full", **shape), device=CPU)
+    fsdp.shard(laid_out, laid_out.blocks(), build_mesh("full", **shape), device=CPU)
     for policy in (plain, laid_out):
         trainer = Trainer(policy, OptimizerConfig(lr=0.1), num_steps=1)
         policy.loss(inputs).backward()
@@ -84,8 +84,8 @@ def test_float32_on_one_process_stays_as_it_was(alone):
 
 def test_an_offloaded_policy_computes_where_it_was_told_although_its_weights_are_on_the_host(policy, monkeypatch):
     # Between passes it said CPU, and layouts and masks were made there for a pass on the GPU.
-    monkeypatch.setattr(fsdp, "fully_shard", lambda module, **_: None)
-    monkeypatch.setattr(fsdp, "_place", lambda *_: None)
+    monkeypatch.setattr(fsdp, "fully_shard", lambda module, **_: module)
+    monkeypatch.setattr(fsdp, "_move", lambda *_: None)
     monkeypatch.setattr(policy, "reshard", lambda: None, raising=False)
     assert policy.device == CPU
     fsdp.shard(policy, policy.blocks(), None, device=META, offload=True)
@@ -93,17 +93,17 @@ def test_an_offloaded_policy_computes_where_it_was_told_although_its_weights_are
 
 
 def test_nccl_is_taken_only_if_each_rank_of_a_node_has_a_card_of_its_own():
-    assert backend_of(8, 8) == backend_of(8, 4) == "cpu:gloo,cuda:nccl"
-    assert backend_of(1, 2) == backend_of(0, 1) == backend_of(4, 8) == "gloo"
+    assert choose_backend(8, 8) == choose_backend(8, 4) == "cpu:gloo,cuda:nccl"
+    assert choose_backend(1, 2) == choose_backend(0, 1) == choose_backend(4, 8) == "gloo"
 
 
 def test_two_ranks_share_the_only_card(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(ranks, "_name_of_this_start", lambda *_: "start")
+    monkeypatch.setattr(ranks, "_agree_on_start_name", lambda *_: "start")
     store = dist.HashStore()
-    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 3, 4)]))
+    monkeypatch.setattr(ranks, "rendezvous", lambda *_, **__: iter([(store, 3, 4)]))
     started = []
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: started.append(backend))
     monkeypatch.setattr(dist, "new_group", lambda **_: None)
@@ -111,7 +111,7 @@ def test_two_ranks_share_the_only_card(monkeypatch):
         monkeypatch.setenv(name, value)
     for other in range(3):  # one node has cards enough; what counts is that this one has not
         dist.PrefixStore("start", store).set(f"backend/{other}", "cpu:gloo,cuda:nccl")
-    Ranks.join(timeout_s=5)
+    Ranks.from_environment(timeout_s=5)
     assert chosen == [1] and started == ["gloo"]
 
 
@@ -121,7 +121,7 @@ def test_every_group_has_the_time_limit_of_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(dist, "new_subgroups_by_enumeration", lambda rows, timeout: (limits.append(timeout), None))
     monkeypatch.setattr(fsdp.DeviceMesh, "from_group", lambda *_, **__: None)
     Checkpoints(tmp_path, Ranks(0, 2, timeout_s=7), identity={})
-    mesh_of("hybrid", world_size=4, local_size=2, device=CPU, timeout_s=7)
+    build_mesh("hybrid", world_size=4, local_size=2, device=CPU, timeout_s=7)
     assert limits == [timedelta(seconds=7)] * 3
 
 
@@ -137,11 +137,10 @@ def test_gradients_are_added_up_in_buffers_of_limited_size_and_a_large_one_witho
     parameters = [nn.Parameter(torch.zeros(size)) for size in (4, 5, 2, 30, 1)]
     parameters.append(nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)))
     for number, parameter in enumerate(parameters):
-        parameter.grad = torch.full_like(parameter, number + 1.0)
-    parameters[1].grad = None
-    Ranks(0, 2).sum_gradients(parameters)
+        parameter.grad = torch.full_like(parameter, float(number))
+    Ranks(0, 2).all_reduce_gradients(parameters)
     assert [numel for _, numel in sent] == [9, 2, 30, 4] and sent[2][0] == parameters[3].grad.data_ptr()
-    assert [float(p.grad.float().mean()) for p in parameters] == [2, 0, 6, 8, 10, 12]
+    assert [float(p.grad.float().mean()) for p in parameters] == [0, 2, 4, 6, 8, 10]
     assert all(p.grad.dtype == p.dtype and p.grad.shape == p.shape for p in parameters)
 
 
@@ -150,9 +149,9 @@ class Counting(Ranks):
 
     exchanges = 0
 
-    def gather(self, value):
+    def all_gather(self, value):
         self.exchanges += 1
-        return super().gather(value)
+        return super().all_gather(value)
 
 
 def test_a_step_exchanges_as_often_however_many_micro_batches_it_has(policy, processor, studies):
@@ -161,6 +160,6 @@ def test_a_step_exchanges_as_often_however_many_micro_batches_it_has(policy, pro
         ranks = Counting()
         trainer = Trainer(policy, OptimizerConfig(token_budget=budget), num_steps=9, ranks=ranks)
         reports = [processor.encode_report(study.report) for study in studies[:3]]
-        imitate(trainer, [prompt_of(processor, study) for study in studies[:3]], reports)
+        sft_step(trainer, [build_prompt(processor, study) for study in studies[:3]], reports)
         found.append(ranks.exchanges)
     assert found == [2, 2]  # how many micro-batches the others have, and the loss

@@ -2,37 +2,36 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import capo.vocabulary
-from capo.logprobs import linear_logps
-from capo.vocabulary import tile_width
+import capo.logprobs
+from capo.logprobs import linear_logps, tile_width
 
 
 def inputs(n=7, d=5, v=11, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, d, generator=generator, dtype=dtype)
     weight = torch.randn(v, d, generator=generator, dtype=dtype)
-    banned = torch.zeros(v, dtype=torch.bool)
-    banned[[0, 1, 2, 9]] = True  # the first three fill a tile of 3: a maximum of banned logits only
+    suppressed = torch.zeros(v, dtype=torch.bool)
+    suppressed[[0, 1, 2, 9]] = True  # the first three fill a tile of 3: a maximum of suppressed logits only
     targets = torch.tensor([3, 4, 3, 5, 6, 7, 10])[:n]
-    return hidden.requires_grad_(), weight.requires_grad_(), targets, banned
+    return hidden.requires_grad_(), weight.requires_grad_(), targets, suppressed
 
 
-def dense(hidden, weight, targets, temperature, banned):
+def dense(hidden, weight, targets, temperature, suppressed):
     logits = (hidden @ weight.t()) / temperature
-    logps = logits.masked_fill(banned, -torch.inf).log_softmax(-1)
-    kept = logps[:, ~banned]
+    logps = logits.masked_fill(suppressed, -torch.inf).log_softmax(-1)
+    kept = logps[:, ~suppressed]
     return logps.gather(1, targets[:, None])[:, 0], -(kept.exp() * kept).sum(-1)
 
 
 @pytest.mark.parametrize("rows", [2, 2048])
 @pytest.mark.parametrize("chunk", [1, 3, 100, None])
 def test_equals_the_dense_path_in_value_and_gradient(chunk, rows, monkeypatch):
-    monkeypatch.setattr(capo.vocabulary, "MAX_ROWS", rows)
-    hidden, weight, targets, banned = inputs()
+    monkeypatch.setattr(capo.logprobs, "MAX_ROWS", rows)
+    hidden, weight, targets, suppressed = inputs()
     out = torch.arange(1.0, 8.0, dtype=torch.float64)
-    expected, expected_entropy = dense(hidden, weight, targets, 0.7, banned)
+    expected, expected_entropy = dense(hidden, weight, targets, 0.7, suppressed)
     expected_grads = torch.autograd.grad(expected @ out, (hidden, weight))
-    logps, entropy = linear_logps(hidden, weight, targets, temperature=0.7, banned=banned, chunk=chunk)
+    logps, entropy = linear_logps(hidden, weight, targets, temperature=0.7, suppressed=suppressed, chunk=chunk)
     grads = torch.autograd.grad(logps @ out, (hidden, weight))
     torch.testing.assert_close(logps, expected)
     torch.testing.assert_close(entropy, expected_entropy)
@@ -49,19 +48,19 @@ def test_a_gpu_multiplies_tens_of_thousands_of_columns_at_a_time_a_cpu_what_fits
 
 
 def test_gradcheck():
-    hidden, weight, targets, banned = inputs()
+    hidden, weight, targets, suppressed = inputs()
     assert torch.autograd.gradcheck(
-        lambda h, w: linear_logps(h, w, targets, temperature=0.7, banned=banned, chunk=4)[0], (hidden, weight)
+        lambda h, w: linear_logps(h, w, targets, temperature=0.7, suppressed=suppressed, chunk=4)[0], (hidden, weight)
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_accumulated_in_float32(dtype):
     # Against float64 on the same rounded inputs: what is left is float32's error, not bf16's of 1e-2.
-    hidden, weight, targets, banned = (x.detach() for x in inputs(d=64))
+    hidden, weight, targets, suppressed = (x.detach() for x in inputs(d=64))
     hidden, weight = hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
-    expected, _ = dense(hidden.double(), weight.double(), targets, 1.0, banned)
-    logps, entropy = linear_logps(hidden, weight, targets, banned=banned, chunk=4)
+    expected, _ = dense(hidden.double(), weight.double(), targets, 1.0, suppressed)
+    logps, entropy = linear_logps(hidden, weight, targets, suppressed=suppressed, chunk=4)
     assert logps.dtype == entropy.dtype == torch.float32
     torch.testing.assert_close(logps, expected.float(), rtol=1e-5, atol=1e-5)
     grads = torch.autograd.grad(logps.sum(), (hidden, weight))
@@ -97,9 +96,9 @@ def test_only_what_is_trained_gets_a_gradient():
 
 
 def test_bad_targets_are_errors_not_minus_infinity():
-    hidden, weight, targets, banned = inputs()
-    with pytest.raises(ValueError, match="token 3 is banned"):
-        linear_logps(hidden, weight, targets, banned=banned.index_fill(0, targets[:1], True))
+    hidden, weight, targets, suppressed = inputs()
+    with pytest.raises(ValueError, match="token 3 is suppressed"):
+        linear_logps(hidden, weight, targets, suppressed=suppressed.index_fill(0, targets[:1], True))
     with pytest.raises(ValueError, match=r"in \[0, 11\), got -100"):
         linear_logps(hidden, weight, targets.index_fill(0, torch.tensor([2]), -100))
     with pytest.raises(ValueError, match="int64"):

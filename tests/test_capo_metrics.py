@@ -8,18 +8,25 @@ from capo.metrics import LossMetrics
 def terms_of(ratios, advantages, mask, clip, num_reports=4):
     logps = torch.tensor(ratios, dtype=torch.float64).log()
     return capo_loss(
-        logps, torch.zeros_like(logps), torch.tensor(advantages, dtype=torch.float64), torch.tensor(mask),
-        clip=clip, num_reports=num_reports, kl=torch.full_like(logps, 0.25),
-    )  # fmt: skip
+        logps,
+        torch.zeros_like(logps),
+        torch.tensor(advantages, dtype=torch.float64),
+        torch.tensor(mask),
+        clip=clip,
+        num_reports=num_reports,
+        kl=torch.full_like(logps, 0.25),
+    )
 
 
 def test_by_hand():
     # Critical report: ratios 2 and 1 (A = 1, one of two tokens clipped high). Normal: ratio 0.5 (A = -1, clipped low)
     # and a pad. Normal: ratio 1, advantage 0. The fourth has no token.
     terms = terms_of(
-        [[2.0, 1.0], [0.5, 9.0], [1.0, 9.0], [9.0, 9.0]], [1.0, -1.0, 0.0, 1.0],
-        [[True, True], [True, False], [True, False], [False, False]], torch.tensor([0.05, 0.2, 0.2, 0.2]),
-    )  # fmt: skip
+        [[2.0, 1.0], [0.5, 9.0], [1.0, 9.0], [9.0, 9.0]],
+        [1.0, -1.0, 0.0, 1.0],
+        [[True, True], [True, False], [True, False], [False, False]],
+        torch.tensor([0.05, 0.2, 0.2, 0.2]),
+    )
     metrics = LossMetrics()
     entropy = torch.tensor([[1.0, 3.0], [2.0, 99.0], [2.0, 99.0], [99.0, 99.0]])
     metrics.add(terms, critical=torch.tensor([True, False, False, True]), entropy=entropy)
@@ -60,9 +67,14 @@ def test_kl_and_gap_by_kind_by_hand():
     # Critical: ratios 2 and 0.25, KL 0.1 and 0.3. Normal: ratio 1.5, KL 0.6, and a pad far off that must not count.
     logps = torch.tensor([[2.0, 0.25], [1.5, 9.0]]).log()
     terms = capo_loss(
-        logps, torch.zeros(2, 2), torch.ones(2), torch.tensor([[True, True], [True, False]]),
-        clip=0.2, num_reports=2, kl=torch.tensor([[0.1, 0.3], [0.6, 7.0]]),
-    )  # fmt: skip
+        logps,
+        torch.zeros(2, 2),
+        torch.ones(2),
+        torch.tensor([[True, True], [True, False]]),
+        clip=0.2,
+        num_reports=2,
+        kl=torch.tensor([[0.1, 0.3], [0.6, 7.0]]),
+    )
     metrics = LossMetrics()
     metrics.add(terms, critical=torch.tensor([True, False]))
     found = metrics.read()

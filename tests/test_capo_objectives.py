@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from capo.clipping import critical_clip
-from capo.objectives import OBJECTIVES
+from capo.loss import OBJECTIVES
 from capo.trainer import RlConfig
 
 
@@ -13,9 +13,16 @@ def one_token_each(name, ratios, advantages, eps_normal):
     clip = critical_clip(torch.tensor([True, True, False, False]), eps_normal=eps_normal, tightening=4.0)
     logps = torch.tensor(ratios)[:, None].log()
     return OBJECTIVES[name](
-        logps, torch.zeros(4, 1), torch.tensor(advantages), torch.ones(4, 1, dtype=torch.bool),
-        clip=clip, num_reports=4, num_tokens=4, kl=torch.zeros(4, 1), beta=0.0,
-    )  # fmt: skip
+        logps,
+        torch.zeros(4, 1),
+        torch.tensor(advantages),
+        torch.ones(4, 1, dtype=torch.bool),
+        clip=clip,
+        num_reports=4,
+        num_tokens=4,
+        kl=torch.zeros(4, 1),
+        beta=0.0,
+    )
 
 
 @pytest.mark.parametrize(

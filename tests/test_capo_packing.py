@@ -5,16 +5,17 @@ import torch
 from torch._dynamo.backends.debugging import aot_eager
 from torch.nn.attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
+from toy_policy import TextPrompt
 
 from capo import packing
 from capo.packing import PADDING, PROMPT, micro_batches, one_row, pack, report_logps
-from models import attention
-from reports_by_policy import banned_mask, prompt_of
+from radflow.models import layers
+from radflow.pipeline.generation import build_prompt, suppressed_mask
 
 
 @pytest.fixture
 def batch(processor, studies):
-    prompts = [prompt_of(processor, study) for study in studies[:3]]
+    prompts = [build_prompt(processor, study) for study in studies[:3]]
     texts = [studies[0].report, "Findings: Clear.", studies[1].report, studies[2].report, "Impression: Normal."]
     ids = [processor.encode_report(text) for text in texts]
     return prompts, [[ids[0], ids[1], ids[2]], [ids[3]], [ids[1], ids[4]]]
@@ -33,19 +34,25 @@ def test_layout_by_hand():
     assert layout.predictors.tolist() == [1, 2, 1] and layout.targets.tolist() == [1, 2, 3]
     assert layout.mask.tolist() == [[True, True], [True, False]]
     assert layout.attention()[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1],
-    ]  # fmt: skip
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
     torch.testing.assert_close(layout.pad(torch.tensor([1.0, 2.0, 3.0])), torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
 
 
 def test_packed_log_probabilities_equal_one_report_at_a_time(policy, processor, batch):
     prompts, responses = batch
-    banned = banned_mask(policy, processor)
-    packed, entropy = report_logps(policy, pack(prompts, responses), temperature=0.8, banned=banned)
+    suppressed = suppressed_mask(policy, processor)
+    packed, entropy = report_logps(policy, pack(prompts, responses), temperature=0.8, suppressed=suppressed)
     row = 0
     for prompt, group in zip(prompts, responses, strict=True):
         for response in group:
-            alone, alone_entropy = report_logps(policy, pack([prompt], [[response]]), temperature=0.8, banned=banned)
+            alone, alone_entropy = report_logps(
+                policy, pack([prompt], [[response]]), temperature=0.8, suppressed=suppressed
+            )
             # float32 round-off of a few layers; the issue of the packed path sets 2e-5 as its bound
             torch.testing.assert_close(packed[row, : len(response)], alone[0], atol=2e-5, rtol=0)
             torch.testing.assert_close(entropy[row, : len(response)], alone_entropy[0], atol=2e-5, rtol=0)
@@ -72,8 +79,8 @@ def test_packed_gradient_equals_the_sum_of_single_ones(policy, batch):
 def test_a_longer_neighbour_changes_nothing(policy, batch):
     prompts, responses = batch
     alone, _ = report_logps(policy, pack(prompts[1:2], responses[1:2]))
-    beside, _ = report_logps(policy, pack(prompts[:2], responses[:2]))
-    torch.testing.assert_close(beside[3:4, : alone.shape[1]], alone, atol=2e-5, rtol=0)
+    together, _ = report_logps(policy, pack(prompts[:2], responses[:2]))
+    torch.testing.assert_close(together[3:4, : alone.shape[1]], alone, atol=2e-5, rtol=0)
 
 
 def test_shared_features_equal_recomputed_ones(policy, batch):
@@ -92,6 +99,12 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
     assert [4] in batches  # over the budget by itself: never cut
 
 
+def test_micro_batches_by_hand():
+    # 2 x 60 fill the budget exactly; a third row would make it 3 x 60
+    assert micro_batches([30, 60, 20, 40], 120) == [[1, 3], [0, 2]]
+    assert micro_batches([7, 7, 7], 14) == [[0, 1], [2]]
+
+
 def test_padding_segments_are_never_attended_to(batch):
     prompts, responses = batch
     layout = pack(prompts, responses)
@@ -107,16 +120,6 @@ def test_empty_report_is_refused_by_study(batch):
         pack(prompts[:1], [[torch.zeros(0, dtype=torch.int64)]])
 
 
-class Text:
-    """A prompt without images."""
-
-    study_id = "a"
-
-    def __init__(self, length):
-        self.input_ids = torch.arange(length)
-        self.positions, self.next_position = self.input_ids.expand(3, -1), length
-
-
 def layouts(count):
     """Rows, reports and lengths change from one to the next."""
     generator = torch.Generator().manual_seed(0)
@@ -127,7 +130,7 @@ def layouts(count):
     for number in range(count):
         rows = 1 + number % 3
         groups = [[torch.arange(n) for n in lengths(1 + number % 2, 1, 40 + 12 * number)] for _ in range(rows)]
-        yield pack([Text(length) for length in lengths(rows, 2, 60)], groups)
+        yield pack([TextPrompt.of("a", length) for length in lengths(rows, 2, 60)], groups)
 
 
 def values_and_gradients(attended, states):
@@ -146,7 +149,7 @@ def test_compiled_blocks_equal_the_dense_mask_over_20_layouts_in_at_most_8_graph
 
     torch._dynamo.reset()
     flex = torch.compile(flex_attention.flex_attention, dynamic=True, backend=counting, fullgraph=True)
-    monkeypatch.setattr(attention, "_flex", lambda device: flex)
+    monkeypatch.setattr(layers, "_flex", lambda device: flex)
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *states: None)  # it has gradients on a CPU, slowly
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     lengths = set()
@@ -162,12 +165,12 @@ def test_compiled_blocks_equal_the_dense_mask_over_20_layouts_in_at_most_8_graph
             )
             expected = values_and_gradients(dense.transpose(1, 2), states)
             row = [one_row(each, dim=0).transpose(1, 2) for each in states]
-            attended = attention.attend(None, *row, layout.block_mask, scaling=0.3)[0][0, : rows * length]
+            attended = layers.attend(None, *row, layout.block_mask, scaling=0.3)[0][0, : rows * length]
             found = values_and_gradients(attended.view_as(expected[0]), states)
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)  # two orders of summation in float32
             with torch.no_grad():
                 row = [each.detach() for each in row]
-                again = attention.attend(None, *row, layout.block_mask, scaling=0.3)[0][0, : rows * length]
+                again = layers.attend(None, *row, layout.block_mask, scaling=0.3)[0][0, : rows * length]
             torch.testing.assert_close(again, attended, atol=2e-6, rtol=0)
     assert len(lengths) > 15 and len(compiled) <= 8
 

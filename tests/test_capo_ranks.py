@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from capo.fsdp import ParallelConfig
-from capo.ranks import Ranks, balanced
-from models.tiny import TinyConfig, build_tiny
+from capo.ranks import Ranks, split_by_cost
+from radflow.models.tiny import TinyConfig, build_tiny
 
 ROOT = Path(__file__).parent.parent
 WHOLE, CUT = 100_000, 300  # token budgets: one micro-batch, several
@@ -23,13 +23,19 @@ ALONE = [f"replicate,lora,{WHOLE},capo", f"replicate,full,{WHOLE},capo", f"repli
 SETTINGS = {
     1: [*ALONE, f"replicate,lora,{CUT},capo"],
     2: [
-        f"replicate,lora,{CUT},capo", f"replicate,lora,{CUT},dapo",
-        f"full,lora,{WHOLE},capo", f"full,lora,{CUT},capo", f"full,full,{CUT},capo",
+        f"replicate,lora,{CUT},capo",
+        f"replicate,lora,{CUT},dapo",
+        f"full,lora,{WHOLE},capo",
+        f"full,lora,{CUT},capo",
+        f"full,full,{CUT},capo",
     ],
     4: [
-        f"replicate,full,{WHOLE},capo", f"hybrid,lora,{CUT},capo", f"hybrid,full,{WHOLE},capo", f"full,lora,{CUT},capo",
+        f"replicate,full,{WHOLE},capo",
+        f"hybrid,lora,{CUT},capo",
+        f"hybrid,full,{WHOLE},capo",
+        f"full,lora,{CUT},capo",
     ],
-}  # fmt: skip
+}
 
 
 def free_port():
@@ -42,17 +48,29 @@ def launch(size, *arguments, program="rank_work.py"):
     """Two nodes where there are four ranks, so that hybrid sharding has something to tell apart."""
     nodes, port = (2, free_port()) if size == 4 else (1, free_port())
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--nproc-per-node", str(size // nodes),
-        "--master-addr", "127.0.0.1", "--master-port", str(port),
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        str(nodes),
+        "--nproc-per-node",
+        str(size // nodes),
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(port),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
             [*command, "--node-rank", str(node), str(ROOT / "tests" / program), *map(str, arguments)],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for node in range(nodes)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +141,7 @@ def test_each_rank_holds_its_share_of_a_sharded_model(results):
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=40), st.integers(1, 8))
 def test_every_item_goes_to_one_rank_and_loads_are_close(costs, parts):
-    split = balanced(costs, parts)
+    split = split_by_cost(costs, parts)
     assert sorted(i for items in split for i in items) == list(range(len(costs)))
     loads = [sum(costs[i] for i in items) for items in split]
     # Graham's bound, against the trivial lower bound of the best split
@@ -133,16 +151,16 @@ def test_every_item_goes_to_one_rank_and_loads_are_close(costs, parts):
 
 
 def test_balanced_by_hand():
-    assert balanced([5, 1, 4, 3], 2) == [[0, 1], [2, 3]]
+    assert split_by_cost([5, 1, 4, 3], 2) == [[0, 1], [2, 3]]
 
 
 def test_alone_everything_is_its_own_answer():
     ranks = Ranks()
-    assert ranks.first and ranks.gather({"a": 1}) == [{"a": 1}] and ranks.total(2.5) == 2.5
+    assert ranks.is_main and ranks.all_gather({"a": 1}) == [{"a": 1}] and ranks.all_reduce_sum(2.5) == 2.5
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.tensor([1.0, 2.0])
-    ranks.sum_gradients([parameter])
-    assert parameter.grad.tolist() == [1.0, 2.0] and ranks.share([3, 1, 2]) == [0, 1, 2]
+    ranks.all_reduce_gradients([parameter])
+    assert parameter.grad.tolist() == [1.0, 2.0] and ranks.assign([3, 1, 2]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("where", ["exchange", "update"])

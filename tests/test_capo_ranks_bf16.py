@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file
 from test_capo_ranks import launch
 
-from models.qwen_vl import load
-from models.start import ModelConfig, compute_dtype, gathered_dtype, weights_dtype
-from models.tiny import TinyConfig, build_tiny
+from radflow.models.qwen_vl import load
+from radflow.models.start import ModelConfig, compute_dtype, gathered_dtype, weights_dtype
+from radflow.models.tiny import TinyConfig, build_tiny
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 RUNS = ("1-replicate", "2-replicate", "2-full")

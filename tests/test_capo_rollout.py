@@ -4,25 +4,26 @@ from dataclasses import replace
 
 import pytest
 import torch
+from replays import Replays
 
 from capo.packing import pack, report_logps
 from capo.rollout import Engine, Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
-from models.qwen_vl import load
-from reports_by_policy import banned_mask, prompt_of
+from radflow.models.qwen_vl import load
+from radflow.pipeline.generation import build_prompt, suppressed_mask
 
 SAMPLED = SamplingConfig(temperature=1.0, max_new_tokens=24)
 
 
 def requests(processor, studies, group=3):
     return [
-        Request(prompt_of(processor, study), tuple(sample_seed(0, "test", 0, study.id, i) for i in range(group)))
+        Request(build_prompt(processor, study), tuple(sample_seed(0, "test", 0, study.id, i) for i in range(group)))
         for study in studies
     ]
 
 
 def run(policy, processor, wanted, sampling=SAMPLED, slots=64, record=None):
-    options = {"sampling": sampling, "eos_id": processor.eos_id, "banned": banned_mask(policy, processor)}
+    options = {"sampling": sampling, "eos_id": processor.eos_id, "suppressed": suppressed_mask(policy, processor)}
     options["new_recorder"] = record and (lambda: record)
     return {(r.study_id, r.sample): r for r in rollout(policy, wanted, slots=slots, **options)}
 
@@ -30,11 +31,11 @@ def run(policy, processor, wanted, sampling=SAMPLED, slots=64, record=None):
 def test_behaviour_log_probabilities_equal_the_training_path(policy, processor, studies):
     wanted = requests(processor, studies[:4])
     reports = run(policy, processor, wanted)
-    banned = banned_mask(policy, processor)
+    suppressed = suppressed_mask(policy, processor)
     for request in wanted:
         group = [reports[request.prompt.study_id, i] for i in range(3)]
         layout = pack([request.prompt], [[r.response_ids for r in group]])
-        logps, _ = report_logps(policy, layout, banned=banned)
+        logps, _ = report_logps(policy, layout, suppressed=suppressed)
         for index, report in enumerate(group):
             length = len(report.response_ids)
             # decode and training add up in another order: float32 round-off
@@ -53,32 +54,14 @@ def test_a_report_does_not_depend_on_slots_or_neighbours(policy, processor, stud
         assert torch.equal(report.response_ids, together[key].response_ids)
 
 
-class Recordings:
-    """Stands in for CUDA graphs: a recording repeats the step on the buffers, outputs in the same memory every time."""
-
-    def __init__(self):
-        self.count = 0
-
-    def __call__(self, step):
-        self.count += 1
-        outputs = step()
-
-        def replay():
-            for output, value in zip(outputs, step(), strict=True):
-                output.copy_(value)
-            return outputs
-
-        return replay
-
-
 @pytest.mark.parametrize("sampling", [SAMPLED, SamplingConfig(temperature=0.0, max_new_tokens=24)])
 def test_recorded_steps_of_fixed_shape_write_the_same_reports(policy, processor, studies, sampling, monkeypatch):
     monkeypatch.setattr("capo.static_decode.REACH", 32)  # several recordings, and a cache that is grown on the way
     monkeypatch.setattr("capo.rollout.REACH", 32)
     wanted = requests(processor, studies[:8])
     longer = studies[8:9]
-    wanted.append(Request(prompt_of(processor, replace(longer[0], indication="Cough. " * 30)), (1, 2)))
-    recordings = Recordings()
+    wanted.append(Request(build_prompt(processor, replace(longer[0], indication="Cough. " * 30)), (1, 2)))
+    recordings = Replays()
     recorded = run(policy, processor, wanted, sampling, slots=7, record=recordings)
     plain = run(policy, processor, wanted, sampling, slots=7)
     assert recorded.keys() == plain.keys() and 1 < recordings.count < 12
@@ -92,8 +75,8 @@ def test_an_engine_kept_over_steps_records_nothing_again_and_reads_the_weights_a
     policy, processor, studies
 ):
     # Graphs made anew for each step cost 1 to 1.5 s of it on a GPU.
-    wanted, recordings = requests(processor, studies[:3]), Recordings()
-    options = {"sampling": SAMPLED, "eos_id": processor.eos_id, "banned": banned_mask(policy, processor)}
+    wanted, recordings = requests(processor, studies[:3]), Replays()
+    options = {"sampling": SAMPLED, "eos_id": processor.eos_id, "suppressed": suppressed_mask(policy, processor)}
     engine = Engine(policy, slots=6, new_recorder=lambda: recordings, **options)
     first, count = [r.response_ids for r in engine.rollout(wanted)], recordings.count
     for parameter in policy.parameters():
@@ -112,10 +95,10 @@ def test_recordings_of_replaced_buffers_are_followed_by_a_new_recorder(policy, p
     recorders = []
 
     def new_recorder():
-        recorders.append(Recordings())
+        recorders.append(Replays())
         return recorders[-1]
 
-    options = {"sampling": SAMPLED, "eos_id": processor.eos_id, "banned": banned_mask(policy, processor)}
+    options = {"sampling": SAMPLED, "eos_id": processor.eos_id, "suppressed": suppressed_mask(policy, processor)}
     engine = Engine(policy, slots=6, new_recorder=new_recorder, **options)
     list(engine.rollout(requests(processor, studies[:2])))
     assert len(recorders) == 1
@@ -154,14 +137,14 @@ def test_logits_of_a_bf16_policy_are_float32_as_in_training(tiny_dir, processor,
     for request in wanted:
         group = [reports[request.prompt.study_id, i] for i in range(3)]
         layout = pack([request.prompt], [[r.response_ids for r in group]])
-        logps, _ = report_logps(policy, layout, banned=banned_mask(policy, processor))
+        logps, _ = report_logps(policy, layout, suppressed=suppressed_mask(policy, processor))
         gaps += [(logps[i, : len(r.response_ids)] - r.behaviour_logps).abs() for i, r in enumerate(group)]
     assert 0 < torch.cat(gaps).mean() < 0.009
 
 
-def test_banned_tokens_never_appear_and_truncation_is_marked(policy, processor, studies):
+def test_suppressed_tokens_never_appear_and_truncation_is_marked(policy, processor, studies):
     for report in run(policy, processor, requests(processor, studies[:4])).values():
-        assert not set(report.response_ids.tolist()) & set(processor.banned_ids)
+        assert not set(report.response_ids.tolist()) & set(processor.suppressed_ids)
         ended = int(report.response_ids[-1]) == processor.eos_id
         assert report.truncated != ended and len(report.response_ids) <= 24
         assert processor.eos_id not in report.response_ids[:-1]
@@ -175,13 +158,13 @@ def test_prompts_are_taken_only_when_there_is_room(policy, processor, studies):
             taken.append(request.prompt.study_id)
             yield request
 
-    options = {"sampling": SAMPLED, "eos_id": processor.eos_id, "banned": banned_mask(policy, processor)}
+    options = {"sampling": SAMPLED, "eos_id": processor.eos_id, "suppressed": suppressed_mask(policy, processor)}
     next(iter(rollout(policy, watched(), slots=4, **options)))
     assert len(taken) <= 4  # two studies in the slots, and at most a slot's worth waiting
 
 
 def test_group_larger_than_the_slots_is_refused(policy, processor, studies):
-    with pytest.raises(ValueError, match="expected 1 to 2 reports a study"):
+    with pytest.raises(ValueError, match="expected 1 to 2 reports per study"):
         run(policy, processor, requests(processor, studies[:1], group=3), slots=2)
 
 

@@ -8,10 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo.kl import k3
-from capo.loss import capo_loss, dapo_loss, dr_grpo_loss, grpo_loss, gspo_loss, policy_loss
+from capo.loss import (
+    OBJECTIVES,
+    capo_loss,
+    dapo_loss,
+    dr_grpo_loss,
+    grpo_loss,
+    gspo_loss,
+    policy_loss,
+    sampler_weights,
+    token_ratio,
+)
 from capo.metrics import ScoringMetrics
-from capo.objectives import OBJECTIVES
-from capo.ratio import sampler_weights, token_ratio
 from capo.trainer import RlConfig
 
 NAN = math.nan
@@ -98,15 +106,28 @@ def test_weights_multiply_the_clipped_surrogate_and_not_the_kl_by_hand():
     logps = torch.tensor([[1.5, 0.5]]).log()
     mask = torch.ones(1, 2, dtype=torch.bool)
     terms = capo_loss(
-        logps, torch.zeros(1, 2), torch.ones(1), mask, clip=0.2, num_reports=1,
-        kl=torch.full((1, 2), 0.25), beta=0.4, weights=torch.tensor([[2.0, 0.5]]),
-    )  # fmt: skip
+        logps,
+        torch.zeros(1, 2),
+        torch.ones(1),
+        mask,
+        clip=0.2,
+        num_reports=1,
+        kl=torch.full((1, 2), 0.25),
+        beta=0.4,
+        weights=torch.tensor([[2.0, 0.5]]),
+    )
     torch.testing.assert_close(terms.loss, torch.tensor(-((2 * 1.2 - 0.1) + (0.5 * 0.5 - 0.1)) / 2))
     # dual clip: A = -1, r = 5 is held at 3, then weighted: 2 x 3
     bad = capo_loss(
-        torch.tensor([[5.0]]).log(), torch.zeros(1, 1), -torch.ones(1), mask[:, :1],
-        clip=0.2, num_reports=1, dual_clip=3.0, weights=torch.tensor([[2.0]]),
-    )  # fmt: skip
+        torch.tensor([[5.0]]).log(),
+        torch.zeros(1, 1),
+        -torch.ones(1),
+        mask[:, :1],
+        clip=0.2,
+        num_reports=1,
+        dual_clip=3.0,
+        weights=torch.tensor([[2.0]]),
+    )
     torch.testing.assert_close(bad.loss, torch.tensor(6.0))
 
 

@@ -3,12 +3,12 @@ import torch
 
 from capo.sampling import SamplingConfig, choose, sample_seed, uniforms
 
-NONE_BANNED = torch.zeros(4, dtype=torch.bool)
+NOTHING_SUPPRESSED = torch.zeros(4, dtype=torch.bool)
 LOGITS = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
 
 
-def pick(uniform, config, banned=NONE_BANNED):
-    tokens, logps = choose(LOGITS, torch.tensor([uniform], dtype=torch.float64), config, banned)
+def pick(uniform, config, suppressed=NOTHING_SUPPRESSED):
+    tokens, logps = choose(LOGITS, torch.tensor([uniform], dtype=torch.float64), config, suppressed)
     return int(tokens), float(logps.exp())
 
 
@@ -18,13 +18,36 @@ def test_inversion_by_hand(uniform, token):
     assert pick(uniform, SamplingConfig())[0] == token
 
 
-def test_banned_tokens_are_never_chosen_and_the_rest_is_renormalised():
-    banned = torch.tensor([True, False, False, True])
+def test_suppressed_tokens_are_never_chosen_and_the_rest_is_renormalised():
+    suppressed = torch.tensor([True, False, False, True])
     for uniform in (0.0, 0.59, 0.61, 1 - 1e-16):
-        token, probability = pick(uniform, SamplingConfig(), banned)
+        token, probability = pick(uniform, SamplingConfig(), suppressed)
         # 0.3 and 0.2 of 0.5
         assert token == (1 if uniform < 0.6 else 2)
         assert probability == pytest.approx(0.6 if token == 1 else 0.4, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "uniform", "token", "probability"),
+    [
+        # squares 0.16, 0.09, 0.04, 0.01 of 0.30: cumulative 0.533, 0.833, 0.967
+        (0.5, 0.52, 0, 16 / 30),
+        (0.5, 0.54, 1, 9 / 30),
+        (0.5, 0.96, 2, 4 / 30),
+        # roots 0.632, 0.548, 0.447, 0.316 of 1.943: cumulative 0.325, 0.607, 0.837
+        (2.0, 0.32, 0, 0.3254),
+        (2.0, 0.33, 1, 0.2818),
+        (2.0, 0.84, 3, 0.1627),
+    ],
+)
+def test_temperature_by_hand(temperature, uniform, token, probability):
+    found = pick(uniform, SamplingConfig(temperature=temperature))
+    assert found == (token, pytest.approx(probability, abs=1e-4))
+
+
+def test_top_p_reads_the_probabilities_at_the_temperature():
+    # 0.533 and 0.3 reach 0.8 at temperature 0.5; at 1 it would take three tokens
+    assert pick(0.99, SamplingConfig(temperature=0.5, top_p=0.8)) == (1, pytest.approx(9 / 25, rel=1e-5))
 
 
 def test_top_k_and_top_p_keep_the_same_two_tokens():
@@ -64,11 +87,14 @@ def test_only_possible_tokens_are_chosen_at_either_end(uniform):
 
 def test_temperature_zero_is_greedy():
     assert pick(0.99, SamplingConfig(temperature=0.0)) == (0, pytest.approx(0.4, rel=1e-5))
+    # 0.3 of the 0.6 that are not suppressed
+    suppressed = torch.tensor([True, False, False, False])
+    assert pick(0.99, SamplingConfig(temperature=0.0), suppressed) == (1, pytest.approx(0.5, rel=1e-5))
 
 
 def test_frequencies_follow_the_distribution():
     count = 20_000
-    tokens, _ = choose(LOGITS.expand(count, 4), uniforms(1, count), SamplingConfig(), NONE_BANNED)
+    tokens, _ = choose(LOGITS.expand(count, 4), uniforms(1, count), SamplingConfig(), NOTHING_SUPPRESSED)
     share = torch.bincount(tokens, minlength=4) / count
     # four standard errors of a share of 0.4 over 20,000 draws: 0.014
     torch.testing.assert_close(share, LOGITS[0].exp(), atol=0.014, rtol=0)
@@ -85,6 +111,24 @@ def test_seeds_differ_in_every_part():
     assert len({sample_seed(*part) for part in [*parts, (0, "rl", 1, "a", 1)]}) == 6
 
 
-def test_impossible_values_are_refused():
-    with pytest.raises(ValueError, match="top_p"):
-        SamplingConfig(top_p=0.0)
+def test_random_streams_stay_as_they_are():
+    # A changed stream changes every run: blake2b of "0/rl/3/a/1", 8 bytes, without the lowest bit
+    assert sample_seed(0, "rl", 3, "a", 1) == 7249830660207443289
+    assert uniforms(7, 3).tolist() == [0.279380429906404, 0.27369371365176565, 0.8620929614176255]
+    assert torch.equal(uniforms(7, 5)[:3], uniforms(7, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("temperature", [-0.1]),
+        ("top_p", [0.0, 1.1]),
+        ("top_k", [-1]),
+        ("max_new_tokens", [0]),
+        ("prefill_tokens", [0]),
+    ],
+)
+def test_impossible_values_are_refused(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=name):
+            SamplingConfig(**{name: value})

@@ -6,16 +6,17 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from toy_policy import record_gradients
 
 from capo.checkpoint import Checkpoints
 from capo.packing import pack, report_logps
 from capo.ranks import Ranks
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
-from capo.sft import imitate
+from capo.sft import sft_step
 from capo.trainer import DivergedError, OptimizerConfig, RlConfig, Trainer
 from capo.types import Case
-from reports_by_policy import banned_mask, prompt_of
+from radflow.pipeline.generation import build_prompt, suppressed_mask
 
 FAST = OptimizerConfig(lr=1e-3, token_budget=100_000)
 RL = RlConfig(inner_epochs=2, beta=0.05, optimizer=FAST)
@@ -24,18 +25,21 @@ RL = RlConfig(inner_epochs=2, beta=0.05, optimizer=FAST)
 @pytest.fixture
 def cases(policy, processor, studies):
     wanted = [
-        Request(prompt_of(processor, study), tuple(sample_seed(0, "t", 0, study.id, i) for i in range(4)))
+        Request(build_prompt(processor, study), tuple(sample_seed(0, "t", 0, study.id, i) for i in range(4)))
         for study in studies[:4]
     ]
     groups: dict[str, list] = {}
     for report in rollout(
-        policy, wanted, sampling=SamplingConfig(max_new_tokens=16), eos_id=processor.eos_id,
-        banned=banned_mask(policy, processor),
-    ):  # fmt: skip
+        policy,
+        wanted,
+        sampling=SamplingConfig(max_new_tokens=16),
+        eos_id=processor.eos_id,
+        suppressed=suppressed_mask(policy, processor),
+    ):
         groups.setdefault(report.study_id, []).append(report)
     advantages = torch.tensor([-1.0, 0.5, 1.2, -0.7])
     return [
-        Case(w.prompt, tuple(groups[w.prompt.study_id]), advantages, critical=number % 2 == 0)
+        Case(w.prompt, tuple(groups[w.prompt.study_id]), advantages, critical=number % 2 == 0, clip=0.2)
         for number, w in enumerate(wanted)
     ]
 
@@ -46,18 +50,20 @@ def make_trainer(policy, config=FAST, frozen_vision=False):
     return Trainer(policy, config, num_steps=20, **options)
 
 
-def improve(trainer, cases, processor, config=RL):
-    return trainer.improve(cases, config, temperature=1.0, banned=banned_mask(trainer.policy, processor))
+def capo_step(trainer, cases, processor, config=RL):
+    narrow = config.eps_normal / config.tightening
+    cases = [dataclasses.replace(case, clip=narrow if case.critical else config.eps_normal) for case in cases]
+    return trainer.capo_step(cases, config, temperature=1.0, suppressed=suppressed_mask(trainer.policy, processor))
 
 
 def test_kl_is_exactly_zero_before_the_first_update_and_both_clips_act_later(policy, processor, cases):
     trainer = make_trainer(policy)
-    first = improve(trainer, cases, processor)
+    first = capo_step(trainer, cases, processor)
     assert first["kl_before"] == 0.0
     # the sampler's path and the training path differ by float32 round-off only
     assert 0 < first["sampler_gap_mean"] < 1e-5 and first["sampler_gap_max"] < 1e-4
     assert first["clip_low_critical"] + first["clip_high_critical"] > 0
-    assert improve(trainer, cases, processor)["kl_before"] > 0
+    assert capo_step(trainer, cases, processor)["kl_before"] > 0
 
 
 def test_with_one_update_a_batch_the_clip_range_has_no_effect(policy, processor, cases):
@@ -65,7 +71,7 @@ def test_with_one_update_a_batch_the_clip_range_has_no_effect(policy, processor,
     for tightening in (1.0, 4.0):
         mine = copy.deepcopy(policy)
         config = dataclasses.replace(RL, inner_epochs=1, tightening=tightening)
-        row = improve(make_trainer(mine), cases, processor, config)
+        row = capo_step(make_trainer(mine), cases, processor, config)
         assert row["ratio_gap_max"] < 1e-5
         results.append(mine.output_weight().detach().clone())
     assert torch.equal(*results)
@@ -73,7 +79,7 @@ def test_with_one_update_a_batch_the_clip_range_has_no_effect(policy, processor,
 
 def test_every_mini_batch_is_measured_against_the_policy_that_sampled(policy, processor, cases):
     config = dataclasses.replace(RL, inner_epochs=1, mini_batches=2)
-    row = improve(make_trainer(policy), cases, processor, config)
+    row = capo_step(make_trainer(policy), cases, processor, config)
     # The second mini-batch meets a policy that has moved, and its behaviour is that of before: the reference here.
     assert row["kl_before"] == 0.0 and row["ratio_gap_max"] > 1e-3
 
@@ -87,15 +93,9 @@ def test_update_does_not_depend_on_how_the_step_is_split(policy, processor, case
         if frozen_vision:
             mine.model.model.visual.requires_grad_(False)
         trainer = make_trainer(mine, dataclasses.replace(FAST, token_budget=budget), frozen_vision)
-        seen = {}
-
-        def spy(trainer=trainer, seen=seen):
-            seen.update({n: p.grad.clone() for n, p in trainer.policy.named_parameters() if p.grad is not None})
-            return {"grad_norm": 0.0}
-
-        trainer.step = spy
-        improve(trainer, cases, processor, dataclasses.replace(RL, inner_epochs=1))
-        gradients.append(seen)
+        updates = record_gradients(trainer)
+        capo_step(trainer, cases, processor, dataclasses.replace(RL, inner_epochs=1))
+        gradients += updates
     one, many = gradients
     assert one.keys() == many.keys() and one
     for name, gradient in one.items():
@@ -103,21 +103,10 @@ def test_update_does_not_depend_on_how_the_step_is_split(policy, processor, case
 
 
 def gradients_of(policy, cases, processor, config, budget=100_000):
-    """Gradient of each update; plain gradient descent in between, because Adam magnifies round-off."""
+    """Gradient of each update, and the metrics of the step."""
     trainer = make_trainer(policy, dataclasses.replace(FAST, token_budget=budget))
-    updates = []
-
-    @torch.no_grad()
-    def descend():
-        updates.append({n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None})
-        for parameter in trainer.parameters:
-            if parameter.grad is not None:
-                parameter -= 0.3 * parameter.grad
-        trainer.optimizer.zero_grad(set_to_none=True)
-        return {"grad_norm": 0.0}
-
-    trainer.step = descend
-    return updates, improve(trainer, cases, processor, config)
+    updates = record_gradients(trainer, learning_rate=0.3)
+    return updates, capo_step(trainer, cases, processor, config)
 
 
 @pytest.mark.parametrize("objective", ["dapo", "gspo"])
@@ -146,7 +135,7 @@ def test_dapo_on_policy_is_the_token_mean_of_advantage_weighted_log_probabilitie
     ragged = [dataclasses.replace(c, rollouts=tuple(cut(r, 2 + n) for r in c.rollouts)) for n, c in enumerate(cases)]
     config = dataclasses.replace(RL, objective="dapo", beta=0.0, inner_epochs=1)
     layout = pack([c.prompt for c in ragged], [[r.response_ids for r in c.rollouts] for c in ragged])
-    logps, _ = report_logps(policy, layout, banned=banned_mask(policy, processor))
+    logps, _ = report_logps(policy, layout, suppressed=suppressed_mask(policy, processor))
     advantages = torch.cat([c.advantages for c in ragged])
     # 4 reports each of 2, 3, 4 and 5 tokens; the log-probabilities of pads are 0
     wanted = torch.autograd.grad(-(logps * advantages[:, None]).sum() / 56, policy.output_weight())[0]
@@ -170,7 +159,7 @@ def test_sampler_correction_weighs_the_gradient_by_the_trainers_over_the_sampler
 ):
     ragged = [dataclasses.replace(c, rollouts=tuple(cut(r, 2 + n) for r in c.rollouts)) for n, c in enumerate(cases)]
     layout = pack([c.prompt for c in ragged], [[r.response_ids for r in c.rollouts] for c in ragged])
-    logps, _ = report_logps(policy, layout, banned=banned_mask(policy, processor))
+    logps, _ = report_logps(policy, layout, suppressed=suppressed_mask(policy, processor))
     lengths = layout.mask.sum(1, keepdim=True)
     noise = torch.randn(logps.shape, generator=torch.Generator().manual_seed(0)) * layout.mask
     off = dataclasses.replace(RL, beta=0.0, inner_epochs=1)
@@ -198,7 +187,7 @@ def test_sampler_correction_weighs_the_gradient_by_the_trainers_over_the_sampler
 def test_sampler_correction_changes_no_bit_where_sampler_and_trainer_agree(policy, processor, cases, level):
     few = cases[:2]
     layout = pack([c.prompt for c in few], [[r.response_ids for r in c.rollouts] for c in few])
-    logps, _ = report_logps(policy, layout, banned=banned_mask(policy, processor))
+    logps, _ = report_logps(policy, layout, suppressed=suppressed_mask(policy, processor))
     agreed = with_sampled(few, logps, layout.mask)
     updates = []
     for correction in ("off", level):
@@ -214,17 +203,17 @@ def test_two_plus_two_steps_equal_four_bit_for_bit(policy, processor, cases, tmp
     straight = copy.deepcopy(policy)
     trainer = make_trainer(straight)
     for _ in range(4):
-        improve(trainer, cases, processor)
+        capo_step(trainer, cases, processor)
     first = make_trainer(copy.deepcopy(policy))
     for _ in range(2):
-        improve(first, cases, processor)
+        capo_step(first, cases, processor)
     saved = Checkpoints(tmp_path, Ranks(), identity={})
     saved.save(2, *first.state())
     saved.finish()
     resumed = make_trainer(copy.deepcopy(policy))
     resumed.restore(Checkpoints(tmp_path, Ranks(), identity={}).load(resumed.state()[0]))
     for _ in range(2):
-        improve(resumed, cases, processor)
+        capo_step(resumed, cases, processor)
     for (name, a), b in zip(straight.named_parameters(), resumed.policy.parameters(), strict=True):
         assert torch.equal(a, b), name
 
@@ -242,15 +231,15 @@ def test_rewarded_reports_become_likelier(policy, processor, cases):
 
     before = margin()
     for _ in range(3):
-        improve(trainer, pushed, processor)
+        capo_step(trainer, pushed, processor)
     assert margin() > before + 1.0
 
 
 def test_sft_lowers_the_loss_and_counts_tokens(policy, processor, studies):
     trainer = Trainer(policy, FAST, num_steps=20)
-    prompts = [prompt_of(processor, s) for s in studies[:4]]
+    prompts = [build_prompt(processor, s) for s in studies[:4]]
     reports = [processor.encode_report(s.report) for s in studies[:4]]
-    rows = [imitate(trainer, prompts, reports) for _ in range(8)]
+    rows = [sft_step(trainer, prompts, reports) for _ in range(8)]
     assert rows[0]["tokens"] == sum(map(len, reports))
     # an untrained model is near uniform over its vocabulary
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5

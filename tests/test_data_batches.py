@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capo.ranks import balanced
-from data.batches import shuffled_batches
+from capo.ranks import split_by_cost
+from radflow.data.batches import shuffled_batches
 
 counts, sizes = st.integers(1, 40), st.integers(1, 12)
 
@@ -63,7 +63,7 @@ def test_ranks_share_a_batch_without_loss_or_repetition(count, size, ranks, step
     (batch,) = islice(shuffled_batches(count, size, seed=5, start_step=step), 1)
     lengths = lengths_of(count)
     shares = [
-        [batch[i] for i in own] for own in balanced([lengths[i] for i in batch], ranks)
+        [batch[i] for i in own] for own in split_by_cost([lengths[i] for i in batch], ranks)
     ]  # as train.fine_tune does
     assert sorted(index for share in shares for index in share) == sorted(batch)
 

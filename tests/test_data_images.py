@@ -12,10 +12,9 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from data.corpus import DataConfig, load_corpus
-from data.image_cache import ImageCache, cached_studies
-from data.prefetch import decoded, prefetched
-from data.studies import Study, load_image
+from radflow.data.corpus import DataConfig, load_corpus
+from radflow.data.prefetch import ImageCache, change_studies, decode, prefetch
+from radflow.data.studies import Study, load_image
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 
@@ -91,7 +90,7 @@ def test_links_in_a_circle_are_an_error_of_the_study(tmp_path):
     with pytest.raises(ValueError, match=r"study s1: image .*a.png"):
         load_image(tmp_path / "a.png", study_id="s1")
     with pytest.raises(ValueError, match=r"study s1: image .*a.png is not there"):
-        ImageCache(tmp_path / "cache", 4).fetch(tmp_path / "a.png", study_id="s1")
+        ImageCache(tmp_path / "cache", 4).fetch(study(tmp_path / "a.png"), tmp_path / "a.png")
 
 
 def dicom(path, levels, **tags):
@@ -163,14 +162,14 @@ def test_cached_images_have_the_pixels_of_a_fresh_scaling_and_are_made_once(tmp_
         fresh = load_image(path, study_id="s1")
         fresh.thumbnail((24, 24), Image.Resampling.BICUBIC)
         cache = ImageCache(tmp_path / "cache", 24)
-        copy = cache.fetch(path, study_id="s1")
+        copy = cache.fetch(study(path), path)
         assert Image.open(copy).mode == ("L" if name == "grey" else "RGB")
         assert (read(copy) == np.asarray(fresh)).all()
         written = copy.stat().st_mtime_ns
-        assert cache.fetch(path, study_id="s1") == copy and copy.stat().st_mtime_ns == written
-        assert ImageCache(tmp_path / "cache", 16).fetch(path, study_id="s1") != copy
+        assert cache.fetch(study(path), path) == copy and copy.stat().st_mtime_ns == written
+        assert ImageCache(tmp_path / "cache", 16).fetch(study(path), path) != copy
         path.write_bytes(path.read_bytes() + b" ")  # another file of the same name
-        assert cache.path_of(path, study_id="s1") != copy
+        assert cache.path_of(study(path), path) != copy
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -181,8 +180,8 @@ def test_filling_the_cache_names_every_broken_image(tmp_path, workers):
     cache = ImageCache(tmp_path / "cache", 8)
     broken = [study(good, name="a"), study(tmp_path / "bad.png", name="b"), study(tmp_path / "gone.png", name="c")]
     with pytest.raises(ValueError, match=r"2 problems in 3 studies(.|\n)*study b: (.|\n)*study c: .* is not there"):
-        cached_studies(broken, cache, workers=workers)
-    (kept,) = cached_studies([study(good, GREY)], cache, workers=workers)
+        change_studies(broken, cache.fetch, title="", workers=workers)
+    (kept,) = change_studies([study(good, GREY)], cache.fetch, title="", workers=workers)
     assert (read(kept.images[0]) == GREY[..., None]).all() and kept.images[1] is GREY
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
@@ -207,7 +206,7 @@ def test_corpus_through_the_cache_is_the_corpus_without_it(tmp_path):
 
 @given(st.lists(st.integers(), max_size=20), st.integers(0, 4), st.integers(1, 9))
 def test_work_ahead_keeps_the_order(items, workers, ahead):
-    done = list(prefetched(items, lambda item: item * 2, workers=workers, ahead=ahead))
+    done = list(prefetch(items, lambda item: item * 2, workers=workers, ahead=ahead))
     assert done == [(item, item * 2) for item in items]
 
 
@@ -225,7 +224,7 @@ def test_work_ahead_is_bounded_and_its_errors_come_in_their_turn():
             raise ValueError("study s3: broken")
         return threading.get_ident()
 
-    results = prefetched(endless(), work, workers=2, ahead=5)
+    results = prefetch(endless(), work, workers=2, ahead=5)
     for number in range(3):
         item, thread = next(results)
         assert item == number and thread != main and len(taken) <= number + 6
@@ -236,5 +235,5 @@ def test_work_ahead_is_bounded_and_its_errors_come_in_their_turn():
 def test_a_decoded_study_gives_the_pixels_of_its_files(tmp_path):
     Image.fromarray(GREY.astype(np.uint16) * 16).save(tmp_path / "x.png")
     before = study(tmp_path / "x.png")
-    after = decoded(before)
+    after = decode(before)
     assert (after.images[0] == read(before.images[0])).all() and (read(after.images[0]) == after.images[0]).all()

@@ -4,13 +4,14 @@ import re
 import numpy as np
 import pytest
 
-from data.phantoms import make_studies, perfect_report, state_labels
-from data.phantoms.chest import BORDERLINE, LABELS, PHRASES
-from data.sections import parse_sections
-from data.studies import check_studies, render_report
-from rewards.chexpert_rules import LABELS as CHEXPERT
-from rewards.hierarchy import HierarchicalReward, RewardConfig
-from rewards.keywords import LABELS as CAROTID
+from radflow.data.phantoms import draw_phantom, make_studies, perfect_report, state_labels
+from radflow.data.phantoms.chest import BORDERLINE, FINDINGS, LABELS
+from radflow.data.sections import parse_sections
+from radflow.data.studies import check_studies, render_report
+from radflow.rewards.config import RewardConfig
+from radflow.rewards.registry import build_reward
+from radflow.rewards.rules.chexpert_rules import LABELS as CHEXPERT
+from radflow.rewards.rules.keywords import LABELS as CAROTID
 
 EXPERT = {"chest": "chexpert_rules", "carotid": "carotid_rules"}
 
@@ -37,9 +38,21 @@ def test_a_study_does_not_depend_on_how_many_are_drawn(drawn):
     assert [s.report for s in other] != [s.report for s in few[:20]]
 
 
+def test_a_phantom_is_drawn_again_from_its_id(drawn):
+    modality, studies = drawn
+    for study in studies[::25]:
+        again = draw_phantom(study.id, seed=1, size=112)
+        assert (again.id, again.patient_id, again.split) == (study.id, study.patient_id, study.split)
+        assert again.report == study.report and again.state == study.state
+        assert all((x == y).all() for x, y in zip(again.images, study.images, strict=True))
+    for name in (f"{modality}-train-1", f"{modality}-night-00001-0", "knee-train-00001-0", f"{modality}-train-x-0"):
+        with pytest.raises(ValueError, match=f"expected the id of a phantom, .* got '{name}'"):
+            draw_phantom(name, seed=1, size=112)
+
+
 def test_a_perfect_report_gets_the_maximum_and_shows_the_true_labels(drawn):
     modality, studies = drawn
-    reward = HierarchicalReward.from_config(RewardConfig(expert=EXPERT[modality]), parse_sections)
+    reward = build_reward(RewardConfig(expert=EXPERT[modality]), parse_sections)
     for study in studies:
         report = render_report(*perfect_report(study.state))
         (score,) = reward([report], [report])
@@ -51,7 +64,7 @@ def test_a_perfect_report_gets_the_maximum_and_shows_the_true_labels(drawn):
 
 def test_references_contradict_themselves_as_often_as_designed(drawn):
     modality, studies = drawn
-    reward = HierarchicalReward.from_config(RewardConfig(expert=EXPERT[modality]), parse_sections)
+    reward = build_reward(RewardConfig(expert=EXPERT[modality]), parse_sections)
     reports = [study.report for study in studies]
     agreed = np.mean([score.parts["consistency_rules"] == 1 for score in reward(reports, reports)])
     # omissions in 40 % of the studies with several findings, which are about a third of all
@@ -60,8 +73,8 @@ def test_references_contradict_themselves_as_often_as_designed(drawn):
 
 def test_impression_leaves_out_a_finding_in_40_percent_of_studies_with_several():
     said = {
-        name: phrase.format(degree="", size="", side="{side}", zone="{zone}").strip()
-        for name, phrase in PHRASES.items()
+        name: finding["phrase"].format(degree="", size="", side="{side}", zone="{zone}").strip()
+        for name, finding in FINDINGS.items()
     }
     omitted = []
     for study in make_studies("chest", num_train=1500, num_val=0, num_test=0, seed=1, size=8):
@@ -128,7 +141,7 @@ def test_chest_studies_are_as_varied_as_designed(drawn):
 
 
 def test_findings_are_visible_on_their_side():
-    from data.phantoms.chest_image import draw_frontal
+    from radflow.data.phantoms.chest_image import draw_frontal
 
     anatomy = np.zeros(8)
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data import browse
-from data.integrity import RULES, IntegrityConfig
-from data.prepare import READERS, PrepareConfig, main, prepare
-from data.readers.manifest import read_manifest
-from data.readers.records import Record, Unread, inside
-from data.studies import Study, check_studies
+from radflow.data import browse
+from radflow.data.integrity import RULES, IntegrityConfig
+from radflow.data.prepare import READERS, PrepareConfig, main, prepare
+from radflow.data.readers.manifest import read_manifest
+from radflow.data.readers.records import Record, Unread, images_inside
+from radflow.data.studies import Study, check_studies
 
 LONG = "Clear lungs and a normal heart."
 
@@ -24,8 +24,8 @@ LONG = "Clear lungs and a normal heart."
 def record(root, name, split="train", patient=None, *, findings=LONG, views=("PA",), images=1, **changes):
     paths = tuple(root / f"{name}_{i}.png" for i in range(images))
     study = Study(name, patient or name, split, paths, findings, "Normal chest.", views=views[:images])
-    fields = {key: changes.pop(key) for key in ("sections", "date", "utf8") if key in changes}
-    return Record(dataclasses.replace(study, **changes), **{"sections": "ok", **fields})
+    fields = {key: changes.pop(key) for key in ("ambiguous", "date", "utf8") if key in changes}
+    return Record(dataclasses.replace(study, **changes), **fields)
 
 
 def run(tmp_path, records, **config):
@@ -51,7 +51,7 @@ BROKEN = {
     "no_image": lambda root: record(root, "x", findings="Else.", images=0),
     "no_findings": lambda root: record(root, "x", findings=" ", impression="No acute disease."),
     "no_impression": lambda root: record(root, "x", impression=""),
-    "ambiguous_sections": lambda root: record(root, "x", findings="Else.", sections="ambiguous"),
+    "ambiguous_sections": lambda root: record(root, "x", findings="Else.", ambiguous=True),
     "short_report": lambda root: record(root, "x", findings="Clear.", impression="Ok."),
     "long_report": lambda root: record(root, "x", findings="word " * 900),
     "not_utf8": lambda root: record(root, "x", findings="37° angle.", utf8=False),
@@ -159,10 +159,15 @@ def test_the_prior_is_the_last_study_of_an_earlier_date(tmp_path):
     ]
     found = {study.id: [path.name for path in study.prior_images] for study in run(tmp_path, records, prior=True)[1]}
     assert found == {
-        "a": [], "b": ["a_0.png"], "same day": ["a_0.png"], "c": ["same day_0.png"], "side": ["c_0.png"],
+        "a": [],
+        "b": ["a_0.png"],
+        "same day": ["a_0.png"],
+        "c": ["same day_0.png"],
+        "side": ["c_0.png"],
         "after side": [],  # the preceding study has no frontal image
-        "other": [], "undated": [],
-    }  # fmt: skip
+        "other": [],
+        "undated": [],
+    }
     assert not any(study.prior_images for study in run(tmp_path, records)[1])
 
 
@@ -180,7 +185,7 @@ def test_a_study_whose_images_are_broken_is_no_prior(tmp_path, drawn):
 @pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/passwd", "..", "a/..", ""])
 def test_names_that_lead_out_of_the_root_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="expected a file inside"):
-        inside(tmp_path, name)
+        images_inside(tmp_path, [name])
     line = json.dumps({"id": "a", "images": [name], "findings": "Clear."})
     (tmp_path / "manifest.jsonl").write_text(line)
     with pytest.raises(ValueError, match=r"manifest.jsonl:1: expected a file inside"):
@@ -188,10 +193,10 @@ def test_names_that_lead_out_of_the_root_are_refused(tmp_path, name):
 
 
 def test_names_within_the_root_may_turn_back(tmp_path):
-    assert inside(tmp_path, "../images/x.png", start="metadata") == tmp_path / "images/x.png"
-    assert inside(tmp_path, str(tmp_path / "x.png")) == tmp_path / "x.png"
+    assert images_inside(tmp_path, ["../images/x.png"], start="metadata") == (tmp_path / "images/x.png",)
+    assert images_inside(tmp_path, [str(tmp_path / "x.png")]) == (tmp_path / "x.png",)
     with pytest.raises(ValueError, match="expected a file inside"):
-        inside(tmp_path / "images", str(tmp_path / "images2/x.png"))
+        images_inside(tmp_path / "images", [str(tmp_path / "images2/x.png")])
 
 
 def test_the_command_writes_prints_and_says_how_to_go_on(tmp_path, capsys):

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from dataset_files import touch, write_csv, write_json
 
-from data.readers.carotid_us import read_carotid_us
-from data.readers.chexpert_plus import COLUMNS as CHEXPERT_PLUS_COLUMNS
-from data.readers.chexpert_plus import read_chexpert_plus
-from data.readers.manifest import manifest_records, manifest_row
-from data.readers.mimic_cxr import LABELS, read_mimic_cxr
-from data.readers.rexgradient import read_rexgradient
-from data.readers.rexrank import read_rexrank
-from data.readers.tables import CHUNK, members, rows
-from data.splits import split_of_patient
+from radflow.data.readers.carotid_us import read_carotid_us
+from radflow.data.readers.chexpert_plus import COLUMNS as CHEXPERT_PLUS_COLUMNS
+from radflow.data.readers.chexpert_plus import read_chexpert_plus
+from radflow.data.readers.manifest import manifest_records, manifest_row
+from radflow.data.readers.mimic_cxr import LABELS, read_mimic_cxr
+from radflow.data.readers.records import split_of_patient
+from radflow.data.readers.rexgradient import read_rexgradient
+from radflow.data.readers.rexrank import read_rexrank
+from radflow.data.readers.tables import load_object, rows
 
 METADATA = (
     "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,StudyTime,"
@@ -138,7 +138,7 @@ def test_rexgradient_by_hand(rexgradient):
     assert (first.study.patient_id, first.study.split, first.date) == ("GRDN1", "train", "20130511")
     assert first.study.views == ("LATERAL", "") and first.study.comparison == "None."
     assert (lost.id, lost.reason) == ("lost", "no entry in the JSON of views")
-    assert (valid.study.split, valid.study.impression, valid.sections) == ("val", "", "missing_impression")
+    assert (valid.study.split, valid.study.impression) == ("val", "")
 
 
 def test_image_paths_that_lead_out_of_the_dataset_are_refused(rexgradient):
@@ -152,10 +152,17 @@ def test_chexpert_plus_by_hand(tmp_path):
     def row(path, side, position, order, split="train", findings="", impression="Normal."):
         values = dict.fromkeys(CHEXPERT_PLUS_COLUMNS, "")
         values |= {
-            "path_to_image": path, "path_to_dcm": path.replace(".jpg", ".dcm"), "frontal_lateral": side,
-            "ap_pa": position, "deid_patient_id": path.split("/")[1], "patient_report_date_order": order,
-            "split": split, "section_findings": findings, "section_impression": impression, "section_history": "Cough.",
-        }  # fmt: skip
+            "path_to_image": path,
+            "path_to_dcm": path.replace(".jpg", ".dcm"),
+            "frontal_lateral": side,
+            "ap_pa": position,
+            "deid_patient_id": path.split("/")[1],
+            "patient_report_date_order": order,
+            "split": split,
+            "section_findings": findings,
+            "section_impression": impression,
+            "section_history": "Cough.",
+        }
         return list(values.values())
 
     lines = [
@@ -173,7 +180,7 @@ def test_chexpert_plus_by_hand(tmp_path):
         "1. CHF.",
     )
     assert (first.study.id, first.study.patient_id, first.date) == ("patient1_study1", "patient1", "000002")
-    assert (second.study.split, second.sections, second.study.indication) == ("val", "missing_findings", "Cough.")
+    assert (second.study.split, second.study.findings, second.study.indication) == ("val", "", "Cough.")
 
 
 def test_rexrank_of_another_dataset_keeps_its_ids(tmp_path):
@@ -181,7 +188,7 @@ def test_rexrank_of_another_dataset_keeps_its_ids(tmp_path):
     odd = {**case, "section_findings": "Clear.", "frontal_lateral": ["Frontal", "Lateral", "Frontal"], "subject_id": 7}
     write_json(tmp_path / "mimic_test.json", {"a": case, "b": odd})
     first, second = read_rexrank(tmp_path)
-    assert (first.study.id, first.study.split, first.sections) == ("a", "test", "missing_findings")
+    assert (first.study.id, first.study.split, first.study.findings) == ("a", "test", "")
     # the published validation file names three views beside two images: which is which is unknown
     assert (
         second.study.views == () and second.study.patient_id == "7" and second.study.images[1] == tmp_path / "p/2.png"
@@ -198,7 +205,10 @@ def test_carotid_us_by_hand(tmp_path):
     assert (first.study.findings, first.study.impression) == ("左侧颈动脉内中膜增厚。", "左侧颈动脉斑块形成。")
     assert first.study.views == ("b-mode", "color-doppler") and first.study.labels == {"plaque": 1}
     assert first.study.split == second.study.split == split_of_patient("42", (70, 15, 15))
-    assert second.sections == "missing_impression"
+    assert second.study.impression == "" and not first.ambiguous and not second.ambiguous
+    twice = {**row, "report": f"{report}\n超声提示：另见。"}
+    (tmp_path / "carotid_us.jsonl").write_text(json.dumps(twice), encoding="utf-8")
+    assert next(read_carotid_us(tmp_path)).ambiguous
     (tmp_path / "carotid_us.jsonl").write_text(json.dumps({**row, "images": ["C1/1.png"]}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"carotid_us.jsonl:1: key 'images': expected objects with a path and a mode"):
         list(read_carotid_us(tmp_path))
@@ -220,22 +230,27 @@ def test_manifest_written_from_a_study_is_read_back_alike(mimic):
     assert list(manifest_records(path)) == [first]
 
 
-def test_a_large_json_object_is_read_in_pieces_like_the_whole(tmp_path):
-    # members larger than a piece, brackets and escapes inside texts, and the end of a piece anywhere
-    content = {f"k{i}}}": {"text": '"}, {' * (i * CHUNK // 40), "n": [i, None]} for i in range(12)}
-    for indent in (None, 2):
-        path = tmp_path / "large.json"
-        path.write_text(json.dumps(content, indent=indent))
-        assert dict(members(path)) == content
-    path.write_text(json.dumps(content)[:-30])
-    with pytest.raises(ValueError, match=r"large.json: the file is cut short"):
-        dict(members(path))
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ('{"a": {"x": 1}, "b"', "o.json: expected a JSON file in UTF-8, got "),
+        ("[1]", "o.json: expected a JSON object, got list"),
+        ('{"a": {}, "b": 3}', "o.json: expected an object for 'b', got int"),
+    ],
+)
+def test_a_json_file_of_another_form_is_named(tmp_path, text, got):
+    path = tmp_path / "o.json"
+    path.write_text('\ufeff{"a": {"x": 1}}', encoding="utf-8")
+    assert load_object(path, dict) == {"a": {"x": 1}}
+    path.write_text(text)
+    with pytest.raises(ValueError, match=got):
+        load_object(path, dict)
 
 
 def test_table_rows_by_hand_and_what_is_wrong_with_a_table(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text('\ufeffa,b,c\n1,"x\ny",3\n\n4,5,6\n', encoding="utf-8")
-    assert list(rows(path, ("c", "a"), optional=("d", "b"))) == [("3", "1", "", "x\ny"), ("6", "4", "", "5")]
+    assert list(rows(path, ("c", "a"))) == [("3", "1"), ("6", "4")]
     assert list(rows(path, ("b",))) == [("x\ny",), ("5",)]
     with pytest.raises(ValueError, match=r"t.csv:1: expected the columns \['z'\], the file has \['a', 'b', 'c'\]"):
         list(rows(path, ("z",)))

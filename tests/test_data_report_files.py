@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.protocols import pair, prediction_text, reference_text
-from data.report_files import Report, read_report_file
+from radflow.data.protocols import pair, prediction_text, reference_text
+from radflow.data.report_files import Report, read_report_file
 
 REXRANK = {
     "50051329": {
@@ -79,7 +79,7 @@ def test_a_folder_of_text_files(tmp_path):
 def test_missing_is_missing_however_it_is_written(tmp_path):
     path = saved(tmp_path, "p.json", '{"a": null, "b": NaN, "c": "  ", "d": "nan", "e": {"report": null}, "f": "x"}')
     reports = read_report_file(path, "predictions")
-    assert [study_id for study_id, report in reports.items() if report.missing] == ["a", "b", "c", "d", "e"]
+    assert [study_id for study_id, report in reports.items() if report == Report(None)] == ["a", "b", "c", "d", "e"]
     pairs = pair(reports, {study_id: Report("Clear.") for study_id in "abcdefg"}, "rexrank")
     assert pairs.empty_predictions == ("a", "b", "c", "d", "e") and pairs.predictions == ("", "", "", "", "", "x")
     assert pairs.without_prediction == ("g",)

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.headers import OF_NAME, TABLE
-from data.sections import parse_sections
-from data.studies import render_report
+from radflow.data.sections import OF_NAME, TABLE, parse_sections
+from radflow.data.studies import render_report
 
 sentences = st.lists(
     st.sampled_from(["The heart is normal", "No effusion", "XXXX opacity, 1.2 cm", "Clear (both sides)", "See above"]),
@@ -79,7 +78,7 @@ def test_headers(text, findings, impression, status):
             "New.",
             "Newer.",
         ),
-        # the name of the examination stands for FINDINGS where there are none
+        # the name of the examination opens the Findings if there are no others
         (" FINAL REPORT\n PA AND LATERAL CHEST:  Clear.\n\n IMPRESSION:  Normal.", "Clear.", "Normal."),
         ("CHEST RADIOGRAPH:\n___\nFINDINGS: Clear.\nIMPRESSION: Normal.", "Clear.", "Normal."),
     ],
@@ -95,6 +94,36 @@ def test_other_sections_keep_their_names():
     )
     expected = {"examination": "CHEST", "indication": "Cough.", "technique": "PA.", "comparison": "None."}
     assert sections.other == {**expected, "recommendation": "None."}
+
+
+def test_a_final_report_sets_aside_the_preliminary_reading_and_keeps_the_rest():
+    sections = parse_sections(
+        "INDICATION: Cough.\nWET READ: Old.\nFINDINGS: Old.\nIMPRESSION: Old.\n\nFINAL REPORT\n"
+        "COMPARISON: None.\nFINDINGS: New.\nIMPRESSION: Newer."
+    )
+    assert (sections.findings, sections.impression, sections.status) == ("New.", "Newer.", "ok")
+    assert sections.other == {"indication": "Cough.", "wet read": "Old.", "comparison": "None."}
+    combined = "FINDINGS AND IMPRESSION: Old.\nFINAL REPORT\nFINDINGS: New.\nIMPRESSION: Newer."
+    assert read(combined) == ("New.", "Newer.", "ok")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # the name of the examination opens the Findings only of a report that has none, under either name
+        ("CHEST: Clear.\nFINDINGS AND IMPRESSION: Normal.", ("", "", "ambiguous")),
+        ("CHEST: Clear.\nIMPRESSION: Normal.\nFINDINGS: Other.", ("Other.", "Normal.", "ambiguous")),
+        ("CHEST: Clear.\nAP CHEST: Also clear.\nIMPRESSION: Normal.", ("Clear.", "Normal.", "ambiguous")),
+        ("IMPRESSION: Normal.\nCHEST: Clear.", ("Clear.", "Normal.", "ambiguous")),
+        ("CHEST: Clear.", ("Clear.", "", "missing_impression")),
+        # written out again as "PLAN Impression: Normal.", the word before the header would open a section
+        ("CHEST: Clear.\nPLAN IMPRESSION:\nNormal.", ("Clear.\nPLAN", "Normal.", "ambiguous")),
+    ],
+)
+def test_name_of_the_examination_in_place_of_findings(text, expected):
+    assert read(text) == expected
+    if "FINDINGS" in text:
+        assert "view findings" not in parse_sections(text).other
 
 
 PAIRS = [
@@ -115,9 +144,24 @@ PAIRS = [
 ]
 ONE_LINE = ["{}: ", "{} : ", "{}:", "**{}:** ", "**{}**: ", "__{}__: ", "[{}]: ", "({}): "]
 LINES = [
-    "{}:\n", "{}: ", "  {}: ", "\t{}:\n\n", "{} :\n", "**{}:**\n", "**{}**\n", "## {}\n", "### {}:\n", "- {}: ",
-    "* **{}**: ", "> {}: ", "1. {}: ", "2) {}:\n", "1. **{}:**\n", "## 3. {}\n", "{} (preliminary):\n",
-]  # fmt: skip
+    "{}:\n",
+    "{}: ",
+    "  {}: ",
+    "\t{}:\n\n",
+    "{} :\n",
+    "**{}:**\n",
+    "**{}**\n",
+    "## {}\n",
+    "### {}:\n",
+    "- {}: ",
+    "* **{}**: ",
+    "> {}: ",
+    "1. {}: ",
+    "2) {}:\n",
+    "1. **{}:**\n",
+    "## 3. {}\n",
+    "{} (preliminary):\n",
+]
 
 
 def variants():
@@ -145,13 +189,13 @@ def test_three_hundred_ways_to_write_the_headers():
 
 def test_every_name_of_the_table_is_found_with_a_colon_at_the_start_of_a_line():
     for header in TABLE:
-        for name in header.names:
+        for name in header["names"]:
             sections = parse_sections(f"Findings: x\n\n{name.upper()}: y\n")
             found = {"impression": sections.impression, **sections.other}
-            if header.section not in ("findings", "both", "final report", "view findings"):
-                assert found.get(header.section) == "y", name
-            assert (sections.findings == "x") == (header.section != "final report"), name
-    assert len(OF_NAME) == sum(len(header.names) for header in TABLE), "a name stands in two rows"
+            if header["section"] not in ("findings", "both", "final report", "view findings"):
+                assert found.get(header["section"]) == "y", name
+            assert (sections.findings == "x") == (header["section"] != "final report"), name
+    assert len(OF_NAME) == sum(len(header["names"]) for header in TABLE), "a name is in two rows"
 
 
 def test_letters_that_lower_case_turns_into_others_raise_nothing():
@@ -167,12 +211,55 @@ def test_a_rendered_report_is_read_back(findings, impression):
 
 pieces = st.sampled_from(
     [
-        "Findings", "FINDINGS", "impression", "IMPRESSION", "Impression:", "Findings:", "findings:", "Conclusion", ":",
-        "**", "_", "1.", "2)", "A.", "\n", "\n\n", " ", "\t", ".", ".\n", "heart", "Normal", "clear.", "FINAL REPORT",
-        "WET READ:", "Findings and", "findings/impression", "【", "】", "超声所见", "超声提示：", "。", "诊断", " - ",
-        "(", ")", "#", "ſ", "CHEST:", "HISTORY:", "end of", "3", "IV.", "\xa0", "\u3000", "\r\n", "a b",
+        "Findings",
+        "FINDINGS",
+        "impression",
+        "IMPRESSION",
+        "Impression:",
+        "Findings:",
+        "findings:",
+        "Conclusion",
+        ":",
+        "**",
+        "_",
+        "1.",
+        "2)",
+        "A.",
+        "\n",
+        "\n\n",
+        " ",
+        "\t",
+        ".",
+        ".\n",
+        "heart",
+        "Normal",
+        "clear.",
+        "FINAL REPORT",
+        "WET READ:",
+        "Findings and",
+        "findings/impression",
+        "【",
+        "】",
+        "超声所见",
+        "超声提示：",
+        "。",
+        "诊断",
+        " - ",
+        "(",
+        ")",
+        "#",
+        "ſ",
+        "CHEST:",
+        "HISTORY:",
+        "end of",
+        "3",
+        "IV.",
+        "\xa0",
+        "\u3000",
+        "\r\n",
+        "a b",
     ]
-)  # fmt: skip
+)
 
 
 @given(st.one_of(st.text(max_size=200), st.lists(pieces, max_size=16).map("".join), st.lists(pieces).map(" ".join)))

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.augment import jitter
-from data.batches import shuffled_batches
-from data.corpus import DataConfig, load_corpus
-from data.readers.manifest import read_manifest
-from data.studies import Study, check_studies, decode_studies, load_image
+from radflow.data.augment import jitter
+from radflow.data.batches import shuffled_batches
+from radflow.data.corpus import DataConfig, load_corpus
+from radflow.data.prefetch import decode_studies
+from radflow.data.readers.manifest import read_manifest
+from radflow.data.studies import Study, check_studies, load_image
 
 
 @pytest.fixture

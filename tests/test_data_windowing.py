@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.corpus import DataConfig, load_corpus
-from data.studies import decode_studies, load_image
-from data.windowing import WindowConfig, eight_bit
+from radflow.data.corpus import DataConfig, load_corpus
+from radflow.data.prefetch import decode_studies
+from radflow.data.studies import load_image
+from radflow.data.windowing import WindowConfig, eight_bit
 
 LEVELS = np.array([[0, 1000, 2000, 3000, 65535]], dtype=np.uint16)
 
@@ -94,9 +95,15 @@ def test_the_window_of_the_config_reaches_the_images_of_a_manifest(tmp_path, kee
 
 # How a camera that was held this way stores an upright picture (EXIF 2.3, tag 0x0112).
 STORED = {
-    1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.T,
-    6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(a.T, 2), 8: lambda a: np.rot90(a, -1),
-}  # fmt: skip
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.T,
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: np.rot90(a.T, 2),
+    8: lambda a: np.rot90(a, -1),
+}
 
 
 @pytest.mark.parametrize("orientation", STORED)

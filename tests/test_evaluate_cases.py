@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import evaluate
-from evaluation.findings import mentions, spans, verdicts
+from radflow import evaluate
+from radflow.evaluation.case_page import mentions, spans, verdicts
 
 EVIL = "<script>window.hacked = 1</script><img src=http://example.org/x onerror='window.hacked = 2'>"
 REFERENCE = "Findings: Small left effusion. No pneumothorax. Impression: Effusion."
@@ -24,8 +24,10 @@ def standings(text, other):
 def test_agreeing_contradicting_and_lone_findings_by_hand():
     found = standings("Findings: No effusion. No pneumothorax. Cardiomegaly. No edema.", REFERENCE)
     assert [(text.lower(), how) for text, how in found] == [
-        ("effusion", "contradicts"), ("pneumothorax", "agrees"), ("cardiomegaly", "alone"),
-    ]  # fmt: skip
+        ("effusion", "contradicts"),
+        ("pneumothorax", "agrees"),
+        ("cardiomegaly", "alone"),
+    ]
 
 
 def test_a_hedged_finding_agrees_with_an_asserted_one():
@@ -36,6 +38,14 @@ def test_what_the_indication_asks_is_shown_and_not_coloured():
     text = "Indication: pneumonia?\n\nFindings: Small left effusion. Impression: Effusion."
     shown, found = mentions(text)
     assert "pneumonia?" in shown and {mention.name for mention in found} == {"Pleural Effusion"}
+
+
+def test_carotid_reports_are_read_by_their_own_rules():
+    text, other = "Findings: Soft plaque on the left. No stenosis.", "Findings: No plaque. Mild stenosis."
+    found = spans(text, verdicts(other, "carotid_rules"), "carotid_rules")
+    shown = [(span.text.lower(), span.standing) for span in found if span.standing != "plain"]
+    assert shown == [("soft plaque", "alone"), ("stenosis", "contradicts")]
+    assert verdicts(text, "carotid_rules") == {"plaque": 1, "soft_plaque": 1, "stenosis": 0}
 
 
 SENTENCES = ("Small effusion.", "No edema.", "1. Clear lungs.", "Findings:", "Impression:", "The heart\nis big", "")
@@ -53,11 +63,20 @@ def files(tmp_path):
     rows = []
     for study_id in ("s1", "s2"):
         Image.fromarray(np.full((90, 60), 120, dtype=np.uint8)).save(tmp_path / f"{study_id}.png")
-        rows.append({"id": study_id, "split": "test", "images": [f"{study_id}.png"],
-                     "findings": "Small left effusion. No pneumothorax.", "impression": "Effusion."})  # fmt: skip
+        rows.append(
+            {
+                "id": study_id,
+                "split": "test",
+                "images": [f"{study_id}.png"],
+                "findings": "Small left effusion. No pneumothorax.",
+                "impression": "Effusion.",
+            }
+        )
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    systems = {"a": {"s1": "Findings: No effusion. Impression: Normal.", "s2": f"Findings: {EVIL} Impression: {EVIL}"},
-               "b": {"s1": "Findings: Left effusion. Impression: Effusion.", "s2": ""}}  # fmt: skip
+    systems = {
+        "a": {"s1": "Findings: No effusion. Impression: Normal.", "s2": f"Findings: {EVIL} Impression: {EVIL}"},
+        "b": {"s1": "Findings: Left effusion. Impression: Effusion.", "s2": ""},
+    }
     for name, reports in systems.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(reports))
     return tmp_path
@@ -66,8 +85,9 @@ def files(tmp_path):
 def page(files, *options):
     out = files / "cases.html"
     predictions = [str(files / "a.json"), str(files / "b.json")]
-    evaluate.main(["cases", "--predictions", *predictions, "--manifest", str(files / "m.jsonl"), "--out", str(out),
-                   *options])  # fmt: skip
+    evaluate.main(
+        ["cases", "--predictions", *predictions, "--manifest", str(files / "m.jsonl"), "--out", str(out), *options]
+    )
     return out
 
 

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-import evaluate
-from evaluation.compare import CompareConfig, compare
-from evaluation.weights import Weights
-from rewards.lexical import Bleu2
-from rewards.statistics import holm
+from radflow import evaluate
+from radflow.evaluation.compare import CompareConfig, compare
+from radflow.evaluation.weights import Weights
+from radflow.rewards.metrics.lexical import Bleu2
+from radflow.rewards.statistics import holm
 
 NORMAL = "Findings: The heart is normal. No effusion. Impression: No acute abnormality."
 EFFUSION = "Findings: The heart is normal. Small left effusion. Impression: Small left effusion."
@@ -35,7 +35,7 @@ def files(tmp_path):
 
 def run(tmp_path, *options):
     out = tmp_path / "out"
-    evaluate.main(["compare", *map(str, options), "--resamples", "300", "--out", str(out)])
+    evaluate.main(["compare", *map(str, options), "--num-resamples", "300", "--out", str(out)])
     return json.loads((out / "comparison.json").read_text()), out
 
 
@@ -65,14 +65,21 @@ def test_labels_and_criticality_by_hand(tmp_path, files):
     split = tables["Critical and normal references (by rules)"]
     rows = {row[0]: row[1:] for row in split["rows"]}
     assert split["head"][1:] == ["constant, critical (4)", "r, critical (4)", "constant, normal (4)", "r, normal (4)"]
-    assert rows["label F1 (rules)"] == ["0.000", "1.000", "1.000", "1.000"]
+    assert rows["label F1 of the Impression (rules)"] == ["0.000", "1.000", "1.000", "1.000"]
 
 
 def test_studies_that_changed_most_both_ways(tmp_path, files):
     references, constant = files
     worse = {f"s{i}": EFFUSION if i == 2 else NORMAL if i != 3 else EFFUSION for i in range(8)}
-    found, _ = run(tmp_path, constant, write(tmp_path / "b.json", worse), "--references", references,
-                   "--changed-by", "label_f1_rules")  # fmt: skip
+    found, _ = run(
+        tmp_path,
+        constant,
+        write(tmp_path / "b.json", worse),
+        "--references",
+        references,
+        "--changed-by",
+        "label_f1_rules",
+    )
     rows = found["tables"][-1]["rows"]
     assert [row[:2] for row in rows] == [["s3", "better"], ["s2", "worse"]] and rows[0][-1] == "+1.000"
 
@@ -110,14 +117,14 @@ def test_equal_systems_differ_in_nothing(tmp_path, files):
     ("options", "said"),
     [
         (["A"], "at least two files"),
-        (["A", "A"], "expected different files to compare"),
-        (["A", "B", "--changed-by", "radcliq_v1"], "--changed-by radcliq_v1: it is not available here"),
-        (["A", "B", "--changed-by", "nonsense"], "expected --changed-by among bleu2"),
+        (["A", "A"], "expected different files of reports"),
+        (["A", "B", "--changed-by", "radcliq_v1"], "changed_by radcliq_v1: it is not available here"),
+        (["A", "B", "--changed-by", "nonsense"], "expected changed_by among bleu2"),
         (["A", "C"], "expected study ids that both files have, got none"),
     ],
 )
-def test_mistakes_end_with_one_line(tmp_path, files, options, said):
+def test_mistakes_end_with_their_reason(tmp_path, files, options, said, refuse):
     write(tmp_path / "c.json", {"q": NORMAL})
     names = {"A": files[1], "B": files[0], "C": tmp_path / "c.json"}
-    with pytest.raises(SystemExit, match=f"error: .*{said}"):
-        run(tmp_path, *(names.get(option, option) for option in options), "--references", files[0])
+    words = [*(names.get(option, option) for option in options), "--references", files[0]]
+    assert said in refuse(evaluate.main, ["compare", *words, "--num-resamples", 300])

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,14 +16,14 @@ from unittest.mock import Mock
 import pytest
 from PIL import Image
 
-import evaluate
-import reports_by_policy
 from capo.ranks import Ranks
 from capo.sampling import SamplingConfig
 from capo.stopping import StopRequested
-from data.readers.manifest import read_manifest
-from evaluation import generate as generation
-from reports_by_policy import ReportWriter
+from radflow import evaluate
+from radflow.data.readers.manifest import read_manifest
+from radflow.evaluation import generate as generate_reports
+from radflow.pipeline import generation
+from radflow.pipeline.generation import ReportWriter
 
 ROOT = Path(__file__).parent.parent
 TOKENS = 6
@@ -44,7 +45,7 @@ def manifest(tmp_path_factory, studies):
 
 
 def generate(manifest, out, *options):
-    evaluate.main(["generate", "--data", str(manifest), "--out", str(out), *map(str, options)])
+    evaluate.main(["generate", "--manifest", str(manifest), "--out", str(out), *map(str, options)])
     return {study_id: entry["report"] for study_id, entry in json.loads(out.read_text()).items()}
 
 
@@ -68,13 +69,13 @@ def test_greedy_reports_are_those_of_training_whatever_the_parts(greedy, manifes
 
 def test_prompts_are_built_by_other_threads_ahead_of_the_engine(manifest, policy, processor, monkeypatch):
     # Decoding one 3056 x 2544 JPEG took 0.15 s, in which a GPU waited.
-    threads, build = {}, reports_by_policy.prompt_of
+    threads, build = {}, generation.build_prompt
 
     def watched(processor, study):
         threads[study.id] = threading.current_thread().name
         return build(processor, study)
 
-    monkeypatch.setattr(reports_by_policy, "prompt_of", watched)
+    monkeypatch.setattr(generation, "build_prompt", watched)
     sampling, studies = SamplingConfig(temperature=0.0, max_new_tokens=2), read_manifest(manifest)
     loaded = ReportWriter(policy, processor, sampling, slots=1, workers=2).write(studies, title="t")
     assert threads.keys() == {study.id for study in studies} and all("prefetch" in name for name in threads.values())
@@ -122,10 +123,10 @@ def test_two_ranks_write_what_one_does(tmp_path, manifest, tiny_dir, greedy):
 @pytest.mark.parametrize("stopped", [False, True])
 def test_every_rank_leaves_at_the_end_and_when_it_is_stopped(stopped, manifest, tiny_dir, tmp_path, monkeypatch):
     left = []
-    monkeypatch.setattr(Ranks, "leave", lambda ranks: left.append(ranks.rank))
+    monkeypatch.setattr(Ranks, "shutdown", lambda ranks: left.append(ranks.rank))
     if stopped:
-        monkeypatch.setattr(generation, "in_parts", Mock(side_effect=StopRequested("stopped")))
-        with pytest.raises(SystemExit, match="stopped; start the same command again"):
+        monkeypatch.setattr(generate_reports, "resumable_map", Mock(side_effect=StopRequested("stopped")))
+        with pytest.raises(SystemExit, match="stopped; rerun the same command"):
             by_model(manifest, tiny_dir, tmp_path / "p.json")
     else:
         by_model(manifest, tiny_dir, tmp_path / "p.json")
@@ -159,7 +160,7 @@ def serving(answer):
 
 
 def by_endpoint(manifest, out, url, *options):
-    return generate(manifest, out, "--endpoint", url, "--endpoint-model", "vlm", "--part-size", 2, *options)
+    return generate(manifest, out, "--endpoint.url", url, "--endpoint.model", "vlm", "--part-size", 2, *options)
 
 
 def brightness(request):
@@ -171,7 +172,9 @@ def brightness(request):
 
 def test_an_endpoint_sees_the_images_and_the_context(tmp_path, manifest):
     with serving(lambda request, number: (200, f" {brightness(request)}\n")) as (url, requests):
-        found = by_endpoint(manifest, tmp_path / "p.json", url, "--max-side", 64, "--prompt", "Say it.")
+        found = by_endpoint(
+            manifest, tmp_path / "p.json", url, "--endpoint.max-side", 64, "--endpoint.prompt", "Say it."
+        )
     assert len(found) == 5 and len(set(found.values())) > 1 and all("of 64" in report for report in found.values())
     assert requests[0]["model"] == "vlm" and requests[0]["temperature"] == 0
     assert requests[0]["messages"][0]["content"][-1] == {"type": "text", "text": "Say it.\nIndication: Cough."}
@@ -179,12 +182,15 @@ def test_an_endpoint_sees_the_images_and_the_context(tmp_path, manifest):
 
 
 def test_faults_are_asked_again_and_finished_parts_are_kept(tmp_path, manifest, monkeypatch):
-    monkeypatch.setattr("evaluation.endpoint.asyncio.sleep", _no_wait)
+    monkeypatch.setattr("radflow.evaluation.endpoint.asyncio.sleep", _no_wait)
     with serving(lambda request, number: (503 if number in (1, 3) else 200, "Findings: x.")) as (url, requests):
-        assert len(by_endpoint(manifest, tmp_path / "p.json", url, "--concurrency", 1)) == 5 and len(requests) == 7
+        assert (
+            len(by_endpoint(manifest, tmp_path / "p.json", url, "--endpoint.concurrency", 1)) == 5
+            and len(requests) == 7
+        )
     with serving(lambda request, number: (503 if number > 3 else 200, "Findings: y.")) as (url, requests):
         with pytest.raises(SystemExit, match=r"error: study .*: no report from .* after 2 requests: status 503"):
-            by_endpoint(manifest, tmp_path / "q.json", url, "--concurrency", 1, "--retries", 1)
+            by_endpoint(manifest, tmp_path / "q.json", url, "--endpoint.concurrency", 1, "--endpoint.retries", 1)
         assert len(list((tmp_path / "q.json.parts").glob("part_*.jsonl"))) == 1
     empty = pytest.raises(SystemExit, match=r"error: study .* answered with an empty report")
     with serving(lambda request, number: (200, "")) as (url, _), empty:
@@ -198,13 +204,16 @@ async def _no_wait(seconds):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--endpoint", "http://example.org/v1", "--endpoint-model", "m"), "is not this machine.*--allow-external"),
-        (("--endpoint", "http://127.0.0.1:1/v1"), "expected --endpoint URL and --endpoint-model NAME together"),
-        (("--model", "m", "--endpoint", "http://127.0.0.1:1/v1", "--endpoint-model", "m"), "and not both"),
+        (
+            ("--endpoint.url", "http://example.org/v1", "--endpoint.model", "m"),
+            "is not this machine.*endpoint.allow_external",
+        ),
+        (("--endpoint.url", "http://127.0.0.1:1/v1"), "expected endpoint.url and endpoint.model together"),
+        (("--model", "m", "--endpoint.url", "http://127.0.0.1:1/v1", "--endpoint.model", "m"), "and not both"),
         (("--model", "m", "--split", "val"), "expected studies of split val, got none"),
-        (("--model", "m", "--temperature", "-1"), "expected temperature >= 0"),
+        (("--model", "m", "--temperature", "-1"), "expected temperature of at least 0"),
     ],
 )
-def test_mistakes_end_with_one_line(tmp_path, manifest, options, said):
-    with pytest.raises(SystemExit, match=f"error: .*{said}"):
-        generate(manifest, tmp_path / "p.json", *options)
+def test_mistakes_end_with_their_reason(tmp_path, manifest, options, said, refuse):
+    words = ["generate", "--manifest", manifest, "--out", tmp_path / "p.json", *options]
+    assert re.search(f"[Ee]rror.*{said}", refuse(evaluate.main, words))

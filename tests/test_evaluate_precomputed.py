@@ -5,11 +5,19 @@ import json
 import numpy as np
 import pytest
 
-import evaluate
-from evaluation.precomputed import read_precomputed
-from evaluation.table_metrics import BY_NAME
+from radflow import evaluate
+from radflow.evaluation.precomputed import precomputed_cells, read_precomputed
+from radflow.evaluation.table_metrics import FIVE, per_label_f1
+from radflow.rewards.rules.chexpert_rules import LABELS
 
 TEXT = "Findings: Clear. Impression: Clear."
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    """No weights of the user's get into a test."""
+    monkeypatch.setenv("RADFLOW_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +33,9 @@ def write_lines(path, rows):
 def score(tmp_path, rows, *options):
     """metric -> entry of summary.json, and the rows of per_study.jsonl by id."""
     path, out = write_lines(tmp_path / "pre.jsonl", rows), tmp_path / "out"
-    evaluate.main(["score", "--precomputed", str(path), "--resamples", "100", "--out", str(out), *map(str, options)])
+    evaluate.main(
+        ["score", "--precomputed", str(path), "--num-resamples", "100", "--out", str(out), *map(str, options)]
+    )
     summary = json.loads((out / "summary.json").read_text())
     lines = [json.loads(line) for line in (out / "per_study.jsonl").read_text().splitlines()]
     return {entry["metric"]: entry for entry in summary["metrics"]}, {row["study_id"]: row for row in lines}, summary
@@ -48,6 +58,7 @@ def test_recorded_annotations_give_the_recorded_radgraph_scores(tmp_path, oracle
 
 
 def test_recorded_label_matrices_give_the_recorded_chexbert_f1(tmp_path, oracles):
+    assert tuple(oracles["chexbert"]["label_order"]) == LABELS and tuple(oracles["chexbert"]["top5"]) == FIVE
     for number, case in enumerate(oracles["chexbert"]["f1_cases"]):
         # "rrg" labels as classes: positive, or not mentioned
         rows = [
@@ -60,6 +71,10 @@ def test_recorded_label_matrices_give_the_recorded_chexbert_f1(tmp_path, oracles
             for labels in ("14", "5"):
                 value = found[f"chexbert_{kind}_f1_{labels}"]["value"]
                 assert value == pytest.approx(case["expected"][f"f1_{labels}"][kind], abs=1e-12)
+        path = tmp_path / str(number) / "pre.jsonl"
+        cells = precomputed_cells(read_precomputed(path), [row["id"] for row in rows], path)
+        per_label = dict(zip(LABELS, (f1 for f1, _ in per_label_f1(cells["labels_chexbert"])), strict=True))
+        assert per_label == pytest.approx(case["expected"]["per_label_f1"])
 
 
 def test_uncertain_is_positive_and_denied_is_not(tmp_path):
@@ -106,6 +121,15 @@ def test_sub_scores_stand_beside_measured_ones_and_a_given_bleu_is_used_as_it_is
     assert found["bleu2"]["value"] == 0.25 and found["rouge_l"]["value"] == 1
 
 
+def test_a_baseline_has_no_value_of_what_is_given_and_cannot_be_measured(tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps({"a": TEXT, "b": TEXT}))
+    (tmp_path / "t.json").write_text(json.dumps({"x": TEXT}))
+    options = [word for name in ("predictions", "references") for word in (f"--{name}", tmp_path / "r.json")]
+    found, _, _ = score(tmp_path, [{"id": i, "semb": 0.5} for i in "ab"], *options, "--train", tmp_path / "t.json")
+    assert found["sembscore"]["value"] == 0.5 and found["sembscore"]["baselines"]["random"] is None
+    assert found["bleu2"]["baselines"]["random"] == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -121,10 +145,20 @@ def test_sub_scores_stand_beside_measured_ones_and_a_given_bleu_is_used_as_it_is
         ([{"id": "a", "chexbert": {"prediction": [0] * 14, "reference": [0] * 13}}], "expected 14 classes"),
         ([{"id": "a", "chexbert": {"prediction": [0] * 13 + [2], "reference": [0] * 14}}], "expected 14 classes"),
         ([{"id": "a", "entities": {"prediction": {}}}], "prediction and reference"),
-        ([{"id": "a", "entities": {"prediction": {"1": {"tokens": "x", "label": "y", "relations": [["m", "2"]]}},
-                                   "reference": {}}}], "expected relations"),
+        (
+            [
+                {
+                    "id": "a",
+                    "entities": {
+                        "prediction": {"1": {"tokens": "x", "label": "y", "relations": [["m", "2"]]}},
+                        "reference": {},
+                    },
+                }
+            ],
+            "expected relations",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_as_documented_is_refused_with_its_line(tmp_path, rows, said):
     (tmp_path / "r.json").write_text(json.dumps({"a": TEXT, "b": TEXT}))
     with pytest.raises(SystemExit, match=f"error: .*{said}"):
@@ -135,5 +169,5 @@ def test_a_sub_score_goes_before_the_one_of_annotations(tmp_path):
     entities = {"prediction": {}, "reference": {}}
     for order in (("radgraph", "entities"), ("entities", "radgraph")):
         row = {"id": "a"} | {key: {"radgraph": 0.75, "entities": entities}[key] for key in order}
-        cells = read_precomputed(write_lines(tmp_path / "p.jsonl", [row])).cells(["a"])
-        assert BY_NAME["radgraph_f1_rexrank"].value(cells) == 0.75 and BY_NAME["radgraph_f1_partial"].value(cells) == 0
+        cells = precomputed_cells(read_precomputed(write_lines(tmp_path / "p.jsonl", [row])), ["a"], tmp_path)
+        assert cells["radgraph_f1_rexrank"] == [0.75] and cells["radgraph_f1_partial"] == [0]

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from transformers_greedy import greedy
 
-import evaluate
-import reports_by_policy
-from models.processing import ProcessorConfig, ReportProcessor
-from models.qwen_vl import load
+from radflow import evaluate
+from radflow.models.processing import ProcessorConfig, ReportProcessor
+from radflow.models.qwen_vl import load
+from radflow.pipeline import generation
 
 REPORT = "Findings: Clear lungs. Impression: Normal."
 
@@ -35,16 +35,32 @@ def predict(*options: str) -> None:
 
 
 def test_the_report_is_that_of_a_greedy_decoding_by_transformers(tiny_dir, image, deep, capsys):
-    predict("--model", str(tiny_dir), "--image", image, "--image", deep, "--prior", image, "--indication", "Cough.",
-            "--comparison", "2019.", "--levels", "1000", "3000", "--json", "--max-new-tokens", "20")  # fmt: skip
+    predict(
+        "--model",
+        str(tiny_dir),
+        "--image",
+        image,
+        "--image",
+        deep,
+        "--prior",
+        image,
+        "--indication",
+        "Cough.",
+        "--comparison",
+        "2019.",
+        "--levels",
+        "1000",
+        "3000",
+        "--json",
+        "--max-new-tokens",
+        "20",
+    )
     found = json.loads(capsys.readouterr().out)
     frontal = Image.open(image).convert("RGB")
     window = np.clip((np.asarray(Image.open(deep), dtype=np.float64) - 1000) / 2000, 0, 1)
     lateral = Image.fromarray((window * 255).round().astype(np.uint8)).convert("RGB")
     processor, policy = ReportProcessor.load(tiny_dir), load(tiny_dir)
-    asked = processor.prompt(
-        "s", [frontal, lateral], prior_images=[frontal], indication="Cough.", comparison="2019."
-    )  # fmt: skip
+    asked = processor.prompt("s", [frontal, lateral], prior_images=[frontal], indication="Cough.", comparison="2019.")
     theirs = greedy(policy, processor, asked, max_new_tokens=20)
     assert found["report"] == processor.decode(theirs) and found["report"]
     assert found["status"] == "truncated"  # an untrained model does not end
@@ -62,7 +78,7 @@ def writes(monkeypatch, image):
             def rollout(self, requests, *, stop):
                 return (SimpleNamespace(response_ids=text, study_id=image, truncated=truncated) for _ in requests)
 
-        monkeypatch.setattr(reports_by_policy, "Engine", Writes)
+        monkeypatch.setattr(generation, "Engine", Writes)
         monkeypatch.setattr(ReportProcessor, "decode", lambda self, ids: ids)
 
     return set_report
@@ -92,9 +108,9 @@ def test_it_is_asked_as_it_was_trained(tiny_dir, tmp_path, image, writes, monkey
     writes(REPORT)
     asked = []
     monkeypatch.setattr(
-        reports_by_policy, "prompt_of", lambda processor, study: asked.append((processor.config.task, study))
+        generation, "build_prompt", lambda processor, study: asked.append((processor.config.task, study))
     )
-    monkeypatch.setattr(reports_by_policy, "Request", lambda prompt, seeds: None)
+    monkeypatch.setattr(generation, "Request", lambda prompt, seeds: None)
     predict("--model", str(tmp_path / "trained"), "--image", image)
     assert asked[0][0] == "carotid_us" and str(asked[0][1].images[0]) == image
 

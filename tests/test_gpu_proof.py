@@ -29,8 +29,12 @@ ROWS = {
 def run(command, folder, *options):
     ran = subprocess.run(
         [sys.executable, *command, "--small", "--out", str(folder), *options],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     (path,) = folder.glob("*.jsonl")
     facts, *lines = [json.loads(line) for line in path.read_text().splitlines()]
     return ran, facts, {line["section"]: line for line in lines}
@@ -136,9 +140,13 @@ def faults(tmp_path, monkeypatch):
 def test_a_section_that_fails_is_recorded_and_the_others_run(faults):
     ran, _, lines = faults("crashes,dies,misses,lacks,works,absent")
     assert {name: line["status"] for name, line in lines.items()} == {
-        "crashes": "failed", "dies": "failed", "misses": "failed", "lacks": "skipped", "works": "passed",
+        "crashes": "failed",
+        "dies": "failed",
+        "misses": "failed",
+        "lacks": "skipped",
+        "works": "passed",
         "absent": "failed",
-    }  # fmt: skip
+    }
     assert lines["crashes"]["error"] == "exit status 1: MemoryError: out of memory on the card"
     assert lines["crashes"]["figures"] == [{"name": "before", "value": 1.0, "unit": ""}]
     assert "Traceback" in lines["crashes"]["output"]

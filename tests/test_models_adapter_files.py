@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.adapter_files import CONFIG, WEIGHTS, load_adapter, read_config, save_adapter, stack
-from models.lora import LoraConfig, adapters, add_lora, merge_lora
-from models.qwen_vl import load
-from models.tiny import TinyConfig, build_tiny
-from reports_by_policy import prompt_of
+from radflow.models.adapter_files import CONFIG, WEIGHTS, load_adapter, read_config, save_adapter, stack
+from radflow.models.lora import LoraConfig, adapters, add_lora, merge_lora
+from radflow.models.qwen_vl import load
+from radflow.models.tiny import TinyConfig, build_tiny
+from radflow.pipeline.generation import build_prompt
 
 
 def adapted(policy, config, seed):
@@ -45,7 +45,7 @@ def test_files_have_pefts_names_and_read_back_as_the_same_model(tiny_dir, policy
     assert config == LoraConfig(rank=4) and base == "some/base"
     again = load(tiny_dir)
     assert load_adapter(again, saved) == config
-    prompt = prompt_of(processor, studies[0])
+    prompt = build_prompt(processor, studies[0])
     assert torch.equal(states(again, prompt), states(policy, prompt))
     assert {name for name, p in again.named_parameters() if p.requires_grad} == {
         name for name, p in policy.named_parameters() if p.requires_grad
@@ -99,7 +99,7 @@ def test_sft_and_rl_adapters_stack_into_one_of_the_base(tiny_dir, processor, stu
     assert (config.rank, config.alpha, base) == (6, 24.0, "published/base")
     again = load(tiny_dir)
     load_adapter(again, tmp_path / "both")
-    prompt = prompt_of(processor, studies[0])
+    prompt = build_prompt(processor, studies[0])
     torch.testing.assert_close(states(again, prompt), states(policy, prompt), atol=1e-5, rtol=1e-5)
 
 
@@ -116,7 +116,7 @@ def test_sft_and_rl_adapters_stack_into_one_of_the_base(tiny_dir, processor, stu
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' is not supported"),
         ({"of_a_later_version": 1}, "of_a_later_version 1 is not supported"),
         ({"r": None}, "expected the key r"),
-        ({"r": 8}, "expected lora_A of .* got"),
+        ({"r": 8}, r"expected .*\.lora_A\.weight to be \[8, .* got \[4, "),
         ({"target_modules": ["q_proj"]}, "48 more, for example"),
         ({"target_modules": r".*(_proj|\.qkv)"}, "missing, for example"),
         ({"target_modules": ["nothing"]}, "expected A and B of 0 layers"),
@@ -143,9 +143,9 @@ def test_adapters_of_another_base_and_broken_files_are_refused(tiny_dir, saved, 
     with pytest.raises(ValueError, match="expected the weights of a PEFT adapter"):
         load_adapter(load(tiny_dir), saved)
     (saved / CONFIG).write_text("[]")
-    with pytest.raises(ValueError, match="expected the config of a PEFT adapter"):
+    with pytest.raises(ValueError, match="expected a JSON object, got list"):
         load_adapter(load(tiny_dir), saved)
-    with pytest.raises(ValueError, match="expected the config of a PEFT adapter"):
+    with pytest.raises(ValueError, match="expected a JSON object, got a file that cannot be read"):
         read_config(tmp_path / "nowhere")
 
 

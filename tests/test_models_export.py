@@ -13,25 +13,55 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
-import train
 from capo.sampling import SamplingConfig
-from models.adapter_files import load_adapter, read_config
-from models.export import export_merged, generation_config
-from models.model_card import Card, fenced, front_matter, inline, license_of, render
-from models.processing import ProcessorConfig, ReportProcessor
-from models.qwen_vl import load
-from models.tiny import TinyConfig, build_tiny
-from reports_by_policy import ReportWriter, banned_mask, prompt_of
-from run_export import public, request_of
+from radflow import train
+from radflow.models.adapter_files import load_adapter, read_config
+from radflow.models.export import export_merged, generation_config
+from radflow.models.model_card import Card, fence, front_matter, inline, license_of, render
+from radflow.models.processing import ProcessorConfig, ReportProcessor
+from radflow.models.qwen_vl import load
+from radflow.models.tiny import TinyConfig, build_tiny
+from radflow.pipeline.export import hide_folders, read_request
+from radflow.pipeline.generation import ReportWriter, build_prompt, suppressed_mask
 
 SMALL = [
-    "--data.num-train", "12", "--data.num-test", "4", "--data.image-size", "56", "--warmup.steps", "0",
-    "--sft.steps", "4", "--sft.batch-size", "4", "--explore.part-size", "5", "--rl.steps", "2",
-    "--rl.studies-per-step", "3", "--rl.optimizer.lr", "0.01", "--rl.optimizer.warmup-steps", "0",
-    "--sft.optimizer.lr", "0.01", "--sft.optimizer.warmup-steps", "0", "--rollout.max-new-tokens", "12",
-    "--evaluate.max-new-tokens", "12", "--evaluate.baseline-sample", "3", "--model.training", "lora",
-    "--model.lora.vision", "True",
-]  # fmt: skip
+    "--data.num-train",
+    "12",
+    "--data.num-test",
+    "4",
+    "--data.image-size",
+    "56",
+    "--warmup.steps",
+    "0",
+    "--sft.steps",
+    "4",
+    "--sft.batch-size",
+    "4",
+    "--explore.part-size",
+    "5",
+    "--rl.steps",
+    "2",
+    "--rl.studies-per-step",
+    "3",
+    "--rl.optimizer.lr",
+    "0.01",
+    "--rl.optimizer.warmup-steps",
+    "0",
+    "--sft.optimizer.lr",
+    "0.01",
+    "--sft.optimizer.warmup-steps",
+    "0",
+    "--rollout.max-new-tokens",
+    "12",
+    "--evaluate.max-new-tokens",
+    "12",
+    "--evaluate.baseline-sample",
+    "3",
+    "--model.training",
+    "lora",
+    "--model.lora.vision",
+    "True",
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +91,7 @@ def test_the_adapter_and_the_merged_model_of_a_run_are_its_policy(finished, base
     export = finished / "export" / "rl"
     assert {path.name for path in export.iterdir()} == {"adapter", "merged"}
     policy, processor = load(finished / "rl" / "model"), ReportProcessor.load(base_dir, ProcessorConfig())
-    prompt = prompt_of(processor, studies[0])
+    prompt = build_prompt(processor, studies[0])
     expected = states(policy, prompt)
     assert torch.equal(states(load(export / "merged"), prompt), expected)
     base = load(base_dir)
@@ -91,12 +121,15 @@ def test_transformers_writes_the_reports_of_the_evaluation_by_default(finished, 
     ours = [r for r, _ in ReportWriter(policy, processor, sampling, slots=4).write(studies[:4], title="x")]
     theirs = AutoModelForImageTextToText.from_pretrained(merged)
     for study, report in zip(studies[:4], ours, strict=True):
-        prompt = prompt_of(processor, study)
+        prompt = build_prompt(processor, study)
         ids = prompt.input_ids[None]
         written = theirs.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=prompt.pixel_values,
-            image_grid_thw=prompt.image_grid_thw, mm_token_type_ids=(ids == processor.image_id).int(),
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=prompt.pixel_values,
+            image_grid_thw=prompt.image_grid_thw,
+            mm_token_type_ids=(ids == processor.image_id).int(),
+        )
         assert processor.decode(written[0, ids.shape[1] :]) == report
 
 
@@ -105,8 +138,8 @@ def test_generation_config_is_greedy_and_bans_what_the_run_banned(finished):
     # as in a published config: another decoding than the one evaluated
     assert not json.loads((model / "generation_config.json").read_text()).get("suppress_tokens")
     config = GenerationConfig.from_pretrained(finished / "export" / "rl" / "merged")
-    banned = banned_mask(load(model), ReportProcessor.load(model, ProcessorConfig()))
-    assert config.suppress_tokens == banned.nonzero()[:, 0].tolist()
+    suppressed = suppressed_mask(load(model), ReportProcessor.load(model, ProcessorConfig()))
+    assert config.suppress_tokens == suppressed.nonzero()[:, 0].tolist()
     assert not config.do_sample and config.max_new_tokens == 12
     assert generation_config(model, max_new_tokens=7).max_new_tokens == 7
 
@@ -134,8 +167,20 @@ def test_unchanged_weights_take_no_second_place_on_disk(finished):
 
 
 def test_export_of_the_sft_stage_to_a_folder(finished, tmp_path, capsys):
-    train.main(["export", str(finished), "--stage", "sft", "--what", "adapter", "--out", str(tmp_path / "out"),
-                "--dtype", "bfloat16"])  # fmt: skip
+    train.main(
+        [
+            "export",
+            str(finished),
+            "--stage",
+            "sft",
+            "--what",
+            "adapter",
+            "--out",
+            str(tmp_path / "out"),
+            "--dtype",
+            "bfloat16",
+        ]
+    )
     assert "adapter of stage sft in" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["adapter"]
     weights = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
@@ -144,7 +189,7 @@ def test_export_of_the_sft_stage_to_a_folder(finished, tmp_path, capsys):
 
 
 def test_impossible_exports_are_refused(finished, tmp_path):
-    assert "holds something; choose another --out" in refused(finished)  # the run has exported itself already
+    assert "holds something; choose another one" in refused(finished)  # the run has exported itself already
     assert "expected the folder of a run" in refused(tmp_path)
     other = tmp_path / "other"
     other.mkdir()
@@ -182,9 +227,18 @@ def test_card_holds_counts_and_metrics_and_no_text_of_a_study(finished):
 
 
 CARD = Card(
-    kind="merged", stage="rl", base="", terms={"license": "other"}, rank=None, request="Report this.",
-    pixels=(1, 2), data={"source": "s"}, metrics="| a |\n| --- |\n| 1 |", config="a: 1", versions={"torch": "2"},
-)  # fmt: skip
+    kind="merged",
+    stage="rl",
+    base="",
+    terms={"license": "other"},
+    rank=None,
+    request="Report this.",
+    pixels=(1, 2),
+    data={"source": "s"},
+    metrics="| a |\n| --- |\n| 1 |",
+    config="a: 1",
+    versions={"torch": "2"},
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -219,10 +273,10 @@ def outside_code(text):
 
 
 def test_plain_words_and_fences_by_hand():
-    assert fenced("a\n````\nb", "yaml") == "`````yaml\na\n````\nb\n`````"
+    assert fence("a\n````\nb", "yaml") == "`````yaml\na\n````\nb\n`````"
     assert inline("a|b\n<c> *d*") == r"a\|b &lt;c&gt; \*d\*"
-    assert public("Qwen/Qwen2.5-VL-3B-Instruct") == "Qwen/Qwen2.5-VL-3B-Instruct"
-    assert public("/home/someone/models/mine") == "mine"
+    assert hide_folders("Qwen/Qwen2.5-VL-3B-Instruct") == "Qwen/Qwen2.5-VL-3B-Instruct"
+    assert hide_folders("/home/someone/models/mine") == "mine"
 
 
 def test_hub_id_and_the_base_models_license_go_to_the_front_matter(tmp_path):
@@ -234,4 +288,4 @@ def test_hub_id_and_the_base_models_license_go_to_the_front_matter(tmp_path):
 
 
 def test_request_is_what_the_prompt_asks(processor):
-    assert request_of(processor) == "Report this chest radiograph: Findings and Impression."
+    assert read_request(processor) == "Report this chest radiograph: Findings and Impression."

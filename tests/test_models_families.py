@@ -10,11 +10,11 @@ from capo import packing
 from capo.packing import pack, report_logps
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
-from models.lora import LoraConfig, LoraLinear, add_lora
-from models.processing import ProcessorConfig, ReportProcessor
-from models.qwen_vl import FAMILIES, load
-from models.tiny import TinyConfig, build_tiny
-from reports_by_policy import banned_mask
+from radflow.models.lora import LoraConfig, LoraLinear, add_lora
+from radflow.models.processing import ProcessorConfig, ReportProcessor
+from radflow.models.qwen_vl import FAMILIES, load
+from radflow.models.tiny import TinyConfig, build_tiny
+from radflow.pipeline.generation import suppressed_mask
 
 SIZES = [(96, 96), (64, 160), (160, 96), (128, 64), (224, 96)]  # more than one window of Qwen2.5-VL's vision tower
 REPORTS = ["Findings: Clear lungs. Impression: Normal.", "Small effusion.", "Findings: None."]
@@ -119,7 +119,7 @@ def test_block_masks_of_flex_attention_see_what_dense_masks_see(checkpoint, monk
 def write(policy, processor, prompts, temperature, tokens):
     requests = [Request(p, tuple(sample_seed(0, "t", 0, p.study_id, i) for i in range(2))) for p in prompts]
     sampling = SamplingConfig(temperature=temperature, max_new_tokens=tokens)
-    options = {"eos_id": processor.eos_id, "banned": banned_mask(policy, processor), "slots": 24}
+    options = {"eos_id": processor.eos_id, "suppressed": suppressed_mask(policy, processor), "slots": 24}
     written = rollout(policy, requests, sampling=sampling, **options)
     return sorted(written, key=lambda r: (int(r.study_id[1:]), r.sample))
 
@@ -140,10 +140,10 @@ def test_greedy_equals_generate_on_50_prompts(checkpoint):
 def test_sampled_behaviour_logps_equal_recomputed_ones(checkpoint):
     folder, processor = checkpoint
     policy, prompts = load(folder), prompts_of(processor, 6)
-    banned, reports = banned_mask(policy, processor), write(policy, processor, prompts, 0.9, 24)
+    suppressed, reports = suppressed_mask(policy, processor), write(policy, processor, prompts, 0.9, 24)
     groups = [reports[2 * i : 2 * i + 2] for i in range(6)]
     with torch.no_grad():
         layout = pack(prompts, [[r.response_ids for r in group] for group in groups])
-        logps, _ = report_logps(policy, layout, temperature=0.9, banned=banned)
+        logps, _ = report_logps(policy, layout, temperature=0.9, suppressed=suppressed)
     sampled = layout.pad(torch.cat([r.behaviour_logps for r in reports]))
     torch.testing.assert_close(logps, sampled, atol=1e-4, rtol=0)

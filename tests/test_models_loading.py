@@ -13,14 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-import evaluate
-import train
-from models import loading
-from models.loading import OLDEST_TRANSFORMERS, locate
-from models.processing import ReportProcessor
-from models.qwen_vl import FAMILIES, load
-from models.start import ModelConfig, start_path
-from models.tiny import TinyConfig, architecture, build_tiny
+from radflow import evaluate, train
+from radflow.models import loading
+from radflow.models.loading import OLDEST_TRANSFORMERS, locate
+from radflow.models.processing import ReportProcessor
+from radflow.models.qwen_vl import FAMILIES, load
+from radflow.models.start import ModelConfig, start_path
+from radflow.models.tiny import TinyConfig, architecture, build_tiny
+from radflow.pipeline import run
 
 SIZE = {"hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "vision_hidden": 64, "vocab_size": 400}
 # The first two families were published with the old names; transformers 4.52 to 4.57 wrote the new, 5 the old again.
@@ -103,7 +103,7 @@ def our_logits(folder: Path, dtype: torch.dtype | None = torch.float32) -> torch
     policy, asked = load(folder, dtype=dtype), prompt(folder)
     embeds = policy.embed([asked], policy.features([asked]))[0][None]
     causal = torch.ones(asked.num_tokens, asked.num_tokens, dtype=torch.bool).tril()[None, None]
-    return policy.trunk(embeds, asked.positions[:, None], causal) @ policy.output_weight().t()
+    return policy.decoder(embeds, asked.positions[:, None], causal) @ policy.output_weight().t()
 
 
 @torch.no_grad()
@@ -240,7 +240,7 @@ def refused(folder: Path, match: str) -> str:
     ("changes", "said"),
     [
         ({"model_type": "llama"}, "expected a model of type qwen2_vl or qwen2_5_vl or qwen3_vl, got llama"),
-        ({"model_type": "qwen3_vl_moe"}, "expected a dense Qwen-VL model, got qwen3_vl_moe, a mixture of experts"),
+        ({"model_type": "qwen3_vl_moe"}, "got qwen3_vl_moe, a mixture of experts; take a dense size"),
         ({"quantization_config": {"quant_method": "awq"}}, r"got a quantised checkpoint \(awq\)"),
         ({"vision_config": 3}, "config.json: expected the config of a qwen2_5_vl model, got"),
     ],
@@ -331,7 +331,7 @@ def test_an_older_transformers_is_refused_whatever_is_loaded(outdated, tiny_dir,
 def test_both_programs_end_with_one_line_under_an_older_transformers(outdated, tiny_dir, tmp_path, monkeypatch):
     picture = tmp_path / "a.png"
     Image.new("L", (64, 64)).save(picture)
-    monkeypatch.setattr(train, "load_corpus", None)  # the run is refused before it reads a study
+    monkeypatch.setattr(run, "load_corpus", None)  # the run is refused before it reads a study
     for program, words in (
         (train, ["--run-dir", str(tmp_path / "run")]),
         (evaluate, ["predict", "--model", str(tiny_dir), "--image", str(picture)]),

@@ -6,15 +6,20 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig
 
-from models.lora import LoraConfig, adapters, add_lora
-from models.qwen_vl import FAMILIES, QwenVL
-from models.start import ModelConfig
-from plan import Load, Sizes, memory
+from radflow.models.lora import LoraConfig, adapters, add_lora
+from radflow.models.qwen_vl import FAMILIES, QwenVL
+from radflow.models.start import ModelConfig
+from radflow.pipeline.memory_plan import Load, Sizes, memory
 
 VISION = {
-    "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14, "window_size": 112,
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "patch_size": 14,
+    "window_size": 112,
     "fullatt_block_indexes": [7, 15, 23, 31],
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,15 @@ class Published:
 
     def config(self):
         text = {
-            "hidden_size": self.hidden, "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads, "intermediate_size": self.intermediate,
-            "vocab_size": self.vocabulary, "tie_word_embeddings": self.tied,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "intermediate_size": self.intermediate,
+            "vocab_size": self.vocabulary,
+            "tie_word_embeddings": self.tied,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-        }  # fmt: skip
+        }
         return Qwen2_5_VLConfig(
             text_config=text, vision_config={**VISION, "out_hidden_size": self.hidden}, tie_word_embeddings=self.tied
         )

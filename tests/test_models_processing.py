@@ -13,10 +13,10 @@ from PIL import Image
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from data.studies import load_image
-from models.processing import SETTINGS, ProcessorConfig, ReportProcessor, prompt_texts
-from models.processor_files import load_image_processor, tokens_of_largest_image
-from models.tiny import TinyConfig, build_tiny
+from radflow.data.studies import load_image
+from radflow.models.loading import load_image_processor, tokens_of_largest_image
+from radflow.models.processing import SETTINGS, ProcessorConfig, ReportProcessor, prompt_texts
+from radflow.models.tiny import TinyConfig, build_tiny
 
 # What the published templates render for turns of text and images; Qwen2-VL's and Qwen2.5-VL's is the same.
 TURN = (
@@ -35,18 +35,59 @@ TEMPLATES = {"qwen2_vl": QWEN2, "qwen2_5_vl": QWEN2, "qwen3_vl": QWEN3}
 SYSTEM = {"qwen2_vl": HELPFUL, "qwen2_5_vl": HELPFUL, "qwen3_vl": ""}
 # As published, but for the upper limit, which is 12,845,056 and 16,777,216 there: larger than a test needs.
 PREPROCESSORS = {
-    "qwen2_vl": {"min_pixels": 3136, "max_pixels": 401408, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
-                 "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"},
-    "qwen3_vl": {"size": {"longest_edge": 401408, "shortest_edge": 65536}, "patch_size": 16, "temporal_patch_size": 2,
-                 "merge_size": 2, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
-                 "image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor"},
-}  # fmt: skip
+    "qwen2_vl": {
+        "min_pixels": 3136,
+        "max_pixels": 401408,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2VLProcessor",
+    },
+    "qwen3_vl": {
+        "size": {"longest_edge": 401408, "shortest_edge": 65536},
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "processor_class": "Qwen3VLProcessor",
+    },
+}
 PREPROCESSORS["qwen2_5_vl"] = PREPROCESSORS["qwen2_vl"]
 SIZES = [
-    (1, 1), (1, 2), (1, 200), (200, 1), (2, 399), (5, 1000), (1000, 5), (14, 14), (27, 29), (28, 28), (29, 27),
-    (32, 32), (33, 31), (41, 43), (55, 57), (56, 56), (64, 64), (70, 98), (84, 84), (98, 70), (100, 1), (112, 500),
-    (224, 224), (255, 257), (300, 200), (512, 512), (640, 480), (640, 641), (30, 2500), (1200, 900),
-]  # fmt: skip
+    (1, 1),
+    (1, 2),
+    (1, 200),
+    (200, 1),
+    (2, 399),
+    (5, 1000),
+    (1000, 5),
+    (14, 14),
+    (27, 29),
+    (28, 28),
+    (29, 27),
+    (32, 32),
+    (33, 31),
+    (41, 43),
+    (55, 57),
+    (56, 56),
+    (64, 64),
+    (70, 98),
+    (84, 84),
+    (98, 70),
+    (100, 1),
+    (112, 500),
+    (224, 224),
+    (255, 257),
+    (300, 200),
+    (512, 512),
+    (640, 480),
+    (640, 641),
+    (30, 2500),
+    (1200, 900),
+]
 REQUEST = "Report this chest radiograph: Findings and Impression."
 
 
@@ -130,10 +171,13 @@ def test_own_prompt_order_views_and_system_turn(checkpoint):
     _, folder = checkpoint
     config = ProcessorConfig(
         prompt=(
-            "Before: {prior_images}\n", "Views {{in order}}: {views}.\n", "{images}", "Klinik: {indication}. Befund?",
+            "Before: {prior_images}\n",
+            "Views {{in order}}: {views}.\n",
+            "{images}",
+            "Klinik: {indication}. Befund?",
         ),
         system="Du bist Radiologe.",
-    )  # fmt: skip
+    )
     processor, now, before = ReportProcessor.load(folder, config), picture(60, 90, 1), picture(200, 60, 2)
     prompt = processor.prompt("s", [now], prior_images=[before], views=["frontal", "lateral"], indication="Husten")
     earlier, later = (prompt.image_grid_thw.prod(-1) // 4).tolist()
@@ -190,11 +234,17 @@ def test_reports_are_encoded_as_the_tokenizer_encodes_plain_text(with_tool_calls
 
 def test_the_tokenizer_of_a_tiny_model_learns_from_these_texts():
     # The ids of a tiny model, and with them every figure of the demo, follow from this list.
-    assert sorted(prompt_texts()) == sorted([
-        "Report this chest radiograph: Findings and Impression.",
-        "Report this carotid ultrasound: Findings and Impression.",
-        "Prior study: ", "Indication: ", "Comparison: ", "user\n", "assistant\n",
-    ])  # fmt: skip
+    assert sorted(prompt_texts()) == sorted(
+        [
+            "Report this chest radiograph: Findings and Impression.",
+            "Report this carotid ultrasound: Findings and Impression.",
+            "Prior study: ",
+            "Indication: ",
+            "Comparison: ",
+            "user\n",
+            "assistant\n",
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -292,16 +342,22 @@ def test_the_first_published_tokenizer_files_give_the_same_ids(copied):
     model = json.loads((folder / "tokenizer.json").read_text())
     special = {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in model["added_tokens"]}
     config = {
-        "tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": special, "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>", "bos_token": None, "unk_token": None, "errors": "replace",
-        "additional_special_tokens": [t["content"] for t in special.values()], "model_max_length": 32768,
-    }  # fmt: skip
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": special,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "bos_token": None,
+        "unk_token": None,
+        "errors": "replace",
+        "additional_special_tokens": [t["content"] for t in special.values()],
+        "model_max_length": 32768,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "vocab.json").write_text(json.dumps(model["model"]["vocab"]))
     (folder / "merges.txt").write_text("\n".join(" ".join(pair) for pair in model["model"]["merges"]))
     processor = ReportProcessor.load(folder)
     assert torch.equal(processor.prompt("s", [picture(56, 56)], indication="Cough, é 2.5").input_ids, expected)
-    assert set(processor.banned_ids) | {processor.eos_id} == {int(i) for i in special}
+    assert set(processor.suppressed_ids) | {processor.eos_id} == {int(i) for i in special}
     (folder / "tokenizer.json").unlink()
     again = ReportProcessor.load(folder).prompt("s", [picture(56, 56)], indication="Cough, é 2.5").input_ids
     assert torch.equal(again, expected)
@@ -357,9 +413,10 @@ def gullible(processor, monkeypatch):
     """A processor whose tokenizer does not know `sanitize_control_tokens`, as that of transformers before 5.23."""
     apply = type(processor.tokenizer).apply_chat_template
     monkeypatch.setattr(
-        type(processor.tokenizer), "apply_chat_template",
+        type(processor.tokenizer),
+        "apply_chat_template",
         lambda self, chat, sanitize_control_tokens, **options: apply(self, chat, **options),
-    )  # fmt: skip
+    )
     return processor
 
 
@@ -377,9 +434,13 @@ def test_an_image_token_without_an_image_is_refused_by_study(gullible):
 
 def test_a_saved_model_is_asked_as_it_was_trained(tiny_dir, tmp_path):
     config = ProcessorConfig(
-        max_pixels=84 * 84, min_pixels=56 * 56, task="carotid_us", prompt=("{images}", "Befund?"), system="é",
+        max_pixels=84 * 84,
+        min_pixels=56 * 56,
+        task="carotid_us",
+        prompt=("{images}", "Befund?"),
+        system="é",
         max_prompt_tokens=99,
-    )  # fmt: skip
+    )
     trained = ReportProcessor.load(tiny_dir, config)
     trained.save(tmp_path)
     shutil.copy(tiny_dir / "config.json", tmp_path)

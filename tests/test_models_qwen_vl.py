@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedM
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from models.processing import ProcessorConfig, ReportProcessor
-from models.qwen_vl import freeze_vision, load
+from radflow.models.processing import ProcessorConfig, ReportProcessor
+from radflow.models.qwen_vl import load
 
 
 def picture(height, width, seed=0):
@@ -34,12 +34,14 @@ def test_hidden_states_positions_and_pixels_equal_transformers(tiny_dir, policy,
     assert int(is_image.sum()) == sum(h * w for h, w in sizes) // (28 * 28)
     with torch.no_grad():
         expected = theirs(
-            input_ids=ids, pixel_values=prompt.pixel_values, image_grid_thw=prompt.image_grid_thw,
+            input_ids=ids,
+            pixel_values=prompt.pixel_values,
+            image_grid_thw=prompt.image_grid_thw,
             mm_token_type_ids=is_image,
-        ).logits  # fmt: skip
+        ).logits
         embeds = policy.embed([prompt], policy.features([prompt]))[0][None]
         causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()[None, None]
-        hidden = policy.trunk(embeds, prompt.positions[:, None], causal)
+        hidden = policy.decoder(embeds, prompt.positions[:, None], causal)
     torch.testing.assert_close(hidden @ policy.output_weight().t(), expected, atol=1e-5, rtol=0)
 
 
@@ -57,15 +59,21 @@ def test_saved_and_loaded_again_it_is_the_same_model(policy, processor, tmp_path
     again = load(tmp_path / "copy")
     for (name, a), b in zip(policy.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    published = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-                 "preprocessor_config.json", "generation_config.json"}  # fmt: skip
+    published = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+        "generation_config.json",
+    }
     assert published <= {path.name for path in (tmp_path / "copy").iterdir()}
     assert not (tmp_path / "copy.tmp").exists()
     assert AutoTokenizer.from_pretrained(tmp_path / "copy").chat_template
 
 
 def test_frozen_vision_gets_no_gradient(policy, processor):
-    freeze_vision(policy)
+    policy.vision.requires_grad_(False)
     prompt = processor.prompt("a", [picture(112, 112)])
     policy.embed([prompt], policy.features([prompt]))[0].sum().backward()
     assert all(p.grad is None for p in policy.vision.parameters())
@@ -88,7 +96,7 @@ def test_activations_are_recomputed_as_by_transformers_own_switch_which_versions
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.shape) or t, lambda t: t):
             embeds = policy.embed([prompt], policy.features([prompt]))[0][None]
             mask = torch.ones(embeds.shape[1], embeds.shape[1], dtype=torch.bool).tril()[None, None]
-            hidden = policy.trunk(embeds, prompt.positions[:, None], mask)
+            hidden = policy.decoder(embeds, prompt.positions[:, None], mask)
         hidden.sum().backward()
         saved.append(kept)
     assert saved[0] == saved[1]
@@ -144,9 +152,16 @@ def test_reports_survive_tokenisation(processor, text):
 
 
 def test_every_special_token_but_eos_is_banned(processor):
-    banned = {processor.tokenizer.convert_ids_to_tokens(i) for i in processor.banned_ids}
-    assert banned == {"<|endoftext|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-                      "<|image_pad|>", "<|video_pad|>"}  # fmt: skip
+    suppressed = {processor.tokenizer.convert_ids_to_tokens(i) for i in processor.suppressed_ids}
+    assert suppressed == {
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    }
 
 
 def test_larger_images_are_scaled_to_the_budget(tiny_dir):

@@ -5,7 +5,7 @@ import pytest
 from tiny_encoders import TEXTS, tiny_roberta
 from transformers import AutoTokenizer
 
-from rewards.bertscore import BertScore, BertScoreConfig
+from radflow.rewards.metrics.bertscore import BertScore, BertScoreConfig
 
 CANDIDATES = [TEXTS[0], TEXTS[1], "Cardiomegaly.", "No  pneumothorax,   no effusion", TEXTS[2], " ".join(TEXTS), "x"]
 REFERENCES = [TEXTS[1], TEXTS[1], "heart is", TEXTS[0], "Findings: clear.", " ".join(reversed(TEXTS)), TEXTS[2]]

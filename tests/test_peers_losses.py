@@ -15,8 +15,7 @@ from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weig
 from verl.workers.config import ActorConfig
 
 from capo.kl import corrected_k3, k1, k2, k3
-from capo.loss import capo_loss, dapo_loss, dr_grpo_loss, grpo_loss, gspo_loss
-from capo.ratio import sampler_weights
+from capo.loss import capo_loss, dapo_loss, dr_grpo_loss, grpo_loss, gspo_loss, sampler_weights
 from capo.trainer import RlConfig
 
 REPORTS, TOKENS = 6, 9

@@ -11,19 +11,18 @@ import urllib.request
 import peft
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
-from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from qwen_processor import processor_without_videos
+from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.utils.import_utils import is_torchvision_available
 
 from capo.sampling import SamplingConfig
-from data.studies import load_image
-from models.adapter_files import load_adapter, save_adapter
-from models.export import export_merged, generation_config
-from models.lora import LoraConfig, adapters, add_lora, merged
-from models.qwen_vl import load
-from reports_by_policy import ReportWriter, prompt_of
-from run_export import request_of
+from radflow.data.studies import load_image
+from radflow.models.adapter_files import load_adapter, save_adapter
+from radflow.models.export import export_merged, generation_config
+from radflow.models.lora import LoraConfig, adapters, add_lora, merge_lora
+from radflow.models.qwen_vl import load
+from radflow.pipeline.export import read_request
+from radflow.pipeline.generation import ReportWriter, build_prompt
 
 ATTENTION, EVERYWHERE = LoraConfig(rank=4), LoraConfig(rank=8, alpha=4.0, vision=True, merger=True)
 TOKENS = 24
@@ -51,9 +50,12 @@ def their_logits(model, prompt, image_id):
 def inputs_of(prompt, image_id):
     ids = prompt.input_ids[None]
     return {
-        "input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": prompt.pixel_values,
-        "image_grid_thw": prompt.image_grid_thw, "mm_token_type_ids": (ids == image_id).int(),
-    }  # fmt: skip
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": prompt.pixel_values,
+        "image_grid_thw": prompt.image_grid_thw,
+        "mm_token_type_ids": (ids == image_id).int(),
+    }
 
 
 @pytest.mark.parametrize("config", [ATTENTION, EVERYWHERE], ids=["language", "everywhere"])
@@ -62,7 +64,7 @@ def test_our_adapter_in_peft_gives_our_logits(tiny_dir, processor, studies, stat
     save_adapter(policy, tmp_path / "adapter", config, base=str(tiny_dir))
     named = peft.PeftConfig.from_pretrained(tmp_path / "adapter").base_model_name_or_path
     base = AutoModelForImageTextToText.from_pretrained(named)
-    prompt = prompt_of(processor, studies[0])
+    prompt = build_prompt(processor, studies[0])
     before = their_logits(base, prompt, processor.image_id)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
     found = their_logits(theirs, prompt, processor.image_id)
@@ -85,7 +87,7 @@ def test_pefts_adapter_in_ours_gives_its_logits(tiny_dir, processor, studies, st
     config = peft.LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, **options)
     theirs = peft.get_peft_model(AutoModelForImageTextToText.from_pretrained(tiny_dir), config).eval()
     theirs.save_pretrained(tmp_path / "adapter")
-    policy, prompt = load(tiny_dir), prompt_of(processor, studies[0])
+    policy, prompt = load(tiny_dir), build_prompt(processor, studies[0])
     before = our_logits(policy, prompt, states)
     load_adapter(policy, tmp_path / "adapter")
     found = our_logits(policy, prompt, states)
@@ -107,8 +109,8 @@ def exported(tiny_dir, processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     policy = trained(tiny_dir, ATTENTION)
     save_adapter(policy, folder / "adapter", ATTENTION, base=str(tiny_dir))
-    with merged(policy):
-        policy.save(folder / "model", processor)
+    merge_lora(policy)
+    policy.save(folder / "model", processor)
     export_merged(folder / "model", folder / "merged", dtype=None, max_new_tokens=TOKENS)
     generation_config(folder / "model", max_new_tokens=TOKENS).save_pretrained(folder / "adapter")
     return folder
@@ -138,29 +140,15 @@ def test_generate_writes_the_reports_of_our_rollout(exported, tiny_dir, processo
         model = peft.PeftModel.from_pretrained(base, exported / "adapter")
     greedy = GenerationConfig.from_pretrained(exported / kind)
     for study, report in zip(asked, reports, strict=True):
-        prompt = prompt_of(processor, study)
+        prompt = build_prompt(processor, study)
         written = model.generate(**inputs_of(prompt, processor.image_id), generation_config=greedy)
         assert processor.decode(written[0, prompt.num_tokens :]) == report
     assert len(set(reports)) > 1
 
 
-class NoVideos:
-    """Stands in for the video processor, which needs torchvision; a run without videos never asks it for anything."""
-
-    merge_size, temporal_patch_size, model_input_names = 2, 2, ()
-
-
-class Processor(Qwen2_5_VLProcessor):
-    def check_argument_for_proper_class(self, argument_name, argument):
-        return type(argument)
-
-
 def without_videos(_, model, gguf_file=None):
-    """transformers' own processor of the exported folder: its tokenizer, chat template and image processor."""
-    folder = model.split("@")[0]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    images = Qwen2VLImageProcessorPil.from_pretrained(folder)
-    return Processor(images, tokenizer, NoVideos(), chat_template=tokenizer.chat_template)
+    """transformers' own processor of the exported folder."""
+    return processor_without_videos(model.split("@")[0])
 
 
 @pytest.fixture
@@ -207,7 +195,7 @@ def test_a_server_answers_a_chat_request_with_our_report(server, processor, aske
     for study, report in zip(asked, reports, strict=True):
         content = [
             {"type": "image_url", "image_url": {"url": data_url(load_image(study.images[0], study_id=study.id))}},
-            {"type": "text", "text": request_of(processor)},
+            {"type": "text", "text": read_request(processor)},
         ]
         body = {"messages": [{"role": "user", "content": content}], "max_tokens": TOKENS, "temperature": 0}
         request = urllib.request.Request(server, json.dumps(body).encode(), {"Content-Type": "application/json"})

@@ -11,8 +11,8 @@ from radgraph.utils import preprocess_reports
 from radgraph_archives import Sizes, write_archive
 from radgraph_package import load_package, restored_methods
 
-from rewards.radgraph import LEVELS, RadGraphConfig, RadGraphF1
-from rewards.radgraph_text import tokenise
+from radflow.rewards.radgraph.f1 import LEVELS, RadGraphConfig, RadGraphF1
+from radflow.rewards.radgraph.text import tokenise
 
 MODELS = ("radgraph", "radgraph-xl", "modern-radgraph-xl")
 

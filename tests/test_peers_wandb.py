@@ -7,7 +7,7 @@ import time
 import pytest
 from made_run import CONFIG, healthy_rows
 
-from reporting.trackers import Trackers, TrackingConfig
+from radflow.dashboard.trackers import Trackers, TrackingConfig
 
 wandb = pytest.importorskip("wandb", reason="needs the extra wandb")
 

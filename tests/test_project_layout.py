@@ -14,58 +14,95 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("capo", "rewards", "models", "data")
-PROGRAMS = {*(path.stem for path in ROOT.glob("*.py")), "evaluation", "reporting"}  # these two folders belong to them
+PACKAGES = ("capo", "rewards", "models", "data")  # none imports another
+# What joins them, each importing only what comes before it.
+JOINING = ("dashboard", "pipeline", "evaluation", "train", "evaluate")
 
 
-def imported_roots(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, top-level name) of every import in a file, those inside functions included."""
+def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name without the leading `radflow.`) of every import in a file, those inside functions included."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+            yield from ((node.lineno, alias.name.removeprefix("radflow.")) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: expected an absolute import"
-            yield node.lineno, node.module.split(".")[0]
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}".removeprefix("radflow.")
 
 
 def modules_of(package: str) -> list[Path]:
-    modules = sorted((ROOT / package).rglob("*.py"))
+    modules = [ROOT / f"{package}.py"] if (ROOT / f"{package}.py").exists() else sorted((ROOT / package).rglob("*.py"))
     assert modules, f"expected modules in {package}/, found none"
     return modules
 
 
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def loaded_by(statement: str) -> set[str]:
-    """Top-level names in sys.modules after `statement` ran in a fresh interpreter at the root of the project."""
-    code = f"{statement}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    """Names in sys.modules after `statement` ran in a fresh interpreter: top-level ones, and radflow.<package>."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    return set(run.stdout.split())
+    return {name.removeprefix("radflow.").split(".")[0] for name in run.stdout.split()}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_packages_import_neither_one_another_nor_the_programs(package):
-    forbidden = {*PACKAGES, *PROGRAMS} - {package}
+@pytest.mark.parametrize("package", [*PACKAGES, *JOINING])
+def test_packages_import_only_what_comes_before_them(package):
+    before = set(PACKAGES) if package in JOINING else set()
+    before |= set(JOINING[: JOINING.index(package)]) if package in JOINING else set()
+    forbidden = {*PACKAGES, *JOINING} - before - {package}
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: imports {name}"
         for path in modules_of(package)
-        for line, name in imported_roots(path)
-        if name in forbidden
+        for line, name in imported_modules(path)
+        if name.split(".")[0] in forbidden
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def test_reporting_reads_runs_without_the_rest():
-    """It follows a run on any machine: of the packages it needs the journal, the stop signal and the studies only."""
-    allowed = {"capo.journal", "capo.stopping", "data.phantoms", "data.readers.manifest", "data.studies"}
+def test_every_import_names_the_packages_as_users_do():
+    """`import rewards` works in the checkout by accident, as a second copy of every module."""
+    bare = {*PACKAGES, *JOINING} - {"capo"}
     wrong = []
-    for path in modules_of("reporting"):
+    for path in [*(ROOT / "tests").glob("*.py"), *(p for name in [*PACKAGES, *JOINING] for p in modules_of(name))]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in {*PACKAGES, *PROGRAMS} - {"reporting"}:
-                wrong += [f"{path.name}:{node.lineno}: {node.module}"] if node.module not in allowed else []
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            wrong += [f"{path.name}:{node.lineno}: {name}" for name in names if name.split(".")[0] in bare]
     assert not wrong, "\n".join(wrong)
-    names = [path.stem for path in modules_of("reporting") if path.stem != "__init__"]
-    loaded = loaded_by("\n".join(f"import reporting.{name}" for name in names))
-    assert "reporting" in loaded and not loaded & {"torch", "transformers", "tensorboard", "wandb"}
+
+
+def test_no_imports_go_in_a_circle():
+    files = {dotted(path): path for name in [*PACKAGES, *JOINING] for path in modules_of(name)}
+    graph = {}
+    for name, path in files.items():
+        prefixes = ([".".join(target.split(".")[:n]) for n in (1, 2, 3, 4)] for _, target in imported_modules(path))
+        graph[name] = {prefix for each in prefixes for prefix in each[::-1] if prefix in files and prefix != name}
+        graph[name] -= {parent for parent in graph[name] if name.startswith(f"{parent}.")}
+    while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"a circle among {sorted(graph)}"
+
+
+def test_the_root_holds_two_programs_and_packages_stay_small():
+    assert sorted(path.name for path in ROOT.glob("*.py")) == ["evaluate.py", "train.py"]
+    folders = {path.parent for name in [*PACKAGES, *JOINING] for path in modules_of(name)} - {ROOT}
+    assert not [folder for folder in folders if len(list(folder.glob("*.py"))) > 22]
+
+
+def test_the_dashboard_reads_runs_without_the_rest():
+    """It follows a run on any machine: of the packages it needs the journal, the stop signal and the studies only."""
+    allowed = ("capo.journal", "capo.stopping", "data.phantoms", "data.readers.manifest", "data.studies")
+    wrong = []
+    for path in modules_of("dashboard"):
+        imports = [(line, name) for line, name in imported_modules(path) if name.split(".")[0] in PACKAGES]
+        wrong += [f"{path.name}:{line}: {name}" for line, name in imports if not name.startswith(allowed)]
+    assert not wrong, "\n".join(wrong)
+    loaded = loaded_by("\n".join(f"import radflow.{dotted(path)}" for path in modules_of("dashboard")))
+    assert "dashboard" in loaded and not loaded & {"torch", "transformers", "tensorboard", "wandb"}
 
 
 def test_capo_imports_torch_and_the_standard_library_only():
@@ -73,8 +110,8 @@ def test_capo_imports_torch_and_the_standard_library_only():
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: imports {name}"
         for path in modules_of("capo")
-        for line, name in imported_roots(path)
-        if name not in allowed
+        for line, name in imported_modules(path)
+        if name.split(".")[0] not in allowed
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -87,8 +124,7 @@ def test_importing_the_loss_adds_nothing_to_what_torch_loads():
 
 @pytest.mark.parametrize("package", ["rewards", "data"])
 def test_every_module_of_rewards_and_data_imports_without_torch(package):
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules_of(package)]
-    loaded = loaded_by("\n".join(f"import {name.removesuffix('.__init__')}" for name in names))
+    loaded = loaded_by("\n".join(f"import radflow.{dotted(path)}" for path in modules_of(package)))
     assert package in loaded
     assert not loaded & {"torch", "transformers", "tokenizers"}
 

@@ -33,13 +33,17 @@ def read_metadata(wheel: Path):
         return message_from_bytes(archive.read(name))
 
 
-def test_wheel_holds_capo_and_nothing_else(wheel):
+def test_wheel_holds_capo_and_everything_else_as_radflow(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
+        names = set(archive.namelist())
     info = f"radflow-{read_metadata(wheel)['Version']}.dist-info"
-    assert {name.split("/")[0] for name in names} == {"capo", info}
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "capo").glob("*.py")}
-    assert {name for name in names if name.startswith("capo/")} == modules
+    assert {name.split("/")[0] for name in names} == {"capo", "radflow", info}
+    folders = ("rewards", "models", "data", "pipeline", "evaluation", "dashboard")
+    sources = [*(ROOT / "capo").glob("*"), ROOT / "train.py", ROOT / "evaluate.py"]
+    sources += [path for folder in folders for path in (ROOT / folder).rglob("*")] + [*(ROOT / "configs").glob("*")]
+    relative = {p.relative_to(ROOT).as_posix() for p in sources if p.is_file() and "__pycache__" not in p.parts}
+    expected = {name if name.startswith("capo/") else f"radflow/{name}" for name in relative}
+    assert {name for name in names if not name.startswith(info)} == expected
     assert f"{info}/licenses/LICENSE" in names
 
 
@@ -54,8 +58,36 @@ def test_wheel_says_what_it_is(wheel):
     assert set(info.get_all("Provides-Extra")) == {"train", "eval", "study", "test", "dicom", "tensorboard", "wandb"}
 
 
+USERS_FILE = """
+import torch
+from capo import Trainer, capo_loss, critical_clip, group_advantages, k3
+
+advantages = group_advantages(torch.tensor([1.0, 2.0]), torch.tensor([0, 0])).advantages
+logps, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
+clip = critical_clip(torch.tensor([True, False]))
+terms = capo_loss(logps, logps, advantages, mask, clip=clip, num_reports=2, kl=k3(logps, logps, mask), beta=0.1)
+reveal_type(terms.loss)
+reveal_type(Trainer.step)
+capo_loss(logps, logps, advantages, mask, clip="narrow", num_reports=2, beta="much")
+"""
+
+
+def test_mypy_strict_sees_the_types_of_the_wheel(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site", [name for name in archive.namelist() if name.startswith("capo/")])
+    (tmp_path / "user.py").write_text(USERS_FILE, encoding="utf-8")
+    environment = {**os.environ, "MYPYPATH": str(tmp_path / "site"), "PYTHONPATH": ""}
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "user.py"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    *lines, summary = run.stdout.splitlines()
+    assert summary.startswith("Found 2 errors in 1 file"), run.stdout + run.stderr
+    notes, errors = ([line for line in lines if kind in line] for kind in ("note: Revealed", "error:"))
+    assert len(errors) == 2 and all('"capo_loss" has incompatible type "str"' in line for line in errors)
+    assert "Tensor" in notes[0] and "def (self: capo.trainer.Trainer) -> dict[str, float]" in notes[1]
+
+
 def test_the_readmes_import_works_from_the_wheel_alone(wheel, tmp_path):
-    code = "import capo.loss; from capo.loss import capo_loss; print(capo.loss.__file__)"
+    code = "import capo.loss; from capo import capo_loss; assert capo_loss; print(capo.loss.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(wheel)}
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

@@ -5,23 +5,36 @@ import sqlite3
 
 import pytest
 
-from rewards.answer_cache import AnswerCache, open_cache
-from rewards.judge_prompts import CRITICALITY, Answer, question_key
-from rewards.spending import Spending, Spent
+from radflow.rewards.judge.answer_cache import AnswerCache
+from radflow.rewards.judge.prompts import CRITICALITY, Answer, question_key
 
 
 @pytest.fixture
-def connections(tmp_path):
-    opened = [open_cache(tmp_path / "c.sqlite") for _ in range(2)]
-    yield opened
-    for connection in opened:
-        connection.close()
+def opened(tmp_path):
+    """Makes owners of one file."""
+    made = []
+
+    def make(**settings):
+        made.append(AnswerCache(tmp_path / "c.sqlite", **{"claim_s": 9.0, **settings}))
+        return made[-1]
+
+    yield make
+    for cache in made:
+        cache.close()
 
 
-def test_one_owner_claims_others_wait_and_a_released_or_lapsed_claim_is_free(connections, monkeypatch):
+def spent(tmp_path):
+    """Calls and money of all owners together."""
+    with sqlite3.connect(tmp_path / "c.sqlite") as connection:
+        row = connection.execute("SELECT calls, money FROM spending").fetchone()
+    connection.close()
+    return row
+
+
+def test_one_owner_claims_others_wait_and_a_released_or_lapsed_claim_is_free(opened, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("rewards.answer_cache.time.time", lambda: now[0])
-    first, second = (AnswerCache(connection, claim_s=20) for connection in connections)
+    monkeypatch.setattr("radflow.rewards.judge.answer_cache.time.time", lambda: now[0])
+    first, second = opened(claim_s=20), opened(claim_s=20)
     assert first.claim("k") and not second.claim("k")
     second.release("k")  # not its own: nothing happens
     assert not second.claim("k")
@@ -35,8 +48,8 @@ def test_one_owner_claims_others_wait_and_a_released_or_lapsed_claim_is_free(con
     assert first.claim("k") and not second.claim("k")
 
 
-def test_an_answered_question_cannot_be_claimed_and_its_first_answer_stays(connections):
-    first, second = (AnswerCache(connection, claim_s=9) for connection in connections)
+def test_an_answered_question_cannot_be_claimed_and_its_first_answer_stays(opened):
+    first, second = opened(), opened()
     assert first.find("k") is None and first.claim("k")
     first.store("k", Answer(False, "clear\x00 \n\u202e"), prompt="p", model="m")
     second.store("k", Answer(True, "late"), prompt="p", model="m")
@@ -55,22 +68,22 @@ def test_the_key_is_of_prompt_model_and_texts_and_hides_them():
     assert len(keys) == 4 and all(len(key) == 64 for key in keys)
 
 
-def test_the_file_holds_no_report(tmp_path, connections):
-    cache = AnswerCache(connections[0], claim_s=9)
+def test_the_file_holds_no_report(tmp_path, opened):
+    cache = opened()
     key = question_key(CRITICALITY, "m", ["Mrs Example has a nodule"])
     cache.claim(key)
     cache.store(key, Answer(True, "nodule"), prompt="p", model="m")
     assert not any(b"Mrs Example" in path.read_bytes() for path in tmp_path.iterdir())
 
 
-def test_a_call_is_paid_with_the_most_it_can_cost_and_settled(connections):
-    first, second = (Spending(connection, max_calls=3, max_money=1.0) for connection in connections)
+def test_a_call_is_paid_with_the_most_it_can_cost_and_settled(tmp_path, opened):
+    first, second = (opened(max_calls=3, max_money=1.0) for _ in range(2))
     assert first.pay(0.6) and not second.pay(0.5)
-    assert second.total() == Spent(1, pytest.approx(0.6))
+    assert spent(tmp_path) == (1, pytest.approx(0.6))
     first.settle(0.6, 0.1)
     assert second.pay(0.5) and second.pay(0.0) and not second.pay(0.0)  # three calls
-    assert first.total() == Spent(3, pytest.approx(0.6))
-    assert Spending(connections[0], max_calls=None, max_money=None).pay(99.0)
+    assert spent(tmp_path) == (3, pytest.approx(0.6))
+    assert opened().pay(99.0)
 
 
 @pytest.mark.parametrize("kind", ["text", "other tables", "newer"])
@@ -85,16 +98,15 @@ def test_a_file_that_is_something_else_is_refused_and_left_as_it_is(tmp_path, ki
         connection.close()
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"c\.sqlite: expected a cache of the judge.*choose another judge\.cache"):
-        open_cache(path)
+        AnswerCache(path, claim_s=9)
     assert path.read_bytes() == before
 
 
 def claim_all(path, ready, out):
     ready.wait()
-    connection = open_cache(path)  # all at once, on a file that is not there yet
-    cache, spending = AnswerCache(connection, claim_s=60), Spending(connection, max_calls=50, max_money=None)
+    cache = AnswerCache(path, claim_s=60, max_calls=50)  # all at once, on a file that is not there yet
     mine = [key for key in map(str, range(100)) if cache.claim(key)]
-    paid = sum(spending.pay(0.0) for _ in range(30))
+    paid = sum(cache.pay(0.0) for _ in range(30))
     out.put((mine, paid))
 
 

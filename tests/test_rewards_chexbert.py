@@ -1,4 +1,4 @@
-"""CheXbert from its published file formats; labels, embeddings, corpus F1."""
+"""CheXbert from its published file formats; labels, embeddings."""
 
 import json
 
@@ -7,17 +7,15 @@ import torch
 from tiny_encoders import TEXTS, bert_config, chexbert_state, tiny_bert, tiny_chexbert
 from transformers import BertModel
 
-from rewards.chexbert import (
+from radflow.rewards.metrics.chexbert import (
     NUM_CLASSES,
     Chexbert,
     ChexbertConfig,
     ChexbertLabels,
     SembScore,
-    classification_labels,
     positive_labels,
 )
-from rewards.chexpert_rules import LABELS
-from rewards.label_scores import FIVE, label_scores
+from radflow.rewards.rules.chexpert_rules import LABELS
 
 
 @pytest.fixture(scope="module")
@@ -99,36 +97,26 @@ def test_sembscore_is_the_cosine_of_the_embeddings(model):
 def test_recorded_class_conversions(shared):
     (case,) = json.loads((shared / "data/metric_oracles.json").read_text())["chexbert"]["class_conversion"]
     assert positive_labels(case["argmax"]) == case["rrg"]
-    assert [None if v == "" else v for v in case["classification"]] == classification_labels(case["argmax"])
 
 
-def test_recorded_corpus_scores(shared):
-    oracle = json.loads((shared / "data/metric_oracles.json").read_text())["chexbert"]
-    assert tuple(oracle["label_order"]) == LABELS and tuple(oracle["top5"]) == FIVE
-    for case in oracle["f1_cases"]:
-        for only, key in ((LABELS, "14"), (FIVE, "5")):
-            scores, expected = label_scores(case["hyp"], case["ref"], only=only), case["expected"][f"f1_{key}"]
-            assert [scores.micro, scores.macro, scores.weighted, scores.example] == pytest.approx(
-                [expected[name] for name in ("micro", "macro", "weighted", "samples")], abs=1e-12
-            )
-            pr = case["expected"][f"pr_{key}"]
-            assert (scores.micro_precision, scores.micro_recall) == pytest.approx(tuple(pr.values()), abs=1e-12)
-        assert label_scores(case["hyp"], case["ref"]).per_label == pytest.approx(case["expected"]["per_label_f1"])
-        exact = label_scores(case["hyp"], case["ref"], only=FIVE).exact
-        assert exact == pytest.approx(case["expected"]["exact_match_accuracy_5"])
+def test_references_are_encoded_once_and_come_out_the_same(checkpoint, bert):
+    metric, encoded = SembScore(load(checkpoint, bert)), []
+    real = metric.model.encoder.ids
+    metric.model.encoder.ids = lambda texts: encoded.extend(texts) or real(texts)
+    first = metric(TEXTS[:2] * 2, TEXTS[2:3] * 4)
+    assert sorted(encoded) == sorted(TEXTS)  # a text that comes twice is encoded once
+    assert metric(TEXTS[:1], TEXTS[2:3]) == pytest.approx(first[:1], abs=1e-6) and encoded[3:] == [TEXTS[0]]
+    assert metric([], []) == []
 
 
-def test_a_label_that_nobody_has_counts_zero_in_the_macro_mean():
-    row = [0] * 14
-    row[1] = 1  # Cardiomegaly on both sides, F1 1; the other four of five are absent
-    assert label_scores([row], [row], only=FIVE).macro == pytest.approx(1 / 5)
-
-
-def test_corpus_scores_refuse_what_are_no_binary_labels():
-    with pytest.raises(ValueError, match="labels of 0 and 1"):
-        label_scores([[3] * 14], [[0] * 14])
-    with pytest.raises(ValueError, match="two tables of N x 14"):
-        label_scores([[1] * 13], [[0] * 13])
+def test_labels_read_the_embeddings_that_the_score_has_made(model):
+    texts, encoded = [f"{text} Again." for text in (*TEXTS, "Edema.")], []
+    real = model.encoder.ids
+    model.encoder.ids = lambda texts: encoded.extend(texts) or real(texts)
+    SembScore(model)(texts[:2], texts[2:])
+    labels = ChexbertLabels(model, uncertain="positive")
+    assert labels(texts[:2]) + labels(texts[2:]) == labels(texts) and sorted(encoded) == sorted(texts)
+    model.encoder.ids = real
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from rewards.entity_rules import EntityF1Rules, entities, sides
+from radflow.rewards.rules.entity_rules import EntityF1Rules, entities, sides
 
 
 def f1(candidate, reference):

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.chexpert_rules import ChexpertRules
-from rewards.expert import LabelF1
+from radflow.rewards.hierarchy import LabelF1
+from radflow.rewards.rules.chexpert_rules import ChexpertRules
 
 label_sets = st.sets(st.sampled_from("abcdef"))
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.phantoms import make_studies
-from data.sections import parse_sections
-from data.studies import render_report
-from rewards.chexpert_rules import LABELS
-from rewards.config import RewardConfig
-from rewards.entity_rules import EntityF1Rules
-from rewards.guard import grounding, guard, length, line_breaks, repetition
-from rewards.hierarchy import HierarchicalReward
+from radflow.data.phantoms import make_studies
+from radflow.data.sections import parse_sections
+from radflow.data.studies import render_report
+from radflow.rewards.config import RewardConfig
+from radflow.rewards.guard import grounding, guard, length, line_breaks, repetition
+from radflow.rewards.registry import build_reward
+from radflow.rewards.rules.chexpert_rules import LABELS
+from radflow.rewards.rules.entity_rules import EntityF1Rules
 
 NAMES = [label.lower() for label in LABELS[:-1]]
 FILLER = ["lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "adipiscing", "elit", "sed", "eiusmod", "tempor"]
@@ -55,8 +55,8 @@ def test_the_guard_is_a_share(candidate, reference):
 def test_the_guard_scales_what_is_earned_and_never_what_is_lost():
     text = "Findings: Cardiomegaly. " + "Nothing else at all is to be said. " * 30 + "Impression: Left effusion."
     reference = "Findings: Cardiomegaly. No effusion. Impression: Cardiomegaly."
-    (on,) = HierarchicalReward.from_config(RewardConfig(), parse_sections)([text], [reference])
-    (off,) = HierarchicalReward.from_config(RewardConfig(guard=False), parse_sections)([text], [reference])
+    (on,) = build_reward(RewardConfig(), parse_sections)([text], [reference])
+    (off,) = build_reward(RewardConfig(guard=False), parse_sections)([text], [reference])
     assert on.parts["guard"] < 0.5 and off.parts["guard"] == 1 and on.parts["consistency_rules"] == -1
     assert on.total == pytest.approx(on.parts["guard"] * (off.total + 1) - 1)
 
@@ -122,7 +122,7 @@ def hacks(honest, common, generator):
 def test_hacks_earn_clearly_less_than_honest_reports(pool, cases):
     generator = random.Random(1)
     common = [w for w, _ in Counter(w for r in pool for w in re.findall("[a-z]+", r.lower())).most_common(150)]
-    reward = HierarchicalReward.from_config(RewardConfig(), parse_sections)
+    reward = build_reward(RewardConfig(), parse_sections)
     references = [reference for reference, _ in cases]
     honest = [score.total for score in reward([report for _, report in cases], references)]
     written = [hacks(report, common, generator) for _, report in cases]
@@ -135,8 +135,8 @@ def test_hacks_earn_clearly_less_than_honest_reports(pool, cases):
 
 def test_without_the_guard_some_of_them_pay(cases):
     """The story of these rules: a stub that calls everything normal earned nearly what an honest report did."""
-    off = HierarchicalReward.from_config(RewardConfig(guard=False), parse_sections)
-    on = HierarchicalReward.from_config(RewardConfig(), parse_sections)
+    off = build_reward(RewardConfig(guard=False), parse_sections)
+    on = build_reward(RewardConfig(), parse_sections)
     references, stubs = [r for r, _ in cases], ["Findings: Normal. Impression: Normal."] * len(cases)
     assert statistics.fmean(s.total for s in off(stubs, references)) > 1.2
     assert statistics.fmean(s.total for s in on(stubs, references)) < 0.1
@@ -144,7 +144,7 @@ def test_without_the_guard_some_of_them_pay(cases):
 
 def test_references_and_honest_reports_are_left_alone(pool, cases):
     assert all(guard(report, report) == 1 for report in pool)
-    reward = HierarchicalReward.from_config(RewardConfig(), parse_sections)
+    reward = build_reward(RewardConfig(), parse_sections)
     references = [reference for reference, _ in cases]
     assert all(score.parts["guard"] == 1 for score in reward(references, references))
     touched = [s.parts["guard"] < 1 for s in reward([report for _, report in cases], references)]

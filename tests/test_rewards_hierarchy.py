@@ -1,16 +1,14 @@
 """The reward: its parts and weights, presets, plug-in, what is skipped and what is missing."""
 
-import pickle
-import sys
 import types
 
 import pytest
 
 from capo.explore import ExploreConfig
-from data.sections import parse_sections
-from rewards.catalogue import CATALOGUE
-from rewards.config import RewardConfig
-from rewards.hierarchy import HierarchicalReward, weights_of
+from radflow.data.sections import parse_sections
+from radflow.rewards.config import RewardConfig
+from radflow.rewards.hierarchy import part_weights
+from radflow.rewards.registry import METRICS, build_reward
 
 REFERENCE = (
     "Findings: The heart is enlarged. There is a small left pleural effusion. No pneumothorax. "
@@ -19,7 +17,7 @@ REFERENCE = (
 
 
 def reward(**weights):
-    return HierarchicalReward.from_config(RewardConfig(**weights), parse_sections)
+    return build_reward(RewardConfig(**weights), parse_sections)
 
 
 def total(candidate, reference=REFERENCE, **weights):
@@ -58,12 +56,6 @@ def test_scores_do_not_depend_on_the_batch():
     candidates = [REFERENCE, "", "Findings: Clear. Impression: Normal."]
     together = reward()(candidates, [REFERENCE] * 3)
     assert together == [reward()([c], [REFERENCE])[0] for c in candidates]
-
-
-def test_the_reward_travels_to_worker_processes():
-    mine = reward()
-    mine([REFERENCE], [REFERENCE])
-    assert pickle.loads(pickle.dumps(mine))([REFERENCE], [REFERENCE])[0].total == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize(
@@ -119,22 +111,18 @@ def fake(name, value):
 
 @pytest.fixture
 def backends(monkeypatch):
-    """Stand-ins for the modules whose models are not at hand."""
+    """Stand-ins for the models that are not at hand."""
     radgraph, judge = fake("radgraph_f1", 0.5), fake("consistency_llm", 1.0)
-    modules = {
-        "rewards.radgraph": types.SimpleNamespace(RadGraphF1=types.SimpleNamespace(load=lambda _: radgraph)),
-        "rewards.judge": types.SimpleNamespace(ConsistencyLlm=types.SimpleNamespace(from_config=lambda _: judge)),
-    }
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("rewards.catalogue.BertScore.load", lambda _: fake("bertscore", 0.25))
+    monkeypatch.setattr("radflow.rewards.registry.RadGraphF1.load", lambda _: radgraph)
+    monkeypatch.setattr("radflow.rewards.judge.llm.ConsistencyLlm.from_config", lambda _: judge)
+    monkeypatch.setattr("radflow.rewards.registry.BertScore.load", lambda _: fake("bertscore", 0.25))
     return types.SimpleNamespace(config=RewardConfig, radgraph=radgraph, judge=judge)
 
 
 def test_presets_of_one_metric_read_the_whole_report(backends):
     text = "The heart is enlarged. There is a small left pleural effusion."
     for preset, name, value in (("bertscore", "bertscore", 0.25), ("radgraph", "radgraph_f1_report", 0.5)):
-        mine = HierarchicalReward.from_config(backends.config(preset=preset), parse_sections)
+        mine = build_reward(backends.config(preset=preset), parse_sections)
         (score,) = mine([text], [REFERENCE])
         assert score.total == value and dict(score.parts) == {name: value, "guard": 1.0}
     assert backends.radgraph.asked == [([text], [REFERENCE])]
@@ -143,33 +131,33 @@ def test_presets_of_one_metric_read_the_whole_report(backends):
 
 
 def test_bertscore_of_an_empty_report_does_not_decide_the_spread_of_its_group(monkeypatch):
-    monkeypatch.setattr("rewards.catalogue.BertScore.load", lambda _: fake("bertscore", -5.55))
+    monkeypatch.setattr("radflow.rewards.registry.BertScore.load", lambda _: fake("bertscore", -5.55))
     (score,) = reward(preset="bertscore")([""], [REFERENCE])
     assert score.total == -1.0 and score.parts["bertscore"] == -5.55
 
 
 def test_parts_can_be_exchanged(backends):
     config = backends.config(domain_metric="radgraph_f1", consistency="llm", expert="carotid_rules")
-    assert list(weights_of(config)) == ["syntax", "radgraph_f1", "consistency_llm", "label_f1_rules"]
-    (score,) = HierarchicalReward.from_config(config, parse_sections)([REFERENCE], [REFERENCE])
+    assert list(part_weights(config)) == ["syntax", "radgraph_f1", "consistency_llm", "label_f1_rules"]
+    (score,) = build_reward(config, parse_sections)([REFERENCE], [REFERENCE])
     assert score.total == pytest.approx(1 + 0.5 + 1 + 1)
     findings = parse_sections(REFERENCE).findings
     assert backends.radgraph.asked == [([findings], [findings])]
-    assert list(weights_of(RewardConfig(expert="chexbert")))[-1] == "label_f1_chexbert"
+    assert list(part_weights(RewardConfig(expert="chexbert")))[-1] == "label_f1_chexbert"
 
 
 def test_metrics_beside_the_reward_are_measured_and_not_paid(backends):
     config = backends.config(preset="bleu")
-    mine = HierarchicalReward.from_config(config, parse_sections, also=["radgraph_f1", "label_f1_rules", "bleu2"])
+    mine = build_reward(config, parse_sections, also=["radgraph_f1", "label_f1_rules", "bleu2"])
     values = mine.metrics([REFERENCE], [REFERENCE]).values
     assert list(values) == ["bleu2", "radgraph_f1", "label_f1_rules"]
     assert mine([REFERENCE], [REFERENCE])[0].total == 1.0
     with pytest.raises(ValueError, match="expected metrics among"):
-        HierarchicalReward.from_config(RewardConfig(), parse_sections, also=["bleu4"])
+        build_reward(RewardConfig(), parse_sections, also=["bleu4"])
 
 
 def test_reward_and_table_ask_a_model_once_for_the_same_reports(backends):
-    mine = HierarchicalReward.from_config(backends.config(consistency="llm"), parse_sections)
+    mine = build_reward(backends.config(consistency="llm"), parse_sections)
     mine([REFERENCE], [REFERENCE])
     mine.metrics([REFERENCE], [REFERENCE])
     assert len(backends.judge.asked) == 1
@@ -180,8 +168,13 @@ def test_a_model_that_is_not_there_fails_when_the_reward_is_built():
         reward(expert="chexbert")
 
 
-def test_every_metric_can_be_explored():
-    assert set(ExploreConfig().weights) == set(CATALOGUE)
+def test_every_metric_of_which_more_is_better_can_be_explored():
+    assert {*ExploreConfig().weights} <= {name for name, metric in METRICS.items() if metric.better == "higher"}
+    names = [name for name, metric in METRICS.items() if metric.better == "higher" and metric.model is None]
+    mine = build_reward(RewardConfig(preset="bleu"), parse_sections, explore=names)
+    assert set(mine.metrics([REFERENCE], [REFERENCE]).values) == set(names)
+    with pytest.raises(ValueError, match="more is better, got radcliq_v1"):
+        build_reward(RewardConfig(), parse_sections, explore=["bleu2", "radcliq_v1"])
 
 
 # plug-in
@@ -254,10 +247,10 @@ class SilentOn:
 
 
 @pytest.fixture
-def judged(backends):
+def judged(backends, monkeypatch):
     def build(word, **options):
-        sys.modules["rewards.judge"].ConsistencyLlm.from_config = lambda _: SilentOn(word)
-        return HierarchicalReward.from_config(backends.config(consistency="llm", **options), parse_sections)
+        monkeypatch.setattr("radflow.rewards.judge.llm.ConsistencyLlm.from_config", lambda _: SilentOn(word))
+        return build_reward(backends.config(consistency="llm", **options), parse_sections)
 
     return build
 

@@ -17,20 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from judge_server import KEY, JudgeServer, impatient, says, status, verdict
 
-from rewards.breaker import Breaker
-from rewards.criticality import Criticality
-from rewards.judge import ConsistencyLlm, CriticalityLlm, JudgeConfig
-from rewards.judge_client import retry_after
-from rewards.judge_prompts import (
+from radflow.rewards.judge.client import parse_retry_after
+from radflow.rewards.judge.llm import Breaker, ConsistencyLlm, CriticalityLlm, JudgeConfig
+from radflow.rewards.judge.prompts import (
     CONSISTENCY,
     CRITICALITY,
     RESPONSE_FORMATS,
     Answer,
     BadReplyError,
-    defused,
+    defuse,
     messages,
     parse_answer,
 )
+from radflow.rewards.rules.criticality import Criticality
 
 FINDINGS, IMPRESSION = "Small left pleural effusion.", "Left pleural effusion."
 
@@ -175,14 +174,14 @@ def test_a_judge_that_parrots_the_injected_answer_is_not_believed(tmp_path):
 
 @given(st.text(alphabet=st.sampled_from("<|>/[]INST_ \n5=END OF REPORTab\uff5c")))
 def test_no_text_can_open_a_fence_or_a_token_and_nothing_but_spaces_is_added(text):
-    safe = defused(text)
+    safe = defuse(text)
     assert "<<" not in safe and "<|" not in safe and "</" not in safe and "[INST]" not in safe and "[/INST]" not in safe
     assert safe.replace(" ", "") == text.replace(" ", "")
-    assert defused(safe) == safe
+    assert defuse(safe) == safe
 
 
 def test_measurements_keep_their_comparison():
-    assert defused("Nodule <5 mm, ratio < 0.5, <=3; [1] and [ ]") == "Nodule <5 mm, ratio < 0.5, <=3; [1] and [ ]"
+    assert defuse("Nodule <5 mm, ratio < 0.5, <=3; [1] and [ ]") == "Nodule <5 mm, ratio < 0.5, <=3; [1] and [ ]"
 
 
 def test_the_wording_cannot_change_without_its_version():
@@ -214,17 +213,33 @@ def test_one_json_object_is_an_answer(content, expected):
 @pytest.mark.parametrize(
     "content",
     [
-        "", "yes", "null", "[]", "{}", '"yes"', "I am sorry, I cannot help with that.",
-        '{"answer": "yes"}', '{"answer": "yes", "reason": null}', '{"answer": true, "reason": "r"}',
-        '{"answer": "Yes", "reason": "r"}', '{"answer": "maybe", "reason": "r"}', '{"answer": ["yes"], "reason": "r"}',
-        '{"answer": "yes", "reason": "r", "confidence": 1}', '{"answer": "yes", "reason": {"answer": "no"}}',
-        '{"answer": "no", "answer": "yes", "reason": "r"}', '{"answer": "no", "answer": "yes"}',
-        '[["answer", "yes"], ["reason", "r"]]', '{"answer": "yes", "reason": "cut',
-        '{"answer": "yes", "reason": "r"} {"answer": "no", "reason": "r"}', 'Sure: {"answer": "yes", "reason": "r"}',
-        '```json\n{"answer": "yes", "reason": "r"}\n```\nor no', '{"answer": "yes", "reason": "\\ud800"}',
-        '{"answer": ' + "1" * 5000 + ', "reason": "r"}', "[" * 100_000,
+        "",
+        "yes",
+        "null",
+        "[]",
+        "{}",
+        '"yes"',
+        "I am sorry, I cannot help with that.",
+        '{"answer": "yes"}',
+        '{"answer": "yes", "reason": null}',
+        '{"answer": true, "reason": "r"}',
+        '{"answer": "Yes", "reason": "r"}',
+        '{"answer": "maybe", "reason": "r"}',
+        '{"answer": ["yes"], "reason": "r"}',
+        '{"answer": "yes", "reason": "r", "confidence": 1}',
+        '{"answer": "yes", "reason": {"answer": "no"}}',
+        '{"answer": "no", "answer": "yes", "reason": "r"}',
+        '{"answer": "no", "answer": "yes"}',
+        '[["answer", "yes"], ["reason", "r"]]',
+        '{"answer": "yes", "reason": "cut',
+        '{"answer": "yes", "reason": "r"} {"answer": "no", "reason": "r"}',
+        'Sure: {"answer": "yes", "reason": "r"}',
+        '```json\n{"answer": "yes", "reason": "r"}\n```\nor no',
+        '{"answer": "yes", "reason": "\\ud800"}',
+        '{"answer": ' + "1" * 5000 + ', "reason": "r"}',
+        "[" * 100_000,
     ],
-)  # fmt: skip
+)
 def test_anything_else_is_none(content):
     with pytest.raises(BadReplyError):
         parse_answer(content)
@@ -235,11 +250,22 @@ def test_anything_else_is_none(content):
 
 LOCAL = ["http://localhost:8000/v1", "http://127.0.0.1/v1", "http://127.8.8.8:1/", "https://[::1]:8000/v1"]
 ELSEWHERE = [
-    "https://api.openai.com/v1", "http://10.0.0.5:8000/v1", "http://192.168.1.2/v1", "http://172.16.0.1/v1",
-    "http://169.254.169.254/v1", "http://0.0.0.0:8000/v1", "http://[::]/v1", "http://[fe80::1]/v1",
-    "http://[::ffff:127.0.0.1]/v1", "http://node7:8000/v1", "http://localhost.example.org/v1", "http://127.0.0.1.nip.io/v1",
-    "http://2130706433/v1", "http://127.1/v1", "http://localhost./v1",
-]  # fmt: skip
+    "https://api.openai.com/v1",
+    "http://10.0.0.5:8000/v1",
+    "http://192.168.1.2/v1",
+    "http://172.16.0.1/v1",
+    "http://169.254.169.254/v1",
+    "http://0.0.0.0:8000/v1",
+    "http://[::]/v1",
+    "http://[fe80::1]/v1",
+    "http://[::ffff:127.0.0.1]/v1",
+    "http://node7:8000/v1",
+    "http://localhost.example.org/v1",
+    "http://127.0.0.1.nip.io/v1",
+    "http://2130706433/v1",
+    "http://127.1/v1",
+    "http://localhost./v1",
+]
 
 
 @pytest.mark.parametrize("url", LOCAL)
@@ -256,11 +282,18 @@ def test_every_other_host_needs_allow_external(url):
 
 @pytest.mark.parametrize(
     "url",
-    ["http://user:secret@localhost/v1", "http://localhost@evil.org/v1", "http://evil.org\\@localhost/v1", "http://",
-     "localhost:8000", "http://localhost/v1?key=secret", "http://localhost#@evil.org",
-
-     "file:///etc/passwd", "http://local host/"],
-)  # fmt: skip
+    [
+        "http://user:secret@localhost/v1",
+        "http://localhost@evil.org/v1",
+        "http://evil.org\\@localhost/v1",
+        "http://",
+        "localhost:8000",
+        "http://localhost/v1?key=secret",
+        "http://localhost#@evil.org",
+        "file:///etc/passwd",
+        "http://local host/",
+    ],
+)
 def test_urls_that_hold_secrets_or_can_be_read_two_ways_are_refused_and_not_repeated(url):
     with pytest.raises(ValueError, match=r"expected judge\.url like") as refused:
         JudgeConfig(url=url, allow_external=True)
@@ -311,7 +344,8 @@ def test_the_config_travels_to_worker_processes(tmp_path):
 
 
 def test_importing_the_judge_is_cheap():
-    code = "import rewards.judge, sys; print(*({'torch', 'transformers', 'httpx', 'numpy'} & set(sys.modules)))"
+    heavy = {"torch", "transformers", "httpx", "numpy"}
+    code = f"import radflow.rewards.judge.llm, sys; print(*({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
@@ -340,11 +374,11 @@ def test_the_breaker_opens_tries_once_after_each_rest_and_closes():
 
 
 def test_retry_after_is_seconds_or_a_date():
-    assert retry_after("7") == 7.0 and retry_after(" 0.5 ") == 0.5
-    soon = retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True))
+    assert parse_retry_after("7") == 7.0 and parse_retry_after(" 0.5 ") == 0.5
+    soon = parse_retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True))
     assert 27 < soon <= 30
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert retry_after("soon") is None and retry_after("-3") is None and retry_after(None) is None
+    assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert parse_retry_after("soon") is None and parse_retry_after("-3") is None and parse_retry_after(None) is None
 
 
 def test_proxies_of_the_environment_do_not_see_a_local_server(tmp_path, monkeypatch):

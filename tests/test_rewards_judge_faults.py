@@ -11,7 +11,7 @@ from multiprocessing.pool import ThreadPool
 import pytest
 from judge_server import JudgeServer, cut, impatient, reset, says, slow, status, verdict
 
-from rewards.judge import ConsistencyLlm, CriticalityLlm, JudgeStats
+from radflow.rewards.judge.llm import ConsistencyLlm, CriticalityLlm, JudgeStats
 
 SERVER_FAULTS = {
     "500": status(500, "Internal Server Error"),
@@ -149,8 +149,9 @@ def test_a_mixture_of_faults_over_many_questions_gives_every_label_right(tmp_pat
         stats = judge.stats
         assert stats.asked == 40 and stats.cached == 0 and stats.missing == found.count(None)
         assert stats.asked + stats.retried == len(server.requests)
-        before = len(server.requests)
-        assert None not in judge(reports) and len(server.requests) == before + stats.missing
+        # A second time only what is missing is asked; it may meet the rest of the faults.
+        assert None not in judge(reports) and judge.stats.asked == 40 + stats.missing
+        assert judge.stats.asked + judge.stats.retried == len(server.requests)
         judge.asker.close()
 
 

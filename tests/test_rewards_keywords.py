@@ -3,14 +3,13 @@ import json
 
 import pytest
 
-from rewards.keywords import CarotidRules, KeywordMatch, Overlap, asserted
-from rewards.lexicon import CAROTID, Lexicon
+from radflow.rewards.rules.keywords import CAROTID, CarotidRules, KeywordMatch, Lexicon, positive_keywords
 
 MATCH = KeywordMatch.with_lexicon()
 
 
 def of(text):
-    return asserted(text, MATCH.lexicon)
+    return positive_keywords(text, MATCH.lexicon)
 
 
 @pytest.mark.parametrize(
@@ -63,14 +62,10 @@ def test_both_languages_say_the_same(english, chinese):
     assert of(english) == of(chinese) and MATCH([english], [chinese]) == [1.0]
 
 
-def test_precision_recall_and_f1_by_hand():
-    # candidate: plaque left, soft; reference: plaque left, plaque right, soft, increased imt
+def test_f1_by_hand():
+    # candidate: plaque left, soft; reference: plaque left, plaque right, soft, increased imt: 2 x 2 / (2 + 4)
     candidate, reference = "Left soft plaque.", "Soft plaques on both sides. Increased intima-media thickness."
-    (overlap,) = MATCH.per_report([candidate], [reference])
-    assert overlap == Overlap(1.0, pytest.approx(2 / 4), pytest.approx(4 / 6))
-    # with a second pair of 1 common of 1 and 1: 3 of 3 written, 3 of 5 expected
-    whole = MATCH.corpus([candidate, "Normal."], [reference, "Normal."])
-    assert whole == Overlap(1.0, pytest.approx(3 / 5), pytest.approx(6 / 8))
+    assert MATCH([candidate, "Normal."], [reference, "Normal."]) == [pytest.approx(4 / 6), 1.0]
 
 
 def test_the_wrong_side_is_no_agreement():
@@ -87,7 +82,7 @@ def test_a_lexicon_of_ones_own(tmp_path):
     path = tmp_path / "thyroid.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     match = KeywordMatch.with_lexicon(path)
-    assert match(["Left cyst."], ["左侧囊肿。"]) == [1.0] and asserted("No cyst.", match.lexicon) == {"normal"}
+    assert match(["Left cyst."], ["左侧囊肿。"]) == [1.0] and positive_keywords("No cyst.", match.lexicon) == {"normal"}
 
 
 @pytest.mark.parametrize(

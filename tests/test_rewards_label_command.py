@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from rewards.chexpert_rules import LABELS
-from rewards.label import main, read_reports
+from radflow.rewards.rules.chexpert_rules import LABELS
+from radflow.rewards.rules.label import main, read_reports
 
 
 def run(tmp_path, *lines, out="labels.jsonl"):
@@ -49,8 +49,8 @@ def test_blank_lines_carry_no_report(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": 1, "report": ', r"reports.jsonl:2: expected one JSON object a line"),
-        ('{"id": 1, "report": NaN}', r"reports.jsonl:2: expected one JSON object a line.*NaN"),
+        ('{"id": 1, "report": ', r"reports.jsonl:2: expected one JSON object per line"),
+        ('{"id": 1, "report": NaN}', r"reports.jsonl:2: expected one JSON object per line.*NaN"),
         ("[1]", r"reports.jsonl:2: expected a JSON object, got list"),
         ('{"report": "x"}', r"reports.jsonl:2: expected an id .*got the keys \['report'\]"),
         ('{"id": {"a": 1}, "report": "x"}', r"reports.jsonl:2: expected an id"),
@@ -76,7 +76,7 @@ def test_a_folder_that_is_missing_is_named_before_the_work(tmp_path):
 
 def test_the_command_reads_and_writes_standard_streams():
     line = json.dumps({"id": "a", "findings": "No effusion.", "impression": "Normal."})
-    command = [sys.executable, "-m", "rewards.label", "-"]
+    command = [sys.executable, "-m", "radflow.rewards.rules.label", "-"]
     done = subprocess.run(command, input=line, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["consistent"] is True
     shown = subprocess.run([*command[:-1], "--help"], capture_output=True, text=True, check=True)

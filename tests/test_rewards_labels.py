@@ -2,10 +2,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.chexpert_rules import LABELS, ChexpertRules, label_report
-from rewards.consistency import ConsistencyRules
-from rewards.criticality import CriticalityRules
-from rewards.report_text import examination
+from radflow.rewards.rules.chexpert_rules import LABELS, ChexpertRules, label_report
+from radflow.rewards.rules.consistency import ConsistencyRules
+from radflow.rewards.rules.criticality import CriticalityRules
+from radflow.rewards.rules.report_text import examination
 
 RULES = ChexpertRules()
 JUDGE = ConsistencyRules(RULES)
@@ -25,16 +25,22 @@ def known(text):
         ("Mild pulmonary vascular congestion, bibasilar opacities.", {"Edema": 1, "Lung Opacity": 1}),
         # before
         ("There is no evidence of pneumonia.", {"Pneumonia": 0, "No Finding": 1}),
-        ("No pleural effusion, pneumothorax or focal consolidation.",
-         {"Pleural Effusion": 0, "Pneumothorax": 0, "Consolidation": 0, "No Finding": 1}),
-        ("The lungs do not demonstrate infiltrate or effusion.",
-         {"Lung Opacity": 0, "Pleural Effusion": 0, "No Finding": 1}),
+        (
+            "No pleural effusion, pneumothorax or focal consolidation.",
+            {"Pleural Effusion": 0, "Pneumothorax": 0, "Consolidation": 0, "No Finding": 1},
+        ),
+        (
+            "The lungs do not demonstrate infiltrate or effusion.",
+            {"Lung Opacity": 0, "Pleural Effusion": 0, "No Finding": 1},
+        ),
         ("Neither effusion nor pneumothorax.", {"Pleural Effusion": 0, "Pneumothorax": 0, "No Finding": 1}),
         ("The heart is not enlarged.", {"Cardiomegaly": 0, "No Finding": 1}),
         # after
         ("Pneumothorax is not seen.", {"Pneumothorax": 0, "No Finding": 1}),
-        ("Effusion, pneumothorax and consolidation are not seen.",
-         {"Pleural Effusion": 0, "Pneumothorax": 0, "Consolidation": 0, "No Finding": 1}),
+        (
+            "Effusion, pneumothorax and consolidation are not seen.",
+            {"Pleural Effusion": 0, "Pneumothorax": 0, "Consolidation": 0, "No Finding": 1},
+        ),
         ("The effusion has resolved.", {"Pleural Effusion": 0, "No Finding": 1}),
         ("Pleural effusion: none.", {"Pleural Effusion": 0, "No Finding": 1}),
         ("The chest tube has been removed.", {"Support Devices": 0, "No Finding": 1}),
@@ -71,8 +77,10 @@ def known(text):
         ("If pneumonia is suspected, CT is more sensitive.", {}),
         # normal statements deny
         ("Heart size is normal.", {"Cardiomegaly": 0, "No Finding": 1}),
-        ("Cardiomediastinal silhouette is within normal limits.",
-         {"Cardiomegaly": 0, "Enlarged Cardiomediastinum": 0, "No Finding": 1}),
+        (
+            "Cardiomediastinal silhouette is within normal limits.",
+            {"Cardiomegaly": 0, "Enlarged Cardiomediastinum": 0, "No Finding": 1},
+        ),
         ("Heart size is upper limits of normal.", {"Cardiomegaly": 0, "No Finding": 1}),
         ("No acute cardiopulmonary abnormality.", {"No Finding": 1}),
         ("Pacemaker in place. Lungs are clear.", {"Support Devices": 1, "No Finding": 1}),
@@ -84,13 +92,18 @@ def known(text):
         ("", {}),
         ("Lorem ipsum dolor.", {}),
     ],
-)  # fmt: skip
+)
 def test_statements_by_hand(text, expected):
     assert known(text) == expected
 
 
-FINDINGS = {"effusion": "Pleural Effusion", "pneumothorax": "Pneumothorax", "consolidation": "Consolidation",
-            "atelectasis": "Atelectasis", "pneumonia": "Pneumonia"}  # fmt: skip
+FINDINGS = {
+    "effusion": "Pleural Effusion",
+    "pneumothorax": "Pneumothorax",
+    "consolidation": "Consolidation",
+    "atelectasis": "Atelectasis",
+    "pneumonia": "Pneumonia",
+}
 
 
 @given(st.lists(st.sampled_from(sorted(FINDINGS)), min_size=1, max_size=5, unique=True), st.booleans())
@@ -173,10 +186,29 @@ def test_consistency_by_hand(findings, impression, objection):
     assert JUDGE([findings], [impression]) == [1.0 if objection is None else -1.0]
 
 
-ABNORMAL = ["Moderate left effusion.", "Severe cardiomegaly.", "Right lower lobe consolidation.", "Small pneumothorax.",
-            "Pulmonary edema.", "A 2 cm noncalcified nodule.", "Patchy opacity in the left base."]  # fmt: skip
-VAGUE = ["No acute disease.", "Normal.", "Stable.", "Stable chest.", "As above.", "Unremarkable exam.", "Clear lungs.",
-         "No change.", "Findings as described.", "Correlate clinically.", ".", "Impression"]  # fmt: skip
+ABNORMAL = [
+    "Moderate left effusion.",
+    "Severe cardiomegaly.",
+    "Right lower lobe consolidation.",
+    "Small pneumothorax.",
+    "Pulmonary edema.",
+    "A 2 cm noncalcified nodule.",
+    "Patchy opacity in the left base.",
+]
+VAGUE = [
+    "No acute disease.",
+    "Normal.",
+    "Stable.",
+    "Stable chest.",
+    "As above.",
+    "Unremarkable exam.",
+    "Clear lungs.",
+    "No change.",
+    "Findings as described.",
+    "Correlate clinically.",
+    ".",
+    "Impression",
+]
 
 
 @pytest.mark.parametrize("findings", ABNORMAL)
@@ -187,9 +219,13 @@ def test_no_vague_impression_agrees_with_abnormal_findings(findings):
 
 def test_criticality_names_its_reason():
     normal, device, abnormal, old = CriticalityRules(RULES)(
-        ["No effusion. Heart size is normal.", "No effusion. Pacemaker.", "Left effusion, possible pneumonia.",
-         "Clear lungs. Calcified aorta."]
-    )  # fmt: skip
+        [
+            "No effusion. Heart size is normal.",
+            "No effusion. Pacemaker.",
+            "Left effusion, possible pneumonia.",
+            "Clear lungs. Calcified aorta.",
+        ]
+    )
     assert (normal.critical, normal.source) == (False, "rules")
     assert (device.critical, device.reason) == (True, "Support Devices")
     assert (abnormal.critical, abnormal.reason) == (True, "Pleural Effusion, Pneumonia")

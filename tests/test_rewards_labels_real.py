@@ -42,8 +42,9 @@ def test_the_coding_by_hand(program):
 
     assert coded("normal") == ({"No Finding"}, set())
     assert coded("Cardiomegaly/mild;Density/lung/base") == (
-        {"Cardiomegaly", "Lung Opacity"}, {"Lung Lesion", "Enlarged Cardiomediastinum"},
-    )  # fmt: skip
+        {"Cardiomegaly", "Lung Opacity"},
+        {"Lung Lesion", "Enlarged Cardiomediastinum"},
+    )
     assert coded("Thickening/pleura/apex;Costophrenic Angle/left/blunted") == ({"Pleural Other"}, {"Pleural Effusion"})
     # a device is coded as abnormal; whether there is a finding is left open
     assert coded("Catheters, Indwelling/right") == ({"Support Devices"}, {"No Finding"})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.lexical import Bleu2, RougeL, tokens
+from radflow.rewards.metrics.lexical import Bleu2, RougeL, tokens
 
 words = st.lists(st.sampled_from(["the", "heart", "is", "normal", "effusion", "no"]), min_size=2, max_size=12).map(
     " ".join
@@ -55,7 +55,7 @@ def test_scores_lie_in_the_unit_interval_and_a_copy_gets_one(a, b):
 
 def test_importing_the_reward_loads_nothing_but_itself_and_a_little_of_the_standard_library():
     # Modules are counted instead of seconds, which depend on the machine; each costs about half a millisecond.
-    code = "import sys; before = set(sys.modules); import rewards.hierarchy; print(*set(sys.modules) - before)"
+    code = "import sys; before = set(sys.modules); import radflow.rewards.registry; print(*set(sys.modules) - before)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert {name.split(".")[0] for name in loaded} - sys.stdlib_module_names == {"rewards"}
+    assert {name.split(".")[0] for name in loaded} - sys.stdlib_module_names == {"radflow"}
     assert len(loaded) < 150

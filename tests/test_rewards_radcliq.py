@@ -2,21 +2,21 @@ import json
 
 import pytest
 
-from rewards.radcliq import inverse_radcliq_v1, radcliq_v0, radcliq_v1
+from radflow.rewards.metrics.radcliq import SUB_SCORES, RadCliq, radcliq_v0, radcliq_v1
 
-NAMES = {"radgraph": "radgraph", "bertscore": "bertscore", "semb": "sembscore", "bleu": "bleu2"}
+NAMES = ("radgraph", "bertscore", "sembscore", "bleu2")  # in the order of the regressions
 
 
 def sub_scores(row):
-    return {ours: row[theirs] for ours, theirs in NAMES.items()}
+    return [row[name] for name in NAMES]
 
 
 def test_recorded_points(shared):
     cases = json.loads((shared / "data/metric_oracles.json").read_text())["radcliq_cases"]
     assert len(cases) == 8
     for case in cases:
-        assert radcliq_v0(**sub_scores(case)) == pytest.approx(case["radcliq_v0"], abs=1e-10)
-        assert radcliq_v1(**sub_scores(case)) == pytest.approx(case["radcliq_v1"], abs=1e-10)
+        assert radcliq_v0(*sub_scores(case)) == pytest.approx(case["radcliq_v0"], abs=1e-10)
+        assert radcliq_v1(*sub_scores(case)) == pytest.approx(case["radcliq_v1"], abs=1e-10)
 
 
 def test_published_tables_within_rounding(shared):
@@ -29,26 +29,34 @@ def test_published_tables_within_rounding(shared):
         bound = 0.0005 + sum(slope * half[name] for slope, name in zip(slopes, NAMES, strict=True))
         assert bound == pytest.approx({"radcliq_v0": 0.0041, "radcliq_v1": 0.0025}[key], abs=1e-4)
         for row in rows:
-            assert abs(version(**sub_scores(row)) - row[key]) <= bound, row
+            assert abs(version(*sub_scores(row)) - row[key]) <= bound, row
 
 
 def test_nothing_and_everything_by_the_written_out_formula():
-    nothing = dict.fromkeys(NAMES, 0.0)
-    assert radcliq_v1(**nothing) == pytest.approx(2.4501430833, abs=1e-9)
-    assert radcliq_v0(**nothing) == pytest.approx(5.5161608041, abs=1e-9)
+    nothing = [0.0] * 4
+    assert radcliq_v1(*nothing) == pytest.approx(2.4501430833, abs=1e-9)
+    assert radcliq_v0(*nothing) == pytest.approx(5.5161608041, abs=1e-9)
     # v1 = 2.4501430833 - 1.2452163302 - 1.6508453287 - 0.9947717072
-    assert radcliq_v1(**dict.fromkeys(NAMES, 1.0)) == pytest.approx(-1.4406902828, abs=1e-9)
+    assert radcliq_v1(*[1.0] * 4) == pytest.approx(-1.4406902828, abs=1e-9)
 
 
 def test_bleu_is_a_bad_sign_in_v0_and_none_in_v1():
-    low, high = ({"radgraph": 0.2, "bertscore": 0.4, "semb": 0.4, "bleu": b} for b in (0.0, 1.0))
-    assert radcliq_v0(**high) - radcliq_v0(**low) == pytest.approx(0.7139418527, abs=1e-9)
-    assert radcliq_v1(**high) == pytest.approx(radcliq_v1(**low), abs=1e-10)
+    low, high = ((0.2, 0.4, 0.4, bleu) for bleu in (0.0, 1.0))
+    assert radcliq_v0(*high) - radcliq_v0(*low) == pytest.approx(0.7139418527, abs=1e-9)
+    assert radcliq_v1(*high) == pytest.approx(radcliq_v1(*low), abs=1e-10)
 
 
-def test_the_inverse_is_that_of_the_mean():
-    # MedVersa on MIMIC-CXR: 1 / 1.088 = 0.919; the mean of inverses of RadEval's three pairs would be 9.25
-    assert inverse_radcliq_v1([1.088]) == pytest.approx(0.919, abs=5e-4)
-    assert inverse_radcliq_v1([0.8346, 0.0416, 0.3987]) == pytest.approx(2.35, abs=5e-3)
-    with pytest.raises(ValueError, match="mean other than 0"):
-        inverse_radcliq_v1([])
+class Column:
+    """A metric with one value."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, candidates, references):
+        return [self.value] * len(candidates)
+
+
+def test_the_metric_gives_each_sub_score_its_place():
+    metric = RadCliq(radcliq_v0, [Column(value) for value in (0.1, 0.2, 0.3, 0.4)])
+    assert metric(["a", "b"], ["c", "d"]) == [radcliq_v0(0.1, 0.2, 0.3, 0.4)] * 2
+    assert SUB_SCORES == ("radgraph_f1_rexrank", "bertscore", "sembscore", "bleu2")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.graph_cache import GraphCache
-from rewards.radgraph import LEVELS, RadGraphConfig, RadGraphF1, complete, partial, rexrank, simple
-from rewards.radgraph_text import graph_of, tokenise
+from radflow.rewards.radgraph.cache import GraphCache
+from radflow.rewards.radgraph.f1 import LEVELS, RadGraphConfig, RadGraphF1, complete, partial, rexrank, simple
+from radflow.rewards.radgraph.text import graph_of, tokenise
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,20 @@ def test_models_cut_words_at_different_marks():
     # v1 knows neither hyphen nor percent sign; xl cuts them off, and parts a bracket from the full stop behind it
     assert tokenise(text, "radgraph") == ["Non-specific", ",", "1", ".", "2", "cm", "(", "5%", ")", "."]
     assert tokenise(text, "radgraph-xl") == [
-        "Non", "-", "specific", ",", "1", ".", "2", "cm", "(", "5", "%", ")", ".",
-    ]  # fmt: skip
+        "Non",
+        "-",
+        "specific",
+        ",",
+        "1",
+        ".",
+        "2",
+        "cm",
+        "(",
+        "5",
+        "%",
+        ")",
+        ".",
+    ]
 
 
 @pytest.mark.parametrize("model", ["radgraph", "radgraph-xl"])

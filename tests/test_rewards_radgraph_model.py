@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from radgraph_archives import Sizes, write_archive
 
-from rewards.radgraph import RadGraphConfig, RadGraphF1
-from rewards.radgraph_archive import find_archive, read_archive
-from rewards.radgraph_decoder import candidate_spans, pairs_within
-from rewards.radgraph_encoder import batches
-from rewards.radgraph_text import graph_of, tokenise
+from radflow.rewards.metrics.encoder import cut_batches
+from radflow.rewards.radgraph.archive import find_archive, read_archive
+from radflow.rewards.radgraph.decoder import candidate_spans, pairs_within
+from radflow.rewards.radgraph.f1 import RadGraphConfig, RadGraphF1
+from radflow.rewards.radgraph.text import graph_of, tokenise
 
 MODELS = ("radgraph", "radgraph-xl", "modern-radgraph-xl")
 SENTENCES = [
@@ -125,9 +125,9 @@ def test_a_graph_does_not_depend_on_company_order_or_batches(annotate, alone, te
 
 
 def test_a_graph_does_not_depend_on_windows(annotate, alone, monkeypatch):
-    monkeypatch.setattr("rewards.radgraph_annotate.WORDS_AT_ONCE", 60)
-    monkeypatch.setattr("rewards.radgraph_decoder.PAIRS_AT_ONCE", 7)
-    monkeypatch.setattr("rewards.radgraph_encoder.KNOWN_WORDS", 3)
+    monkeypatch.setattr("radflow.rewards.radgraph.annotate.WORDS_AT_ONCE", 60)
+    monkeypatch.setattr("radflow.rewards.radgraph.decoder.PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("radflow.rewards.radgraph.encoder.KNOWN_WORDS", 3)
     assert annotate(REPORTS) == list(alone.values())
 
 
@@ -140,7 +140,7 @@ def test_nothing_of_the_model_is_trained(annotate):
 
 @given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 100))
 def test_batches_hold_every_item_once_within_the_budget(lengths, budget):
-    groups = batches(lengths, budget)
+    groups = cut_batches(lengths, budget)
     assert sorted(number for group in groups for number in group) == list(range(len(lengths)))
     assert all(len(group) == 1 or len(group) * max(lengths[n] for n in group) <= budget for group in groups)
 
@@ -158,8 +158,15 @@ def test_pairs_are_those_of_two_loops(counts):
 def test_spans_stay_within_their_report():
     spans = candidate_spans([2, 3], max_width=2, device="cpu")
     assert list(zip(spans.start.tolist(), spans.end.tolist(), spans.report.tolist(), strict=True)) == [
-        (0, 0, 0), (0, 1, 0), (1, 1, 0), (2, 2, 1), (2, 3, 1), (3, 3, 1), (3, 4, 1), (4, 4, 1),
-    ]  # fmt: skip
+        (0, 0, 0),
+        (0, 1, 0),
+        (1, 1, 0),
+        (2, 2, 1),
+        (2, 3, 1),
+        (3, 3, 1),
+        (3, 4, 1),
+        (4, 4, 1),
+    ]
 
 
 def test_an_archive_is_found_as_directory_parent_or_tar(folder, tmp_path):
@@ -219,7 +226,7 @@ BERT = "_embedder.token_embedder_bert._matched_embedder.transformer_model."
             r"_span_width_embedding\.weight of shape \(9, 5\) instead of \(8, 5\)",
         ),
     ],
-)  # fmt: skip
+)
 def test_weights_that_the_config_does_not_describe_are_refused_by_name(folder, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         load(altered(folder, tmp_path, change))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.statistics import (
+from radflow.rewards.statistics import (
     bootstrap,
     bootstrap_difference,
     bootstrap_mean,

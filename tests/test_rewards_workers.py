@@ -8,12 +8,12 @@ import sys
 import pytest
 from tiny_encoders import tiny_bert, tiny_chexbert, tiny_roberta
 
-from data.sections import parse_sections
-from rewards.bertscore import BertScoreConfig
-from rewards.chexbert import ChexbertConfig
-from rewards.config import RewardConfig
-from rewards.hierarchy import HierarchicalReward
-from rewards.workers import RewardWorkers, scores_of
+from radflow.data.sections import parse_sections
+from radflow.rewards.config import RewardConfig
+from radflow.rewards.metrics.bertscore import BertScoreConfig
+from radflow.rewards.metrics.chexbert import ChexbertConfig
+from radflow.rewards.registry import build_reward
+from radflow.rewards.workers import RewardWorkers, scores_of
 
 REFERENCE = "Findings: Small left pleural effusion. Impression: Left pleural effusion."
 CANDIDATES = ["Findings: Lungs are clear. Impression: No acute disease.", REFERENCE, "no headers at all", ""]
@@ -30,7 +30,7 @@ def fail(_: str):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_scores_are_those_of_the_reward_itself(workers):
     config = RewardConfig(workers=workers)
-    expected = HierarchicalReward.from_config(config, parse_sections)(CANDIDATES, [REFERENCE] * 4)
+    expected = build_reward(config, parse_sections)(CANDIDATES, [REFERENCE] * 4)
     with RewardWorkers(config, parse_sections) as pool:
         pending = [pool.submit([text], [REFERENCE]) for text in CANDIDATES]
         assert [scores_of(future, study_id="s").scores[0] for future in pending] == expected
@@ -67,7 +67,7 @@ GROUPS = [(CANDIDATES[i:] + CANDIDATES[:i], [CANDIDATES[i % 2]] * 4) for i in ra
 def test_scores_of_models_do_not_depend_on_what_a_worker_scored_before(with_models, options):
     """With more workers each meets other groups, in another order. That must not tell, not in the last digit."""
     config = with_models(**options)
-    first, second = (HierarchicalReward.from_config(config, parse_sections) for _ in range(2))
+    first, second = (build_reward(config, parse_sections) for _ in range(2))
     in_order = [first(*group) for group in GROUPS]
     assert [second(*group) for group in reversed(GROUPS)] == in_order[::-1]
     assert [first(*group) for group in GROUPS] == in_order
@@ -75,7 +75,7 @@ def test_scores_of_models_do_not_depend_on_what_a_worker_scored_before(with_mode
 
 def test_a_worker_loads_the_models_itself(with_models):
     config = with_models(preset="bertscore", workers=1)
-    expected = HierarchicalReward.from_config(config, parse_sections)(*GROUPS[1])
+    expected = build_reward(config, parse_sections)(*GROUPS[1])
     with RewardWorkers(config, parse_sections) as pool:
         scores = scores_of(pool.submit(*GROUPS[1]), study_id="s").scores
     assert [s.total for s in scores] == pytest.approx([s.total for s in expected], abs=1e-5)

@@ -1,5 +1,6 @@
 """The study's statistics and its rows (benchmarks/study)."""
 
+import csv
 import functools
 import math
 import sys
@@ -17,12 +18,11 @@ sys.path.append(str(ROOT / "benchmarks"))
 from study import arms, figure, pages, purpose, runs, seeds, values  # noqa: E402
 from study.errors import finding_errors  # noqa: E402
 
-from data.phantoms import make_studies, perfect_report  # noqa: E402
-from data.studies import Study  # noqa: E402
-from models.start import ModelConfig  # noqa: E402
-from rewards.chexpert_rules import ChexpertRules  # noqa: E402
-from run_folder import plain  # noqa: E402
-from stages import Config  # noqa: E402
+from radflow.data.phantoms import make_studies, perfect_report  # noqa: E402
+from radflow.data.studies import Study  # noqa: E402
+from radflow.models.start import ModelConfig  # noqa: E402
+from radflow.pipeline.run_config import Config, plain  # noqa: E402
+from radflow.rewards.rules.chexpert_rules import ChexpertRules  # noqa: E402
 
 CONFIG = Config(model=ModelConfig(training="full"))
 
@@ -47,7 +47,7 @@ def test_equal_rows_differ_in_nothing_and_one_seed_tests_nothing():
     assert (same.difference.mean, same.effect, same.p, same.wins) == (0.0, 0.0, 1.0, 0)
     alone = seeds.compare([1.0], [2.0])
     assert alone.difference.mean == 1.0 and math.isnan(alone.p) and math.isnan(alone.difference.half)
-    assert pages.test_cell(alone) == "+1.000"
+    assert pages.test_cells(alone) == ["+1.000", "-", "-"] and pages.p_value(alone.p) == "-"
 
 
 def test_the_same_difference_on_every_seed_up_to_rounding_is_no_effect_of_a_million():
@@ -64,8 +64,9 @@ def test_a_claim_is_tested_on_the_seeds_that_both_rows_have_and_the_rest_is_left
     rows = {"sft_hard": [seed(1.0), None, seed(1.0)], "ours": [seed(2.0), seed(9.0), seed(3.0)], "grpo": [None] * 3}
     page = pages.claims_page(rows, [claim, other], "")
     # differences 1 and 2; the second seed lacks a row, the second claim has no seed at all
-    assert [row[:2] for row in page["rows"]] == [[claim.title, "2"]]
-    assert page["tests"]["total"][0]["difference"]["mean"] == 1.5
+    (row,) = page["rows"]
+    assert row[:3] == [claim.title, "total reward", "2"]
+    assert row[3].startswith("+1.500 ± ")
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=3, max_size=8), st.floats(-3, 3))
@@ -157,7 +158,7 @@ def test_the_configs_of_the_study_are_configs_of_train(dataset, tmp_path):
     assert config.reward.bertscore.path == "encoder"
     # every table has BERTScore and is followed on the way, with one process a row
     assert "bertscore" in config.evaluate.metrics
-    assert (config.tracking.evaluate_every, config.reward.workers) == (10, 0)
+    assert (config.evaluate.validate_every, config.reward.workers) == (10, 0)
 
 
 def test_short_sft_is_all_that_differs_between_the_two_chest_sets(tmp_path):
@@ -186,9 +187,39 @@ def test_every_claim_of_a_table_compares_two_of_its_rows():
         assert all({claim.first.name, claim.second.name} <= names for claim in arms.CLAIMS[kind])
 
 
-def test_the_figure_is_the_same_file_from_the_same_numbers(tmp_path):
-    seed = [{"total": 1.0 + i, **dict.fromkeys(purpose.QUANTITIES, 0.1 * i)} for i in range(3)]
-    for name in ("a.svg", "b.svg"):
-        figure.draw({"grpo": [seed, seed], "ours": [seed, seed]}, tmp_path / name)
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+def test_a_table_becomes_a_csv_file_and_what_it_was_measured_on_its_last_column(tmp_path, monkeypatch, capsys):
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    parts = {"setting": "a step", "rounds": 2, "machine": "a card", "parts": {"a, b": 1.0, "c": 3.0}, "import_ms": 4}
+    harness.write("parts", parts)
+    rows = list(csv.reader((tmp_path / "parts.csv").open(encoding="utf-8")))
+    assert rows[0] == ["part", "seconds", "%", "measured on"]
+    assert [row[:3] for row in rows[1:]] == [
+        ["c", "3.000", "75.0"],
+        ["a, b", "1.000", "25.0"],
+        ["all", "4.000", "100.0"],
+    ]
+    assert {row[3] for row in rows[1:]} == {"a card, 2 rounds"}
+    printed = capsys.readouterr().out
+    assert "| a, b | 1.000 | 25.0 |" in printed and "import_ms: 4" in printed
+
+
+def test_the_figure_of_the_results_page_is_drawn_from_its_file(tmp_path):
+    courses = figure.read_courses(ROOT / "benchmarks" / "results" / "table_purpose_chest_courses.csv")
+    assert [len(courses[arm]) for arm in ("grpo", "ours")] == [5, 5]
+    figure.draw(courses, tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_bytes() == (ROOT / "docs" / "figures" / "purpose_chest.svg").read_bytes()
+
+
+def test_courses_are_read_as_they_were_written_and_drawn_over_the_gain(tmp_path, monkeypatch):
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    seed = [{"step": float(i), "total": 1.0 + i, **dict.fromkeys(purpose.QUANTITIES, 0.1 * i)} for i in range(3)]
+    courses = {"grpo": [seed, seed[:2]], "ours": [seed, seed]}
+    harness.write("courses", purpose.courses_page(courses, ""))
+    assert figure.read_courses(tmp_path / "courses.csv") == {
+        arm: [[pytest.approx(point) for point in points] for points in runs] for arm, runs in courses.items()
+    }
     assert figure.series(seed, "kl") == ([0.0, 1.0, 2.0], pytest.approx([0.0, 0.1, 0.2]))

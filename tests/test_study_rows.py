@@ -26,8 +26,12 @@ SMALL = {
     "reward": {"expert": "carotid_rules", "workers": 0, "bertscore": {"num_layers": 2}},
     "rl": {"steps": 2, "studies_per_step": 4, "optimizer": {"lr": 1e-3}},
     "rollout": {"max_new_tokens": 16},
-    "evaluate": {"metrics": ["bertscore", "keyword_f1_rules"], "max_new_tokens": 16},
-    "tracking": {"evaluate_every": 1, "evaluate_studies": 4},
+    "evaluate": {
+        "metrics": ["bertscore", "keyword_f1_rules"],
+        "max_new_tokens": 16,
+        "validate_every": 1,
+        "validate_studies": 4,
+    },
 }
 
 
@@ -109,7 +113,7 @@ def test_a_course_begins_with_the_sft_policy_and_ends_with_the_result(study):
     assert points[-1]["total"] == pytest.approx(sum(result) / len(result))
 
 
-def test_systems_that_see_nothing_stand_beside_the_policies(study):
+def test_baselines_and_other_images_are_rows_next_to_the_policies(study):
     for arm in (*arms.BLIND[:3], arms.SAMPLED[0]):
         runs.run_arm(*study, arm)
     constant, nearest, other, sft = (

@@ -1,12 +1,8 @@
 """The whole method in miniature: it finishes, it explains what is wrong, and a kill changes nothing."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,34 +10,18 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from small_run import ROOT, SMALL, count_lines, start_run
 
-import train
 from capo.ranks import Ranks
 from capo.stopping import StopRequested
-from models.start import ModelConfig
-from stages import Config, in_run
-
-ROOT = Path(train.__file__).parent
-SMALL = [
-    "--data.num-train", "20", "--data.num-test", "6", "--data.image-size", "56",
-    "--model.tiny.hidden-size", "64", "--model.tiny.layers", "2", "--model.tiny.vision-hidden", "64",
-    "--model.tiny.vision-depth", "1", "--warmup.steps", "6", "--sft.steps", "30",
-    "--sft.checkpoint-every", "5", "--sft.batch-size", "8",
-    "--explore.part-size", "5", "--rl.steps", "4", "--rl.checkpoint-every", "1", "--rl.studies-per-step", "4",
-    "--rollout.max-new-tokens", "24", "--evaluate.max-new-tokens", "24", "--evaluate.baseline-sample", "5",
-]  # fmt: skip
-
-
-def start(folder):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "train.py"), "--run-dir", str(folder), *SMALL]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+from radflow import train
+from radflow.models.start import ModelConfig
+from radflow.pipeline.run import run_on_ranks
+from radflow.pipeline.run_config import Config
 
 
 def kill_when(folder, reached, limit=120):
-    process, until = start(folder), time.monotonic() + limit
+    process, until = start_run(folder), time.monotonic() + limit
     while not reached():
         assert process.poll() is None, f"ended before the kill: {process.stderr.read()[-800:]}"
         assert time.monotonic() < until, "the moment to kill never came"
@@ -50,14 +30,10 @@ def kill_when(folder, reached, limit=120):
     process.wait()
 
 
-def lines(path):
-    return path.read_text().count("\n") if path.exists() else 0
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    process = start(folder)
+    process = start_run(folder)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-2000:]
     return folder
@@ -70,7 +46,7 @@ def test_every_stage_leaves_its_product(finished):
     assert len(scores) == 20
     worst = sorted(scores, key=lambda row: row["s"])[:10]
     assert {row["id"] for row in worst} == set(selected)
-    assert lines(finished / "criticality.jsonl") == 20
+    assert count_lines(finished / "criticality.jsonl") == 20
     rows = [json.loads(line) for line in (finished / "rl/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert rows[0]["kl_before"] == 0.0 and all(row["sampler_gap_max"] < 1e-3 for row in rows)
@@ -90,12 +66,12 @@ def test_every_stage_leaves_its_product(finished):
 
 def test_a_run_killed_in_every_stage_ends_with_the_same_table(finished, tmp_path):
     folder = tmp_path / "killed"
-    kill_when(folder, lambda: lines(folder / "warmup/metrics.jsonl") >= 2)
-    kill_when(folder, lambda: lines(folder / "sft/metrics.jsonl") >= 12)
+    kill_when(folder, lambda: count_lines(folder / "warmup/metrics.jsonl") >= 2)
+    kill_when(folder, lambda: count_lines(folder / "sft/metrics.jsonl") >= 12)
     kill_when(folder, lambda: len(list(folder.glob("explore/predictions/*.jsonl"))) >= 2)
-    kill_when(folder, lambda: lines(folder / "rl/metrics.jsonl") >= 2)
+    kill_when(folder, lambda: count_lines(folder / "rl/metrics.jsonl") >= 2)
     kill_when(folder, lambda: (folder / "eval/sft.json").exists())
-    process = start(folder)
+    process = start_run(folder)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-2000:]
     for name in ("eval/table.json", "eval/capo.json", "explore/selection.json"):
@@ -119,14 +95,7 @@ def test_a_finished_run_is_only_read(finished, capsys, monkeypatch):
 def test_exploration_may_read_metrics_that_are_no_parts_of_the_reward(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     options = ["--stages", "sft,explore", "--sft.steps", "2", "--reward.preset", "bleu"]
-    options += [
-        "--evaluate.metrics",
-        "rouge_l",
-        "--explore.weights.bleu2",
-        "0",
-        "--explore.weights.entity-f1-rules",
-        "1",
-    ]
+    options += ["--evaluate.metrics", "rouge_l", "--explore.weights", "entity_f1_rules", "1", "label_f1_rules", "1"]
     train.main(["--run-dir", str(tmp_path / "run"), *SMALL, *options])
     row = json.loads((tmp_path / "run/explore/scores.jsonl").read_text().splitlines()[0])
     names = ["total", "bleu2", "entity_f1_rules", "label_f1_rules", "rouge_l", "label_f1_true_state"]
@@ -141,8 +110,10 @@ def test_lora_on_a_checkpoint_keeps_the_sft_policy_as_reference(finished, tmp_pa
     train.main(["--run-dir", str(folder), *SMALL, *options, "--stages", "sft,explore,criticality,rl"])
     rows = [json.loads(line) for line in (folder / "rl/metrics.jsonl").read_text().splitlines()]
     assert rows[0]["kl_before"] == 0.0 and rows[-1]["kl_before"] > 0
-    weights = {stage: load_file(path / "model.safetensors") for stage, path in
-               {"base": base, "sft": folder / "sft/model", "rl": folder / "rl/model"}.items()}  # fmt: skip
+    weights = {
+        stage: load_file(path / "model.safetensors")
+        for stage, path in {"base": base, "sft": folder / "sft/model", "rl": folder / "rl/model"}.items()
+    }
     assert weights["base"].keys() == weights["sft"].keys() == weights["rl"].keys()
     for name, tensor in weights["base"].items():
         adapted = "layers" in name and "proj.weight" in name and "visual" not in name
@@ -194,8 +165,16 @@ def test_bad_studies_stop_a_run_before_anything_is_written(tmp_path, monkeypatch
     for number, split in enumerate(["train", "train", "train", "val"]):
         image = tmp_path / f"{number}.jpg"
         Image.fromarray(np.random.default_rng(number).integers(0, 255, (64, 64), dtype=np.uint8)).save(image)
-        rows.append({"id": f"s{number}", "patient_id": f"p{number}", "images": [image.name], "split": split,
-                     "findings": "Clear.", "impression": "Normal."})  # fmt: skip
+        rows.append(
+            {
+                "id": f"s{number}",
+                "patient_id": f"p{number}",
+                "images": [image.name],
+                "split": split,
+                "findings": "Clear.",
+                "impression": "Normal.",
+            }
+        )
     if damage == "missing image":
         (tmp_path / "1.jpg").unlink()
     elif damage == "truncated image":
@@ -216,19 +195,19 @@ def test_bad_studies_stop_a_run_before_anything_is_written(tmp_path, monkeypatch
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_is_valid(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = train.read_config(train.Config, ["--config", str(path)], default=path, description="")
+    config = train.parse_config(["--config", str(path)])
     written = yaml.safe_load(path.read_text())
     assert str(config.run_dir) == written["run_dir"] and config.rl.steps == written["rl"]["steps"]
 
 
 def test_every_rank_leaves_when_its_work_is_done_and_when_it_is_stopped(tmp_path, monkeypatch):
     left = []
-    monkeypatch.setattr(Ranks, "leave", lambda ranks: left.append(ranks.rank))
+    monkeypatch.setattr(Ranks, "shutdown", lambda ranks: left.append(ranks.rank))
     config = Config(run_dir=tmp_path / "run", model=ModelConfig(training="full"))
 
     def stopped(ranks, stop):
         raise StopRequested("stopped")
 
     for work in (lambda ranks, stop: None, stopped):
-        in_run(config, work)
+        run_on_ranks(config, work)
     assert left == [0, 0]

@@ -4,13 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from test_train import ROOT, SMALL, lines
+from small_run import count_lines, start_run
 
 from capo.journal import read_lines
 
@@ -18,16 +17,8 @@ LIMIT = 180
 
 
 def start(folder, *, ranks=1, restarts=0, options=()):
-    """Under torchrun where there are several; one line of environment more than users have: one thread a process."""
-    launcher = [
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
-        "--max-restarts", str(restarts), "--monitor-interval", "0.1",
-    ]  # fmt: skip
-    command = [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / "train.py"), "--run-dir", str(folder)]
-    return subprocess.Popen(
-        [*command, *SMALL, *options], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    launcher = ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
+    return start_run(folder, *options, ranks=ranks, launcher=launcher, stdout=subprocess.PIPE)
 
 
 def finish(process):
@@ -73,7 +64,7 @@ def two_ranks(tmp_path_factory):
 def test_a_worker_that_dies_is_replaced_and_the_result_is_that_of_an_undisturbed_run(two_ranks, tmp_path):
     folder = tmp_path / "restarted"
     process = start(folder, ranks=2, restarts=1)
-    wait_for(process, lambda: lines(folder / "rl/metrics.jsonl") >= 2)
+    wait_for(process, lambda: count_lines(folder / "rl/metrics.jsonl") >= 2)
     victim = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()[-1]
     os.kill(int(victim), signal.SIGKILL)
     finish(process)
@@ -83,12 +74,12 @@ def test_a_worker_that_dies_is_replaced_and_the_result_is_that_of_an_undisturbed
 def test_a_run_goes_on_with_another_number_of_ranks_and_another_sharding(two_ranks, tmp_path):
     folder = tmp_path / "moved"
     process = start(folder, ranks=2, options=["--parallel.sharding", "full"])
-    wait_for(process, lambda: lines(folder / "sft/metrics.jsonl") >= 12)
+    wait_for(process, lambda: count_lines(folder / "sft/metrics.jsonl") >= 12)
     process.kill()  # torchrun's agent; its workers find their parent gone
     subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
     process.communicate()
     process = start(folder, ranks=1)
-    wait_for(process, lambda: lines(folder / "rl/metrics.jsonl") >= 1)
+    wait_for(process, lambda: count_lines(folder / "rl/metrics.jsonl") >= 1)
     process.kill()
     process.communicate()
     finish(start(folder, ranks=4))
@@ -110,9 +101,9 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_another_sharding(two_ran
 @pytest.mark.parametrize("stage", ["sft", "explore", "rl"])
 def test_a_signal_saves_the_run_and_ends_it_with_exit_code_0(two_ranks, tmp_path, number, stage):
     moments = {
-        "sft": lambda folder: lines(folder / "sft/metrics.jsonl") >= 13,
+        "sft": lambda folder: count_lines(folder / "sft/metrics.jsonl") >= 13,
         "explore": lambda folder: (folder / "explore/predictions/part_00001.jsonl").exists(),
-        "rl": lambda folder: lines(folder / "rl/metrics.jsonl") >= 2,
+        "rl": lambda folder: count_lines(folder / "rl/metrics.jsonl") >= 2,
     }
     # a stage that would go on for long enough to be met
     folder, longer = tmp_path / "stopped", ["--rl.steps", "400", "--sft.checkpoint-every", "1000"]
@@ -124,7 +115,11 @@ def test_a_signal_saves_the_run_and_ends_it_with_exit_code_0(two_ranks, tmp_path
     assert "start the same command again to go on" in out and time.monotonic() - began < 30
     if stage != "explore":
         (newest,) = sorted((folder / stage / "checkpoints").glob("step_*"))[-1:]
-        assert json.loads((newest / "checkpoint.json").read_text())["step"] == lines(folder / stage / "metrics.jsonl")
+        saved, written = (
+            json.loads((newest / "checkpoint.json").read_text()),
+            count_lines(folder / stage / "metrics.jsonl"),
+        )
+        assert saved["step"] == written
     if stage == "sft":
         process = start(folder, options=longer)  # goes on from there, although no checkpoint was due
         wait_for(process, lambda: (folder / "sft/model").exists())

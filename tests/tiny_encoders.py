@@ -7,7 +7,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from rewards.chexbert import NUM_CLASSES
+from radflow.rewards.metrics.chexbert import NUM_CLASSES
 
 TEXTS = (
     "The heart is normal in size. The lungs are clear. No pleural effusion or pneumothorax.",
@@ -26,9 +26,15 @@ def tiny_roberta(folder: Path, *, layers: int = 3) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
     torch.manual_seed(0)
     config = RobertaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, num_hidden_layers=layers, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=66, type_vocab_size=1, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=66,
+        type_vocab_size=1,
+        initializer_range=0.5,
+    )
     RobertaModel(config).save_pretrained(folder)
     return folder
 
@@ -50,9 +56,14 @@ def tiny_bert(folder: Path) -> Path:
 def bert_config(folder: Path) -> BertConfig:
     size = len((folder / "vocab.txt").read_text().splitlines())
     return BertConfig(
-        vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
 
 
 def chexbert_state(bert: Path) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from reports_by_policy import banned_mask
+from radflow.pipeline.generation import suppressed_mask
 
 
 def greedy(policy, processor, prompt, *, max_new_tokens):
@@ -18,5 +18,5 @@ def greedy(policy, processor, prompt, *, max_new_tokens):
         do_sample=False,
         eos_token_id=processor.eos_id,
         pad_token_id=processor.eos_id,
-        suppress_tokens=banned_mask(policy, processor).nonzero()[:, 0].tolist(),
+        suppress_tokens=suppressed_mask(policy, processor).nonzero()[:, 0].tolist(),
     )[0, prompt.num_tokens :]

@@ -1,4 +1,4 @@
-"""What the card itself gives: rate of a copy, rate of a matrix product. Other sections are read against these."""
+"""Bandwidth of a copy and rate of a matrix product: the bounds for other sections."""
 
 from collections.abc import Callable
 

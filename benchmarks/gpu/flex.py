@@ -11,9 +11,10 @@ from gpu.runner import Setting
 from torch import Tensor, nn
 from torch._dynamo.utils import get_compilation_metrics
 from torch.nn.attention.flex_attention import BlockMask
+from toy_policy import TextPrompt
 
 from capo.packing import Layout
-from models.attention import attend
+from radflow.models.layers import attend
 
 LENGTHS = 20
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -75,7 +76,7 @@ def compare(setting: Setting, report: Report) -> None:
 
 def layout(number: int, device: torch.device, *, unit: int) -> Layout:
     """One study of a length that no other has; the lengths of its reports differ."""
-    prompt = work.TextPrompt(unit + (unit + 3) * number)
+    prompt = TextPrompt.of("text", unit + (unit + 3) * number)
     lengths = [unit // 2 + number, unit + 2 * number, unit // 3 + 3 * number]
     return work.layout_of([prompt], [work.random_reports(97, lengths)], device)
 

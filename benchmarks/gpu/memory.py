@@ -1,18 +1,19 @@
-"""What a tower run, an RL step and an SFT step hold at their peak, against what `train.py --plan` says."""
+"""Peak memory of a tower run, an RL step and an SFT step, against what `train.py plan` says."""
 
 import torch
+from checkpoint import requests
 from gpu import card, work
 from gpu.report import Bar, Report
 from gpu.runner import Setting
 
+from capo import sft
 from capo.advantages import group_advantages
-from capo.sft import imitate
 from capo.trainer import OptimizerConfig, RlConfig, Trainer
 from capo.types import Case, Rollout
-from models.lora import LoraConfig, add_lora, reference
-from models.processing import Prompt
-from models.start import ModelConfig
-from plan import Load, Sizes, memory
+from radflow.models.lora import LoraConfig, add_lora, reference
+from radflow.models.processing import Prompt
+from radflow.models.start import ModelConfig
+from radflow.pipeline.memory_plan import Load, Sizes, memory
 
 CAP = 24e9  # bytes
 NEAR = Bar(at_least=1 / 1.15, at_most=1.15)
@@ -20,7 +21,7 @@ NEAR = Bar(at_least=1 / 1.15, at_most=1.15)
 RESIDENT, CONTEXT = ("weights", "reference", "gradients and Adam"), "context and fragments"
 
 
-def planned(parts: dict[str, float], *, phase: str) -> float:
+def planned_peak(parts: dict[str, float], *, phase: str) -> float:
     """GB at the peak of `phase`, as far as torch's allocator sees it."""
     known = {*RESIDENT, CONTEXT, "training pass", "rollout"}
     assert set(parts) == known, f"the plan has other parts than {sorted(known)}: {sorted(parts)}"
@@ -44,9 +45,9 @@ def compare_phase(
     """
     report.figure(f"{name}: peak", most, unit="GB")
     if setting.small:
-        report.figure(f"{name}: planned peak", planned(parts, phase=phase), unit="GB")
+        report.figure(f"{name}: planned peak", planned_peak(parts, phase=phase), unit="GB")
         return
-    report.figure(f"{name}: planned to measured peak", planned(parts, phase=phase) / most, NEAR)
+    report.figure(f"{name}: planned to measured peak", planned_peak(parts, phase=phase) / most, NEAR)
     report.figure(f"{name}: planned to measured, what the phase adds", parts[phase] / (most - held), NEAR)
 
 
@@ -95,7 +96,7 @@ def rl_step(setting: Setting, report: Report) -> None:
     )
     held = work.reset_peak(device)
     write = work.engine(made.policy, slots=group, new_recorder=work.graphs(device), tokens=tokens, temperature=1.0)
-    reports = write(work.requests([prompt], group))
+    reports = write(requests([prompt], group))
     compare_phase(setting, report, "rollout", parts, "rollout", held=held, most=work.peak(device))
     work.reset_peak(device)  # the engine and its caches stay: the plan counts them in both phases
     row = update(trainer, prompt, reports)
@@ -105,11 +106,11 @@ def rl_step(setting: Setting, report: Report) -> None:
 
 
 def update(trainer: Trainer, prompt: Prompt, reports: list[Rollout]) -> dict[str, float]:
-    """Both inner epochs on one critical study; of two reports the later has the higher reward."""
+    """Both inner epochs on one critical study; later reports have higher rewards."""
     rewards, group = torch.arange(len(reports), dtype=torch.float32), torch.zeros(len(reports), dtype=torch.int64)
-    case = Case(prompt, tuple(reports), group_advantages(rewards, group).advantages, critical=True)
+    case = Case(prompt, tuple(reports), group_advantages(rewards, group).advantages, critical=True, clip=0.05)
     config = RlConfig(studies_per_step=1, group_size=len(reports))
-    return trainer.improve([case], config, temperature=1.0, banned=None)
+    return trainer.capo_step([case], config, temperature=1.0, suppressed=None)
 
 
 def sft_step(setting: Setting, report: Report) -> None:
@@ -124,8 +125,10 @@ def sft_step(setting: Setting, report: Report) -> None:
     report.ran(f"LoRA rank 8 in bfloat16, 2 studies of {length} tokens in one micro-batch, two steps")
     parts = plan_of(made, Load(micro_batch=2 * length, slots=0, cached=length, prefill=0), recompute=False)
     held = work.reset_peak(device)
-    rows = [imitate(trainer, prompts, reports) for _ in range(2)]
+    rows = [sft.sft_step(trainer, prompts, reports) for _ in range(2)]
     compare_phase(setting, report, "step", parts, "training pass", held=held, most=work.peak(device))
-    report.figure("seconds of a step", card.seconds_of(lambda: imitate(trainer, prompts, reports), device, repeats=2))
+    report.figure(
+        "seconds of a step", card.seconds_of(lambda: sft.sft_step(trainer, prompts, reports), device, repeats=2)
+    )
     report.figure("loss per token, first step", rows[0]["loss"], unit="nats")
     report.figure("updates skipped", rows[-1]["updates_skipped"], Bar(at_most=0))

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from capo.checkpoint import Checkpoints
-from capo.fsdp import ParallelConfig, mesh_of, shard, shard_policy, sharded_modules
+from capo.fsdp import ParallelConfig, build_mesh, shard, shard_policy, sharded_modules
 from capo.ranks import Ranks
-from capo.sft import imitate
+from capo.sft import sft_step
 from capo.trainer import OptimizerConfig, Trainer
-from models.qwen_vl import QwenVL, local, whole
+from radflow.models.qwen_vl import QwenVL, local, whole
 
 GRADIENTS = Bar(at_most=1e-3)
 LENGTHS = (9, 40, 21, 15)  # report tokens of the studies: ranks have unequal work
@@ -39,9 +39,9 @@ def gradients_of_a_step(policy: QwenVL, made: work.Model, ranks: Ranks) -> tuple
 
     trainer.optimizer.register_step_pre_hook(keep)
     reports = work.random_reports(300, LENGTHS)
-    own = ranks.share([len(report) for report in reports])
+    own = ranks.assign([len(report) for report in reports])
     prompts = [made.prompt(number, pixels=112) for number in own]
-    row = imitate(trainer, prompts, [reports[i] for i in own], num_tokens=sum(LENGTHS))
+    row = sft_step(trainer, prompts, [reports[i] for i in own], num_tokens=sum(LENGTHS))
     return found, row["loss"], trainer
 
 
@@ -72,7 +72,7 @@ def alone(setting: Setting, report: Report) -> None:
     store = dist.FileStore(str(setting.folder / "store"), 1)
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
     made = small_model(setting)
-    mesh = mesh_of("full", world_size=1, local_size=1, device=device, timeout_s=120)
+    mesh = build_mesh("full", world_size=1, local_size=1, device=device, timeout_s=120)
     shard(made.policy, made.policy.blocks(), mesh, device=device)
     found, sharded_loss, trainer = gradients_of_a_step(made.policy, made, Ranks())
     report.figure("sharded modules", len(sharded_modules(made.policy)), Bar(at_least=1))
@@ -124,10 +124,22 @@ def _launch(setting: Setting) -> str:
         port = listener.getsockname()[1]
     # not --standalone: it looks up the machine's own name, which has no address without a network
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2",
-        "--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "gpu.ranks", str(setting.folder),
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "1",
+        "--nproc-per-node",
+        "2",
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(port),
+        "-m",
+        "gpu.ranks",
+        str(setting.folder),
         *["small"] * setting.small,
-    ]  # fmt: skip
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     print(ran.stdout, ran.stderr, sep="\n", file=sys.stderr)
     named = re.findall(r"^.*\b\w+Error: .*$", ran.stderr, flags=re.M)
@@ -138,16 +150,16 @@ def rank_main(arguments: Sequence[str]) -> None:
     """What each of the two processes does."""
     setting = Setting(small="small" in arguments, folder=Path(arguments[0]))
     work.start(setting)
-    ranks = Ranks.join(timeout_s=120)
+    ranks = Ranks.from_environment(timeout_s=120)
     for sharding in SHARDINGS:
         made = small_model(setting)
         shard_policy(made.policy, ParallelConfig(sharding=sharding), ranks, work.device_of(setting))
         found, loss, _ = gradients_of_a_step(made.policy, made, ranks)
-        if ranks.first:
+        if ranks.is_main:
             path = setting.folder / f"{sharding}.gradients"
             save_file({**{n: g.contiguous() for n, g in found.items()}, "loss": torch.tensor(loss)}, f"{path}.tmp")
             os.replace(f"{path}.tmp", path)
-    ranks.leave()
+    ranks.shutdown()
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ class Section:
 
 
 def preload(sections: Sequence[Section]) -> None:
-    """Import what the sections need, before their processes are copied off. What cannot be imported is said here, and
-    ends the section that needs it."""
+    """Import what the sections need, before their processes are forked. Failed imports are printed; the section that
+    needs one fails."""
     for section in sections:
         try:
             importlib.import_module(section.work.partition(":")[0])
@@ -71,9 +71,15 @@ class Runner:
     """
 
     def __init__(
-        self, setting: Setting, *, out: Path, deadline_s: float, jobs: int = 1, share: float = 1.0,
+        self,
+        setting: Setting,
+        *,
+        out: Path,
+        deadline_s: float,
+        jobs: int = 1,
+        share: float = 1.0,
         restart: Callable[[str, Path], Sequence[str]] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.setting, self.out, self.jobs, self.share, self.restart = setting, out, jobs, share, restart
         self.began = time.monotonic()
         self.until = self.began + deadline_s

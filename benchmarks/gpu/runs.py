@@ -13,26 +13,32 @@ import torch
 from gpu.report import Bar, Report, Skipped, exactly
 from gpu.runner import Setting
 from safetensors.torch import load_file
+from small_run import SIZES, options_of
 
-import train
 from capo.journal import read_lines
+from radflow import train
 
 ROOT = Path(__file__).resolve().parents[2]
 RL_STEPS, KILLED_AT = 6, 3
-DEMO = [
-    "--data.num-train", "24", "--data.num-test", "6", "--data.image-size", "56", "--data.workers", "0",
-    "--model.tiny.hidden-size", "64", "--model.tiny.layers", "2", "--model.tiny.vision-hidden", "64",
-    "--model.tiny.vision-depth", "1", "--warmup.steps", "0", "--sft.steps", "10", "--sft.batch-size", "8",
-    "--rl.steps", str(RL_STEPS), "--rl.checkpoint-every", "1", "--rl.studies-per-step", "4",
-    "--rollout.max-new-tokens", "24", "--evaluate.max-new-tokens", "24", "--reward.workers", "1",
-]  # fmt: skip
+DEMO = options_of(
+    {
+        **SIZES,
+        "data.num-train": 24,
+        "data.num-test": 6,
+        "data.workers": 0,
+        "warmup.steps": 0,
+        "sft.steps": 10,
+        "rl.steps": RL_STEPS,
+        "reward.workers": 1,
+    }
+)
 
 
 def start(folder: Path, *options: str, deterministic: bool = False) -> multiprocessing.Process:
     """train.py in a copy of this process, which has imported everything and has not touched the card."""
     process = multiprocessing.get_context("fork").Process(
         target=_train, args=(["--run-dir", str(folder), *options], deterministic)
-    )  # fmt: skip
+    )
     process.start()
     return process
 
@@ -62,7 +68,7 @@ def kill_when(process: multiprocessing.Process, reached: Callable[[], bool]) -> 
     process.join()
 
 
-def resumed(setting: Setting, report: Report) -> None:
+def resume(setting: Setting, report: Report) -> None:
     """The demo's method in miniature; the second run takes over what comes before RL from the first."""
     quiet, killed = setting.folder / "quiet", setting.folder / "killed"
     report.ran(
@@ -97,17 +103,21 @@ def iu_xray(setting: Setting, report: Report) -> None:
     counts = _cut(source / "manifest.jsonl", manifest, {"train": train, "val": held_out})
     report.ran(f"configs/iu_xray_tiny.yaml on {counts} studies: {steps} steps each of warm-up, SFT and RL")
     folder = setting.folder / "iu"
-    options = [
-        "--config", "configs/iu_xray_tiny.yaml", "--data.manifest", str(manifest), "--data.image-root", str(source),
-        "--warmup.steps", str(steps), "--sft.steps", str(steps), "--rl.steps", str(steps),
-        "--stages", "warmup,sft,explore,criticality,rl",
-    ]  # fmt: skip
+    options = {
+        "config": "configs/iu_xray_tiny.yaml",
+        "data.manifest": manifest,
+        "data.image-root": source,
+        "warmup.steps": steps,
+        "sft.steps": steps,
+        "rl.steps": steps,
+        "stages": "warmup,sft,explore,criticality,rl",
+    }
     if setting.small:
-        small = {"rl.studies-per-step": 4, "rollout.max-new-tokens": 12, "evaluate.max-new-tokens": 12}
-        options += [word for key, value in small.items() for word in (f"--{key}", str(value))]
-        options += ["--warmup.batch-size", "4", "--sft.batch-size", "4", "--reward.workers", "1"]
+        lengths = {"rollout.max-new-tokens": 12, "evaluate.max-new-tokens": 12}
+        batches = {"rl.studies-per-step": 4, "warmup.batch-size": 4, "sft.batch-size": 4}
+        options |= {**lengths, **batches, "reward.workers": 1}
     began = time.monotonic()
-    finish(start(folder, *options))
+    finish(start(folder, *options_of(options)))
     report.figure("seconds of all stages", time.monotonic() - began, unit="s")
     for stage in ("warmup", "sft", "rl"):
         losses = [float(row["loss"]) for row in read_lines(folder / stage / "metrics.jsonl")]

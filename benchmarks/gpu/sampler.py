@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from checkpoint import requests
 from gpu import work
 from gpu.report import Bar, Report, exactly
 from gpu.runner import Setting
@@ -11,8 +12,8 @@ from torch import Tensor
 from capo.kl import k3
 from capo.packing import report_logps
 from capo.types import Rollout
-from models.lora import LoraConfig, adapters, add_lora, reference
-from models.qwen_vl import QwenVL
+from radflow.models.lora import LoraConfig, adapters, add_lora, reference
+from radflow.models.qwen_vl import QwenVL
 
 GROUP = 4
 MEAN_GAP = Bar(at_most=0.005)
@@ -32,8 +33,8 @@ def compare(setting: Setting, report: Report) -> None:
         if trained:
             _train(made.policy)
         write = work.engine(made.policy, slots=8, new_recorder=work.graphs(device), tokens=tokens, temperature=1.0)
-        reports = write(work.requests(prompts, GROUP))
-        gap, divergence = _compared(made.policy, prompts, reports, device)
+        reports = write(requests(prompts, GROUP))
+        gap, divergence = _gap_and_kl(made.policy, prompts, reports, device)
         name = "trained adapters" if trained else "fresh adapters"
         report.figure(f"{name}: sampler gap, mean", float(gap.mean()), MEAN_GAP)
         report.figure(f"{name}: sampler gap, 99th percentile", float(gap.quantile(0.99)))
@@ -43,14 +44,14 @@ def compare(setting: Setting, report: Report) -> None:
 
 
 def _train(policy: QwenVL) -> None:
-    """Adapters as after some training: B is no longer 0."""
+    """Sets B of each adapter to values other than 0, as after training."""
     for number, adapter in enumerate(adapters(policy).values()):
         generator = torch.Generator().manual_seed(number)
         adapter.lora_b.data.copy_(0.01 * torch.randn(adapter.lora_b.shape, generator=generator))
 
 
 @torch.no_grad()
-def _compared(
+def _gap_and_kl(
     policy: QwenVL, prompts: Sequence, reports: Sequence[Rollout], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Gap of the sampler to the training path and KL to the policy without adapters, [N] each."""

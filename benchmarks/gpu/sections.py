@@ -28,7 +28,7 @@ SECTIONS = (
     Section("fsdp", RANKS, 20, "gpu.ranks:alone"),
     Section("two_ranks", RANKS, 40, "gpu.ranks:two"),
     Section("sft_4096", MEMORY, 25, "gpu.memory:sft_step"),
-    Section("resume", RUNS, 60, "gpu.runs:resumed"),
+    Section("resume", RUNS, 60, "gpu.runs:resume"),
     Section("tower", MEMORY, 15, "gpu.memory:tower"),
     Section("iu_xray", RUNS, 25, "gpu.runs:iu_xray"),
     Section("generate", SPEED, 55, "gpu.speed:transformers"),

@@ -4,14 +4,15 @@ import time
 from dataclasses import dataclass
 
 import torch
+from checkpoint import requests
 from gpu import card, work
 from gpu.report import Bar, Report
 from gpu.runner import Setting
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from models.lora import LoraConfig, add_lora, merged
-from models.processing import Prompt
-from models.qwen_vl import QwenVL
+from radflow.models.lora import LoraConfig, add_lora, merge_lora
+from radflow.models.processing import Prompt
+from radflow.models.qwen_vl import QwenVL
 
 SLOTS, GROUPS = (4, 8, 16, 32, 64), (4, 8, 16)
 SHOWN = 32  # slots of the goals
@@ -41,8 +42,8 @@ def decode(setting: Setting, report: Report) -> None:
     add_lora(made.policy, LoraConfig(rank=8), seed=0)
     slots, group = cases[0]
     speed.measure(f"{slots} slots, G {group}, LoRA", slots, group, None)
-    with merged(made.policy):
-        speed.measure(f"{slots} slots, G {group}, LoRA merged", slots, group, None)
+    merge_lora(made.policy)
+    speed.measure(f"{slots} slots, G {group}, LoRA merged", slots, group, None)
 
 
 def compiled(setting: Setting, report: Report) -> None:
@@ -77,7 +78,7 @@ class Speed:
         policy, recorder = self.made.policy, work.Watched(work.graphs(self.made.policy.device))
         began = time.perf_counter()
         write = work.engine(policy, slots=slots, new_recorder=recorder, tokens=self.tokens, temperature=1.0)
-        write(work.requests(self.prompts[: slots // group], group))
+        write(requests(self.prompts[: slots // group], group))
         whole, rate = time.perf_counter() - began, slots / recorder.seconds
         least = step_bytes(policy, slots, self.prompts[0].num_tokens + self.tokens / 2) / self.bandwidth
         self.report.figure(f"{name}: decoding", rate, unit="tokens/s")
@@ -139,7 +140,14 @@ def _generate(made: work.Model, prompts: list, group: int, tokens: int, clock: C
         mm_token_type_ids=(ids == config.image_token_id).int(),
         pixel_values=torch.cat([p.pixel_values for p in prompts]).to(device, torch.bfloat16),
         image_grid_thw=torch.cat([p.image_grid_thw for p in prompts]).to(device),
-        do_sample=True, top_k=0, top_p=1.0, num_return_sequences=group, max_new_tokens=tokens, min_new_tokens=tokens,
-        pad_token_id=0, suppress_tokens=[config.image_token_id],
-        logits_processor=LogitsProcessorList([clock]), **cache,
-    )  # fmt: skip
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=group,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        pad_token_id=0,
+        suppress_tokens=[config.image_token_id],
+        logits_processor=LogitsProcessorList([clock]),
+        **cache,
+    )

@@ -14,7 +14,7 @@ from gpu.report import Bar, Report, Skipped
 from gpu.runner import Setting
 from transformers import PretrainedConfig
 
-from models.tiny import architecture
+from radflow.models.tiny import architecture
 
 ROUNDS = 3
 FASTER = Bar(at_least=1.0, goal=True)

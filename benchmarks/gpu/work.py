@@ -1,5 +1,4 @@
-"""What several sections need: models with random weights on the card, prompts, and the one function that makes an
-engine."""
+"""Shared by the sections: models with random weights on the card, prompts and engines."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,21 +6,22 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from checkpoint import SIZE, VOCABULARY, published_3b
+from checkpoint import SIZE, VOCABULARY, published_3b, random_policy
 from checkpoint import prompt as prompt_of_noise
 from gpu.runner import Setting
+from replays import Replays
 from torch import Tensor
-from transformers import PretrainedConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import PretrainedConfig
 
 from capo.packing import Layout, pack, report_logps
 from capo.rollout import Engine, Request
-from capo.sampling import SamplingConfig, sample_seed
+from capo.sampling import SamplingConfig
 from capo.static_decode import CudaGraphs, Recorder, Step
 from capo.types import Rollout
-from models.lora import cast_once
-from models.processing import ProcessorConfig, Prompt, ReportProcessor, prompt_texts
-from models.qwen_vl import ATTENTION, QwenVL
-from models.tiny import TinyConfig, architecture, image_processor, train_tokenizer
+from radflow.models.lora import cast_once
+from radflow.models.processing import Prompt, ReportProcessor, prompt_texts
+from radflow.models.qwen_vl import ATTENTION, QwenVL
+from radflow.models.tiny import TinyConfig, architecture, train_tokenizer
 
 TINY = TinyConfig(hidden_size=64, layers=2, vision_hidden=64, vision_depth=1, vocab_size=400)
 GB = 1e9
@@ -58,9 +58,15 @@ class Model:
 
 
 def model(
-    setting: Setting, *, layers: int | None = None, tied: bool = True, dtype: torch.dtype = torch.float32,
-    attention: str | dict[str, str] = ATTENTION, pixels: int = 1036, vocabulary: int = VOCABULARY,
-) -> Model:  # fmt: skip
+    setting: Setting,
+    *,
+    layers: int | None = None,
+    tied: bool = True,
+    dtype: torch.dtype = torch.float32,
+    attention: str | dict[str, str] = ATTENTION,
+    pixels: int = 1036,
+    vocabulary: int = VOCABULARY,
+) -> Model:
     """Random weights, made on the card: Qwen2.5-VL-3B as published, or a few layers of it; under `small` a tiny model.
 
     Args:
@@ -74,13 +80,8 @@ def model(
     if not setting.small:
         config.text_config.vocab_size = vocabulary
         _cut(config, layers)
-    config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
-    torch.manual_seed(0)
-    with torch.device(device_of(setting)):
-        made = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation=attention)
-    processor = ReportProcessor(tokenizer, image_processor(SIZE), ProcessorConfig())
-    processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": pixels**2}
-    return Model(QwenVL(made.eval()), processor)
+    options = {"dtype": dtype, "device": device_of(setting), "attention": attention, "max_pixels": pixels**2}
+    return Model(*random_policy(tokenizer, config, vocabulary=config.text_config.vocab_size, tied=tied, **options))
 
 
 def _cut(config: PretrainedConfig, layers: int | None) -> None:
@@ -95,20 +96,6 @@ def cast(policy: QwenVL, dtype: torch.dtype) -> QwenVL:
     for parameter in policy.parameters():
         parameter.data = parameter.data.to(dtype)
     return policy
-
-
-class Repeated:
-    """Instead of CUDA graphs: the same steps of fixed shape, launched kernel by kernel; outputs keep their memory."""
-
-    def __call__(self, step: Step) -> Step:
-        outputs = step()
-
-        def replay() -> tuple[Tensor, Tensor]:
-            for output, value in zip(outputs, step(), strict=True):
-                output.copy_(value)
-            return outputs
-
-        return replay
 
 
 class Watched:
@@ -139,7 +126,7 @@ class Watched:
 
 def graphs(device: torch.device) -> Callable[[], Recorder]:
     """Makes CUDA graphs; on a CPU the same steps without recording."""
-    return CudaGraphs if device.type == "cuda" else Repeated
+    return CudaGraphs if device.type == "cuda" else Replays
 
 
 def engine(
@@ -148,17 +135,13 @@ def engine(
     """From requests to their reports, in the order (study, sample), by one engine; nothing ends a report early."""
     never, nothing = -1, torch.zeros(policy.vocab_size, dtype=torch.bool, device=policy.device)
     sampling = SamplingConfig(temperature=temperature, max_new_tokens=tokens)
-    kept = Engine(policy, sampling=sampling, eos_id=never, banned=nothing, slots=slots, new_recorder=new_recorder)
+    kept = Engine(policy, sampling=sampling, eos_id=never, suppressed=nothing, slots=slots, new_recorder=new_recorder)
 
     def write(requests: Sequence[Request]) -> list[Rollout]:
         with cast_once(policy):
             return sorted(kept.rollout(requests), key=lambda report: (report.study_id, report.sample))
 
     return write
-
-
-def requests(prompts: Sequence[Prompt], group: int) -> list[Request]:
-    return [Request(p, tuple(sample_seed(0, "proof", 0, p.study_id, i) for i in range(group))) for p in prompts]
 
 
 def layout_of(prompts: Sequence[Prompt], groups: Sequence[Sequence[Tensor]], device: torch.device) -> Layout:
@@ -175,26 +158,6 @@ def logps_of(policy: QwenVL, layout: Layout) -> Tensor:
 def random_reports(vocabulary: int, lengths: Sequence[int]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(vocabulary, (length,), generator=generator) for length in lengths]
-
-
-@dataclass(frozen=True)
-class TextPrompt:
-    """A prompt without images, of any length."""
-
-    num_tokens: int
-    study_id: str = "text"
-
-    @property
-    def input_ids(self) -> Tensor:
-        return torch.arange(self.num_tokens) % 97
-
-    @property
-    def positions(self) -> Tensor:
-        return torch.arange(self.num_tokens).expand(3, -1)
-
-    @property
-    def next_position(self) -> int:
-        return self.num_tokens
 
 
 def reset_peak(device: torch.device) -> float:

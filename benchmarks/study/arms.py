@@ -4,15 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from capo.explore import ExploreConfig
-
-NO_WEIGHTS = dict.fromkeys(ExploreConfig().weights, 0.0)
-
-
-def ranked_by(metric: str) -> dict[str, object]:
-    """Changes that choose hard studies by one metric alone."""
-    return {f"explore.weights.{name}": float(name == metric) for name in NO_WEIGHTS}
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -20,10 +11,10 @@ class Arm:
 
     name: str  # of its folder
     title: str
-    changes: Mapping[str, object] = field(default_factory=dict)  # dotted key of the config -> value
+    changes: Mapping[str, object] = field(default_factory=dict)  # dotted key of the config -> value, or values
     trains: Literal["rl", "sft", "nothing"] = "rl"  # sft: on the selected studies, from the same checkpoint
     followed: bool = False  # report held-out studies on the way too
-    writes: Literal["policy", "constant", "nearest"] = "policy"  # what the reports come from; the others see nothing
+    writes: Literal["policy", "constant", "nearest"] = "policy"  # source of the reports; the others have no policy
     policy_of: str | None = None  # an arm whose policy reports once more, in the way that `reports` says
     reports: Literal["greedy", "sampled", "other images"] = "greedy"
 
@@ -41,8 +32,8 @@ PAPER = Arm(
 # Where the configs draw rare Impressions more often (IU X-ray): as often as they are.
 PLAIN = Arm("plain", "CAPO (all studies), studies drawn as they come", {"rl.balance": 0, "explore.fraction": 1})
 
-RANK_BLEU = Arm("rank_bleu", "ranking: BLEU-2", ranked_by("bleu2"))
-RANK_BERT = Arm("rank_bertscore", "ranking: BERTScore", ranked_by("bertscore"))
+RANK_BLEU = Arm("rank_bleu", "ranking: BLEU-2", {"explore.weights": ("bleu2", 1)})
+RANK_BERT = Arm("rank_bertscore", "ranking: BERTScore", {"explore.weights": ("bertscore", 1)})
 SFT_HARD = Arm("sft_hard", "paradigm: SFT on the selected studies", trains="sft")
 REWARD_BLEU = Arm("reward_bleu", "reward: BLEU-2", {"reward.preset": "bleu"})
 REWARD_BERT = Arm("reward_bertscore", "reward: BERTScore", {"reward.preset": "bertscore"})
@@ -53,7 +44,7 @@ _GSPO = {"rl.objective": "gspo", "rl.eps_normal": 3e-4}
 GSPO = Arm("gspo", "objective: GSPO", {**_GSPO, "rl.tightening": 1})
 GSPO_CASE = Arm("gspo_case", "objective: GSPO, a range per case", _GSPO)
 
-# What stands beside every table: systems that see nothing or only copy, and policies that are shown the wrong images.
+# In every table: baselines without an image or that copy, and policies that are given another study's images.
 BLIND = (
     Arm("constant", "best constant report", trains="nothing", writes="constant"),
     Arm("nearest", "nearest neighbour", trains="nothing", writes="nearest"),
@@ -67,8 +58,19 @@ SAMPLED = (
 )
 ABLATION = (SFT, HIER, CAPO, OURS, PAPER, PLAIN, *SAMPLED, *BLIND)
 CHOICES = (
-    SFT, RANK_BLEU, RANK_BERT, SFT_HARD, REWARD_BLEU, REWARD_BERT, GRPO, DAPO, DAPO_CASE, GSPO, GSPO_CASE, OURS,
-)  # fmt: skip
+    SFT,
+    RANK_BLEU,
+    RANK_BERT,
+    SFT_HARD,
+    REWARD_BLEU,
+    REWARD_BERT,
+    GRPO,
+    DAPO,
+    DAPO_CASE,
+    GSPO,
+    GSPO_CASE,
+    OURS,
+)
 BOTTOM = tuple(Arm(f"bottom_{n}", f"bottom {n} %", {"explore.fraction": n / 100}) for n in (5, 10, 30))
 INNER_4 = Arm("inner_4", "inner epochs = 4", {"rl.inner_epochs": 4})
 SENSITIVITY = (

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from data.phantoms import state_labels
-from data.studies import Study
-from rewards.base import Labeler
+from radflow.data.phantoms import state_labels
+from radflow.data.studies import Study
+from radflow.rewards.types import Labeler
 
 
 def finding_errors(labeler: Labeler, reports: Sequence[str], studies: Sequence[Study]) -> list[dict[str, int]]:

@@ -1,5 +1,6 @@
 """GRPO and CAPO along their training, as a plot."""
 
+import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,19 @@ from study.purpose import QUANTITIES, Point
 COLOURS = {"grpo": ("GRPO", "#b5482a"), "ours": ("CAPO", "#1f5f8b")}
 
 
+def read_courses(path: Path) -> dict[str, list[list[Point]]]:
+    """Courses by objective, one per seed, from the file that `purpose.courses_page` became."""
+    courses: dict[str, dict[str, list[Point]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            objective, seed = row.pop("objective"), row.pop("seed")
+            point = {name: float(value) for name, value in row.items()}
+            courses.setdefault(objective, {}).setdefault(seed, []).append(point)
+    return {objective: list(seeds.values()) for objective, seeds in courses.items()}
+
+
 def draw(courses: Mapping[str, Sequence[Sequence[Point]]], path: Path) -> None:
-    """A panel a quantity, over the gain in held-out reward: thin lines are seeds, the thick one is their mean."""
+    """One panel per quantity, over the gain in held-out reward: thin lines are seeds, the thick one is their mean."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,18 +1,17 @@
-"""The study's values as result files: cells to print, and the numbers of every seed behind them."""
+"""The study's values as tables: the cells of the result files (benchmarks/results)."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from study.arms import Arm, Claim
 from study.seeds import Comparison, Estimate, compare, estimate
 from study.values import Seed, abnormal_share, cpu_seconds
 
-from rewards.statistics import holm
-from run_scores import TRUTH
+from radflow.pipeline.comparison import TRUTH
+from radflow.rewards.statistics import holm
 
-Values = Mapping[str, Sequence[Seed | None]]  # arm -> one a seed, None where it is not done
+Values = Mapping[str, Sequence[Seed | None]]  # arm -> one per seed, None if it is not done
 BERTSCORE = "BERTScore (MiniLM)"  # not the published encoder, hence its own name
 NAMES = {
     "total": "total reward",
@@ -32,7 +31,7 @@ TESTED = ("total", "label_f1_rules", TRUTH, "wrong", "hallucinated", "bertscore"
 
 
 def rows_page(values: Values, arms: Sequence[Arm], setting: str) -> dict[str, object]:
-    """A row an arm: mean over seeds and half the width of the 95 % interval of each metric."""
+    """One row per arm: mean over seeds and half the width of the 95 % interval of each metric."""
     shown = [name for name in NAMES if known(values, name)]
     rows = [
         [arm.title, str(len(done(values[arm.name]))), *(cell_or_dash(values[arm.name], name) for name in shown)]
@@ -42,33 +41,25 @@ def rows_page(values: Values, arms: Sequence[Arm], setting: str) -> dict[str, ob
         "setting": f"{setting}: mean over seeds ± half of the 95 % interval (Student's t)",
         "columns": ["row", "seeds", *(NAMES[name] for name in shown)],
         "rows": rows,
-        "per_seed": values,
     }
 
 
 def claims_page(values: Values, claims: Sequence[Claim], setting: str) -> dict[str, object]:
-    """A row a claim: the paired difference of each tested metric with its interval, effect size and p."""
-    tested = [name for name in TESTED if known(values, name)]
-    claims = [claim for claim in claims if common(values, claim)]
-    found = {name: [compared(values, claim, name) for claim in claims] for name in tested}
-    corrected = {name: corrected_p(tests) for name, tests in found.items()}
-    rows = [
-        [claim.title, str(found["total"][i].seeds), *(test_cell(found[name][i], corrected[name][i]) for name in tested)]
-        for i, claim in enumerate(claims)
-    ]
+    """One row per claim and tested metric: the paired difference with its interval, effect size and p."""
+    claims, rows = [claim for claim in claims if common(values, claim)], []
+    for name in (name for name in TESTED if known(values, name)):
+        tests = [compared(values, claim, name) for claim in claims]
+        for claim, test, holm_p in zip(claims, tests, corrected_p(tests), strict=True):
+            rows.append([claim.title, NAMES[name], str(test.seeds), *test_cells(test), p_value(holm_p)])
     return {
         "setting": f"{setting}: difference ± half of its 95 % interval; d_z; p of the paired t-test, and after Holm",
-        "columns": ["claim", "seeds", *(NAMES[name] for name in tested)],
+        "columns": ["claim", "metric", "seeds", "difference", "d_z", "p", "p (Holm)"],
         "rows": rows,
-        "tests": {
-            name: [{**asdict(test), "p_holm": p} for test, p in zip(found[name], corrected[name], strict=True)]
-            for name in tested
-        },
     }
 
 
 def sensitivity_page(values: Values, arms: Sequence[Arm], folders: Sequence[Path], setting: str) -> dict[str, object]:
-    """A row a setting: reward and label F1, over critical and normal studies apart, how far it moved, what it cost."""
+    """One row per setting: reward and label F1, also of critical and normal studies, distance to SFT, cost."""
     label = TRUTH if known(values, TRUTH) else "label_f1_rules"
     columns = {
         "total": "total reward",
@@ -97,7 +88,6 @@ def sensitivity_page(values: Values, arms: Sequence[Arm], folders: Sequence[Path
         "setting": f"{setting}: mean over seeds ± half of the 95 % interval; cost in CPU time, the full method's = 1",
         "columns": ["setting", "seeds", *columns.values(), "abnormal among the selected", "cost"],
         "rows": rows,
-        "per_seed": values,
     }
 
 
@@ -140,13 +130,15 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
-def test_cell(test: Comparison, corrected: float | None = None) -> str:
-    found = f"{test.difference.mean:+.3f}"
+def test_cells(test: Comparison) -> list[str]:
+    """Difference ± half of its 95 % interval, d_z and p; the last two are dashes with a single seed."""
+    difference = f"{test.difference.mean:+.3f}"
     if math.isnan(test.p):
-        return found
-    several = "" if corrected is None else f", {p_value(corrected)}"
-    return f"{found} ± {test.difference.half:.3f}; {test.effect:+.1f}; {p_value(test.p)}{several}"
+        return [difference, "-", "-"]
+    return [f"{difference} ± {test.difference.half:.3f}", f"{test.effect:+.1f}", p_value(test.p)]
 
 
 def p_value(p: float) -> str:
+    if math.isnan(p):
+        return "-"
     return "<0.001" if p < 0.001 else f"{p:.3f}"

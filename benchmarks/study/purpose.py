@@ -1,4 +1,4 @@
-"""What CAPO is for: how far critical cases move, how many get worse, what is made up, beside the reward that is gained.
+"""Effect of CAPO on critical cases: distance from SFT, cases that get worse, false findings, at the gain in reward.
 
 GRPO and CAPO on the same studies, along their training: `rl/held_out` of a run has the greedy reports of some held-out
 studies every few steps, so that both are seen at equal mean reward and not only at their ends.
@@ -10,19 +10,19 @@ from itertools import pairwise
 from pathlib import Path
 
 from study.errors import finding_errors
-from study.pages import test_cell
+from study.pages import test_cells
 from study.runs import base_of, read_result
 from study.seeds import compare
 
 from capo.journal import read_lines
-from run_scores import TRUTH
+from radflow.pipeline.comparison import TRUTH
 
 Point = Mapping[str, float]
 QUANTITIES = {
     "kl": "KL to SFT, critical",
     "worse": "critical studies worse than SFT",
-    "hallucinated": "made-up findings a critical study",
-    "dropped": "missed findings a critical study",
+    "hallucinated": "made-up findings per critical study",
+    "dropped": "missed findings per critical study",
     TRUTH: "label F1 (true state), critical",
 }
 
@@ -32,13 +32,13 @@ def course(folder: Path, arm: str, dataset: str, seed: int, encoder: Path) -> li
     them, and over the critical ones what `QUANTITIES` names.
 
     Raises:
-        ValueError: the run has none; `tracking.evaluate_every` was 0.
+        ValueError: the run has none; `evaluate.validate_every` was 0.
     """
     run = base_of(dataset, seed, folder, encoder)
     steps = read_lines(folder / arm / "rl" / "metrics.jsonl")
     paths = sorted((folder / arm / "rl" / "held_out").glob("step_*.jsonl"))
     if not paths:
-        raise ValueError(f"{folder / arm}: expected held-out reports of the RL stage; set tracking.evaluate_every")
+        raise ValueError(f"{folder / arm}: expected held-out reports of the RL stage; set evaluate.validate_every")
     followed = {int(path.stem.removeprefix("step_")): read_lines(path) for path in paths}
     ids = [row["id"] for row in followed[0]]
     end = {row["id"]: row for row in read_result(folder, arm)}
@@ -97,7 +97,7 @@ def purpose_page(courses: Mapping[str, Sequence[Sequence[Point]]], setting: str)
     """GRPO against CAPO: at the end of training, and at equal mean reward; paired over seeds.
 
     Args:
-        courses: of "grpo" and "ours", one course a seed.
+        courses: of "grpo" and "ours", one course per seed.
     """
     grpo, capo = courses["grpo"], courses["ours"]
     ends = [(a[-1], b[-1]) for a, b in zip(grpo, capo, strict=True)]
@@ -108,17 +108,22 @@ def purpose_page(courses: Mapping[str, Sequence[Sequence[Point]]], setting: str)
             if not pairs or name not in pairs[0][0]:
                 continue
             a, b = [pair[0][name] for pair in pairs], [pair[1][name] for pair in pairs]
-            rows.append(
-                [
-                    f"{title}, {when}",
-                    f"{statistics.fmean(a):.3f}",
-                    f"{statistics.fmean(b):.3f}",
-                    test_cell(compare(a, b)),
-                ]
-            )
+            means = [f"{statistics.fmean(values):.3f}" for values in (a, b)]
+            rows.append([title, when, *means, *test_cells(compare(a, b))])
     return {
         "setting": f"{setting}: GRPO and CAPO on the same studies; difference ± half of its 95 % interval; d_z; p",
-        "columns": ["quantity", "GRPO", "CAPO", "CAPO - GRPO"],
+        "columns": ["quantity", "when", "GRPO", "CAPO", "CAPO - GRPO", "d_z", "p"],
         "rows": rows,
-        "courses": courses,
     }
+
+
+def courses_page(courses: Mapping[str, Sequence[Sequence[Point]]], setting: str) -> dict[str, object]:
+    """One row per point of a course: the numbers of the figure."""
+    names = list(courses["ours"][0][0])
+    rows = [
+        [arm, str(number), *(f"{point[name]:.6g}" for name in names)]
+        for arm, runs in courses.items()
+        for number, points in enumerate(runs)
+        for point in points
+    ]
+    return {"setting": f"{setting}: courses", "columns": ["objective", "seed", *names], "rows": rows}

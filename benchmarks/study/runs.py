@@ -15,18 +15,19 @@ from study.arms import Arm
 from study.drift import kl_to_reference
 from study.errors import finding_errors
 
-import train
 from capo.journal import read_lines, write_json, write_lines
 from capo.ranks import Ranks
 from capo.stopping import StopSignal
-from data.corpus import Corpus
-from data.sections import parse_sections
-from reports_by_policy import ReportWriter
-from rewards.criticality import CriticalityRules
-from rewards.hierarchy import HierarchicalReward
-from run_folder import open_run, read_config
-from run_scores import constant_report, nearest_reports, scored_rows, with_other_images
-from stages import MAY_CHANGE, PRODUCTS, Config, Run, load_policy, reported
+from radflow import train
+from radflow.data.corpus import Corpus
+from radflow.data.sections import parse_sections
+from radflow.pipeline.comparison import constant_reports, nearest_reports, score_rows, with_other_images
+from radflow.pipeline.generation import ReportWriter
+from radflow.pipeline.policies import load_policy, report_studies
+from radflow.pipeline.run import PRODUCTS, Run, build_run, hard_studies
+from radflow.pipeline.run_config import MAY_CHANGE, Config, open_run, read_config
+from radflow.rewards.registry import build_reward
+from radflow.rewards.rules.criticality import CriticalityRules
 
 HERE = Path(__file__).parent
 # The config of each dataset and what the study changes of it. That of IU X-ray is the one its users run.
@@ -40,8 +41,8 @@ DATASETS: Mapping[str, tuple[Path, Mapping[str, object]]] = {
             "reward.workers": 0,  # several seeds run side by side
             "reward.bertscore.num_layers": 3,
             "evaluate.metrics": "bertscore",
-            "tracking.evaluate_every": 10,
-            "tracking.evaluate_studies": 100,
+            "evaluate.validate_every": 10,
+            "evaluate.validate_studies": 100,
         },
     ),
 }
@@ -53,15 +54,17 @@ def config_of(dataset: str, seed: int, folder: Path, changes: Mapping[str, objec
     """The dataset's config with an arm's changes."""
     path, of_study = DATASETS[dataset]
     given = {"seed": seed, "run-dir": folder, "reward.bertscore.path": encoder, **of_study, **changes}
-    words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    return read_config(Config, ["--config", str(path), *words], default=path, description="")
+    words = []
+    for key, value in given.items():
+        words += [f"--{key}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return read_config(Config, path, words)
 
 
-@lru_cache(maxsize=1)  # a worker meets the arms of one seed in a row
+@lru_cache(maxsize=1)  # a worker runs the arms of one seed in a row
 def base_of(dataset: str, seed: int, folder: Path, encoder: Path) -> Run:
     """The seed's corpus, processor and the reward that every arm is measured by."""
     config = config_of(dataset, seed, folder / "base", {}, encoder)
-    return train.prepared(config, Ranks(), StopSignal(), None)[0]
+    return build_run(config, Ranks(), StopSignal(), None)[0]
 
 
 def train_base(dataset: str, seed: int, folder: Path, encoder: Path) -> None:
@@ -82,12 +85,12 @@ def train_base(dataset: str, seed: int, folder: Path, encoder: Path) -> None:
 
 
 def run_arm(dataset: str, seed: int, folder: Path, encoder: Path, arm: Arm) -> None:
-    """Train one arm and measure it on the held-out studies -> <arm>/result.jsonl, one row a study."""
+    """Train one arm and measure it on the held-out studies -> <arm>/result.jsonl, one row per study."""
     base = base_of(dataset, seed, folder, encoder)
     mine = folder / arm.name
     if (mine / "result.jsonl").exists():
         return
-    quiet = {} if arm.followed else {"tracking.evaluate_every": 0}
+    quiet = {} if arm.followed else {"evaluate.validate_every": 0}
     run = dataclasses.replace(base, config=config_of(dataset, seed, mine, {**arm.changes, **quiet}, encoder))
     with open_run(mine, run.config, may_change=MAY_CHANGE):
         take_over(base.folder, mine)
@@ -95,41 +98,43 @@ def run_arm(dataset: str, seed: int, folder: Path, encoder: Path, arm: Arm) -> N
 
 
 def results(run: Run, arm: Arm) -> list[dict[str, object]]:
-    """A row a held-out study: id, critical, report, every metric, wrong findings, KL to the SFT policy."""
+    """One row per held-out study: id, critical, report, every metric, wrong findings, KL to the SFT policy."""
     if arm.writes != "policy":
-        return with_errors(run, scored_rows(run.reward, blind_reports(run, arm.writes), run.corpus.test))
+        return add_errors(run, score_rows(run.reward, blind_reports(run, arm.writes), run.corpus.test))
     if arm.policy_of is not None:
-        return with_errors(run, reported_again(run, arm))
+        return add_errors(run, report_again(run, arm))
     began = time.process_time()
-    stage = {"nothing": lambda _: "sft", "rl": reinforced, "sft": imitated}[arm.trains](run)
+    stage = {"nothing": lambda _: "sft", "rl": run_rl, "sft": run_sft_again}[arm.trains](run)
     note_cost(run.folder, "train", time.process_time() - began)
-    rows = reported(run, stage, run.corpus.test, run.folder / "reports", title=run.folder.name)
-    return with_errors(run, rows, None if stage == "sft" else stage)
+    size = run.config.evaluate.part_size
+    rows = report_studies(run, stage, run.corpus.test, run.folder / "reports", part_size=size, title=run.folder.name)
+    return add_errors(run, rows, None if stage == "sft" else stage)
 
 
-def reported_again(run: Run, arm: Arm) -> list[dict[str, object]]:
-    """Reports of the policy that another arm trained: sampled, or of other studies' images."""
+def report_again(run: Run, arm: Arm) -> list[dict[str, object]]:
+    """Reports of the policy that another arm trained: sampled, or given other studies' images."""
     folder = run.folder.parent / arm.policy_of
     stage = "rl" if (folder / PRODUCTS["rl"]).exists() else "sft"
     trained = dataclasses.replace(run, config=dataclasses.replace(run.config, run_dir=folder))
     if arm.reports == "other images":
         others = with_other_images(run.corpus.test)
-        return reported(trained, stage, others, run.folder / "reports", title=arm.name)
+        parts, size = run.folder / "reports", run.config.evaluate.part_size
+        return report_studies(trained, stage, others, parts, part_size=size, title=arm.name)
     policy = load_policy(folder / stage / "model", run)
-    options = {"seed": run.config.seed, "slots": run.config.evaluate.slots}
+    options = {"seed": run.config.seed, "slots": run.config.rollout.slots}
     writer = ReportWriter(policy, run.processor, run.config.rollout, **options)
     written = writer.write(run.corpus.test, title=arm.name)
-    return scored_rows(run.reward, [report for report, _ in written], run.corpus.test)
+    return score_rows(run.reward, [report for report, _ in written], run.corpus.test)
 
 
 def blind_reports(run: Run, kind: str) -> list[str]:
-    """One report for all, the best of a sample of the training reports by the labels of the Impression; or each time
-    that of the training study whose image is most alike."""
+    """Constant: the training report of a sample that scores best by the labels of the Impression, for every study.
+    Nearest: the report of the training study with the most similar image."""
     train_studies, test = run.corpus.train, run.corpus.test
     if kind == "nearest":
         return nearest_reports(train_studies, test)
-    only_rules = HierarchicalReward.from_config(run.config.reward, parse_sections)
-    best = constant_report(only_rules, train_studies, run.config.evaluate.baseline_sample)
+    only_rules = build_reward(run.config.reward, parse_sections)
+    best = constant_reports(only_rules, train_studies, run.config.evaluate.baseline_sample)
     return [best["label_f1_rules"]] * len(test)
 
 
@@ -145,7 +150,7 @@ def take_over(base: Path, mine: Path) -> None:
         )
 
 
-def reinforced(run: Run) -> str:
+def run_rl(run: Run) -> str:
     """The RL stage on the studies that the arm's ranking and share choose."""
     if not (run.folder / PRODUCTS["rl"]).exists():
         train.explore(run)
@@ -153,7 +158,7 @@ def reinforced(run: Run) -> str:
     return "rl"
 
 
-def imitated(run: Run) -> str:
+def run_sft_again(run: Run) -> str:
     """SFT on the same studies from the same checkpoint, with as many updates on as many studies at the same rates."""
     folder = run.folder / "again"
     if not (folder / PRODUCTS["sft"]).exists():
@@ -166,7 +171,7 @@ def imitated(run: Run) -> str:
             balance=rl.balance,
             optimizer=rl.optimizer,
         )
-        hard = train.hard_studies(run.folder, run.corpus)
+        hard = hard_studies(run)
         again = dataclasses.replace(
             run,
             config=dataclasses.replace(run.config, run_dir=folder, sft=sft),
@@ -176,7 +181,7 @@ def imitated(run: Run) -> str:
     return "again/sft"
 
 
-def with_errors(run: Run, rows: Sequence[Mapping[str, object]], stage: str | None = None) -> list[dict[str, object]]:
+def add_errors(run: Run, rows: Sequence[Mapping[str, object]], stage: str | None = None) -> list[dict[str, object]]:
     """The rows with made-up and missed findings and criticality, and with the KL of the policy of `stage`, if any."""
     studies = run.corpus.test
     errors = finding_errors(run.reward.expert.labeler, [str(row["report"]) for row in rows], studies)
@@ -192,7 +197,7 @@ def with_errors(run: Run, rows: Sequence[Mapping[str, object]], stage: str | Non
 
 
 def note_cost(folder: Path, name: str, seconds: float) -> None:
-    """Add CPU seconds to cost.json; a stage that was taken up again adds to its own."""
+    """Add CPU seconds to cost.json; a resumed stage adds to what it had."""
     path = folder / "cost.json"
     costs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     write_json(path, {**costs, name: costs.get(name, 0.0) + seconds})

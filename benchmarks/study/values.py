@@ -1,4 +1,4 @@
-"""From the rows of an arm, one a held-out study, to one value a metric and seed."""
+"""From the rows of an arm, one per held-out study, to one value per metric and seed."""
 
 import json
 import statistics
@@ -9,7 +9,7 @@ from study.arms import Arm
 from study.runs import read_result
 
 from capo.journal import read_lines
-from rewards.statistics import distinct_share
+from radflow.rewards.statistics import distinct_share
 
 Rows = Sequence[Mapping[str, object]]
 NOT_METRICS = ("id", "report", "critical")

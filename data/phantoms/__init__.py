@@ -1,12 +1,14 @@
 """Synthetic studies: a latent clinical state, from which both the image and the report follow."""
 
 from collections.abc import Iterator, Mapping
+from itertools import count, islice
 from typing import Literal
 
 import numpy as np
 
-from data.phantoms import carotid, chest
-from data.studies import Study
+from radflow.data.phantoms import carotid, chest
+from radflow.data.phantoms.phrasing import Wording
+from radflow.data.studies import Study
 
 MODALITIES = {"chest": chest, "carotid": carotid}
 SPLITS = {"train": 1, "val": 2, "test": 3}
@@ -17,34 +19,36 @@ def make_studies(
 ) -> list[Study]:
     """Draw studies of patients with one to three each; no patient is in two splits.
 
-    A study is a function of (modality, seed, split, patient, examination, size), however many are drawn.
-
-    Args:
-        size: side of the images in pixels.
+    A study is a function of its id, seed and size (side of its images in pixels), however many are drawn.
     """
     studies = []
-    for split, count in (("train", num_train), ("val", num_val), ("test", num_test)):
-        patients = _studies_of_patients(modality, split, seed, size)
-        studies += [next(patients) for _ in range(count)]
+    for split, wanted in (("train", num_train), ("val", num_val), ("test", num_test)):
+        names = islice(_study_ids(modality, split, seed), wanted)
+        studies += [draw_phantom(name, seed=seed, size=size) for name in names]
     return studies
 
 
-def _studies_of_patients(modality: str, split: str, seed: int, size: int) -> Iterator[Study]:
-    patient = 0
-    while True:
+def _study_ids(modality: str, split: str, seed: int) -> Iterator[str]:
+    for patient in count():
         examinations = int(np.random.default_rng([seed, SPLITS[split], patient]).choice([1, 2, 3], p=[0.6, 0.3, 0.1]))
-        for examination in range(examinations):
-            generator = np.random.default_rng([seed, SPLITS[split], patient, examination])
-            patient_id = f"{modality}-{split}-{patient:05d}"
-            yield MODALITIES[modality].draw_study(
-                f"{patient_id}-{examination}", patient_id=patient_id, split=split, generator=generator, size=size
-            )
-        patient += 1
+        yield from (f"{modality}-{split}-{patient:05d}-{examination}" for examination in range(examinations))
+
+
+def draw_phantom(study_id: str, *, seed: int, size: int) -> Study:
+    """The study of `make_studies` with this id: modality-split-patient-examination; ValueError for any other id."""
+    words = study_id.split("-")
+    numbered = len(words) == 4 and words[2].isdecimal() and words[3].isdecimal()
+    if not numbered or words[0] not in MODALITIES or words[1] not in SPLITS:
+        raise ValueError(f"expected the id of a phantom, such as chest-train-00000-0, got {study_id!r}")
+    modality, split, patient, examination = words
+    generator = np.random.default_rng([seed, SPLITS[split], int(patient), int(examination)])
+    return MODALITIES[modality].draw_study(study_id, generator, size)
 
 
 def perfect_report(state: Mapping[str, object]) -> tuple[str, str]:
     """Findings and Impression that a perfect reader would write: complete, certain, consistent."""
-    return MODALITIES[str(state["modality"])].perfect_report(state)
+    modality = MODALITIES[str(state["modality"])]
+    return modality.write_report(state, Wording(modality.WORDINGS, None))
 
 
 def state_labels(state: Mapping[str, object]) -> dict[str, int]:

@@ -5,32 +5,27 @@ from typing import Any
 
 import numpy as np
 
-from data.phantoms.drawing import Canvas, ellipse, expose, grid
-from data.phantoms.phrasing import Wording, listing, sentence
-from data.studies import Study
+from radflow.data.files import read_words
+from radflow.data.phantoms.drawing import Canvas, ellipse, expose, grid
+from radflow.data.phantoms.phrasing import Wording, listing, sentence
+from radflow.data.studies import Study
 
+WORDS = read_words("carotid")
+LABELS, LOCATIONS, WORDINGS = tuple(WORDS["labels"]), WORDS["locations"], WORDS["wordings"]
 SIDES = ("left", "right")
-KINDS = ("soft", "hard", "mixed")
-LOCATIONS = {"common carotid artery": 0.25, "carotid bulb": 0.5, "internal carotid artery": 0.75}
-LABELS = (
-    "plaque_left", "plaque_right", "soft_plaque", "hard_plaque", "mixed_plaque", "stenosis_mild", "stenosis_moderate",
-    "stenosis_severe", "increased_imt", "increased_velocity", "normal",
-)  # fmt: skip
 THICK = 1.0  # mm; a thicker intima-media is reported as increased
 FAST = 125  # cm/s; a faster systolic peak is reported as increased
 OMITTED = 0.4  # how often the Impression of a study with several findings leaves one of them out
 
 
-def draw_study(study_id: str, *, patient_id: str, split: str, generator: np.random.Generator, size: int) -> Study:
+def draw_study(study_id: str, generator: np.random.Generator, size: int) -> Study:
     """One examination: state, images and report, all from `generator`."""
+    patient_id, split = study_id.rpartition("-")[0], study_id.split("-")[1]
     state = draw_state(generator)
-    findings, impression = write_report(state, Wording(generator))
-    return Study(
-        id=study_id, patient_id=patient_id, split=split,
-        images=tuple(draw_side(state[side], generator, size) for side in SIDES),
-        findings=findings, impression=impression, views=("Left carotid", "Right carotid"), state=state,
-        indication=str(generator.choice(["Dizziness.", "Hypertension.", "Stroke.", "Routine.", "Carotid bruit."])),
-    )  # fmt: skip
+    findings, impression = write_report(state, Wording(WORDINGS, generator))
+    images = tuple(draw_side(state[side], generator, size) for side in SIDES)
+    texts = (findings, impression, str(generator.choice(WORDS["indications"])))
+    return Study(study_id, patient_id, split, images, *texts, views=("Left carotid", "Right carotid"), state=state)
 
 
 def draw_state(generator: np.random.Generator) -> dict[str, Any]:
@@ -39,22 +34,16 @@ def draw_state(generator: np.random.Generator) -> dict[str, Any]:
     for side in SIDES:
         plaque, narrowing = None, 0.0
         if generator.random() < 0.4:
-            plaque = {"kind": str(generator.choice(KINDS)), "location": str(generator.choice(list(LOCATIONS)))}
+            plaque = {"kind": str(generator.choice(WORDS["kinds"])), "location": str(generator.choice(list(LOCATIONS)))}
             narrowing = round(float(generator.uniform(0.1, 0.9)), 2)
+        thickest = 1.4 if generator.random() < 0.4 else 0.9
         state[side] = {
-            "imt": round(
-                float(generator.uniform(0.5, 1.4) if generator.random() < 0.4 else generator.uniform(0.5, 0.9)), 1
-            ),
+            "imt": round(float(generator.uniform(0.5, thickest)), 1),
             "plaque": plaque,
             "narrowing": narrowing,
             "velocity": int(70 + 25 * generator.random() + 160 * max(0.0, narrowing - 0.4)),
         }
     return state
-
-
-def perfect_report(state: Mapping[str, Any]) -> tuple[str, str]:
-    """Complete, certain and consistent Findings and Impression."""
-    return write_report(state, Wording(None))
 
 
 def state_labels(state: Mapping[str, Any]) -> dict[str, int]:
@@ -66,8 +55,10 @@ def state_labels(state: Mapping[str, Any]) -> dict[str, int]:
             present |= {f"plaque_{side}", f"{value['plaque']['kind']}_plaque"}
         if grade := stenosis(value["narrowing"]):
             present.add(f"stenosis_{grade}")
-        present |= {"increased_imt"} if value["imt"] > THICK else set()
-        present |= {"increased_velocity"} if value["velocity"] > FAST else set()
+        if value["imt"] > THICK:
+            present.add("increased_imt")
+        if value["velocity"] > FAST:
+            present.add("increased_velocity")
     return {label: int(label in (present or {"normal"})) for label in LABELS}
 
 
@@ -79,50 +70,42 @@ def stenosis(narrowing: float) -> str | None:
 
 def write_report(state: Mapping[str, Any], word: Wording) -> tuple[str, str]:
     """Findings and Impression; `word` decides the phrasing and what is left out or overlooked."""
-    said, conclusions = [], []
+    said: list[str] = []
+    conclusions: list[str] = []
     for side in SIDES:
         value = dict(state[side])
         if value["plaque"] and value["narrowing"] < 0.25 and word.happens(0.4):
             value |= {"plaque": None, "narrowing": 0.0}
-        said += _side(side, value, word)
-        conclusions += _conclusions(side, value)
+        findings, concluded = _describe(side, value, word)
+        said, conclusions = said + findings, conclusions + concluded
+    text = " ".join(map(sentence, said))
     if not conclusions:
-        return " ".join(map(sentence, said)), word("Normal carotid ultrasound.", "No carotid abnormality.")
+        return text, word("normal")
     if len(conclusions) > 1 and word.happens(OMITTED):
-        del conclusions[int(word.generator.integers(len(conclusions)))]
-    return " ".join(map(sentence, said)), sentence(listing(conclusions))
+        del conclusions[word.index(len(conclusions))]
+    return text, sentence(listing(conclusions))
 
 
-def _side(side: str, value: Mapping[str, Any], word: Wording) -> list[str]:
-    thick = value["imt"] > THICK
-    said = [
-        f"{side} intima-media thickness is increased at {value['imt']} mm" if thick
-        else word(f"{side} intima-media thickness is {value['imt']} mm", f"{side} intima-media thickness is normal")
-    ]  # fmt: skip
-    if value["plaque"]:
-        plaque = f"{value['plaque']['kind']} plaque in the {side} {value['plaque']['location']}"
-        grade = stenosis(value["narrowing"])
-        said.append(word(f"there is {plaque}", f"{plaque} is seen") + (f" with {grade} stenosis" if grade else ""))
+def _describe(side: str, value: Mapping[str, Any], word: Wording) -> tuple[list[str], list[str]]:
+    """What the Findings and what the Impression say of one side."""
+    imt, plaque, velocity, grade = value["imt"], value["plaque"], value["velocity"], stenosis(value["narrowing"])
+    narrowed = f" with {grade} stenosis" if grade else ""
+    said, conclusions = [], [f"{side} {plaque['kind']} carotid plaque{narrowed}"] if plaque else []
+    if imt > THICK:
+        said.append(f"{side} intima-media thickness is increased at {imt} mm")
+        conclusions.append(f"increased {side} intima-media thickness")
     else:
-        said.append(word(f"no plaque in the {side} carotid artery", f"no {side} carotid plaque"))
-    fast = value["velocity"] > FAST
-    speed = f"{side} peak systolic velocity is"
-    said.append(
-        f"{speed} increased at {value['velocity']} cm/s" if fast else word(f"{speed} normal", f"{side} flow is normal")
-    )
-    return said
-
-
-def _conclusions(side: str, value: Mapping[str, Any]) -> list[str]:
-    parts = []
-    if value["plaque"]:
-        grade = stenosis(value["narrowing"])
-        parts.append(f"{side} {value['plaque']['kind']} carotid plaque" + (f" with {grade} stenosis" if grade else ""))
-    if value["imt"] > THICK:
-        parts.append(f"increased {side} intima-media thickness")
-    if value["velocity"] > FAST:
-        parts.append(f"increased {side} flow velocity")
-    return parts
+        said.append(word("imt", side=side, imt=imt))
+    if plaque:
+        said.append(word("plaque", plaque=f"{plaque['kind']} plaque in the {side} {plaque['location']}") + narrowed)
+    else:
+        said.append(word("no_plaque", side=side))
+    if velocity > FAST:
+        said.append(f"{side} peak systolic velocity is increased at {velocity} cm/s")
+        conclusions.append(f"increased {side} flow velocity")
+    else:
+        said.append(word("velocity", side=side))
+    return said, conclusions
 
 
 def draw_side(value: Mapping[str, Any], generator: np.random.Generator, size: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from data.phantoms.drawing import Canvas, ellipse, expose, grid, soft, stroke
+from radflow.data.phantoms.drawing import Canvas, ellipse, expose, grid, soft, stroke
 
 ZONE_HEIGHT = {"upper": 0.3, "mid": 0.48, "lower": 0.64}
 
@@ -25,11 +25,11 @@ def draw_frontal(
     width = 0.13 + 0.015 * anatomy[2] + 0.11 * severity.get("cardiomegaly", 0.0)
     canvas = canvas + 0.3 * ellipse(x, y, (middle + 0.05, 0.64), (width, 0.15 + 0.4 * (width - 0.13)), 0.1)
     for side, sign in (("right", -1), ("left", 1)):
-        canvas = _air(canvas, x, y, middle, sign, lungs[side], findings, side)
-        canvas = canvas + 0.42 * _fluid(x, y, middle, sign, severity.get(f"effusion_{side}", 0.0)) * _chest(
-            x, middle, sign
-        )
-    canvas = canvas + _haze(x, y, middle, lungs, severity.get("edema", 0.0), generator) + _focal(x, y, middle, findings)
+        if "pneumothorax" in findings and findings["pneumothorax"]["side"] == side:
+            canvas = _air(canvas, x, y, middle + sign * 0.16, lungs[side], severity["pneumothorax"])
+        fluid = _fluid(x, y, middle, sign, severity.get(f"effusion_{side}", 0.0))
+        canvas = canvas + 0.42 * fluid * _chest(x, middle, sign)
+    canvas = canvas + _haze(x, y, middle, severity.get("edema", 0.0), generator) + _focal(x, y, middle, findings)
     return expose(_wires(canvas, x, y, middle, device), generator)
 
 
@@ -47,7 +47,7 @@ def draw_lateral(
     fluid = max(severity.get("effusion_left", 0.0), severity.get("effusion_right", 0.0))
     thorax = ellipse(x, y, (0.55, 0.5), (0.27, 0.34), 0.08)
     canvas = canvas + 0.35 * soft(0.78 - 0.3 * fluid - y + 0.5 * (0.75 - x), 0.02) * thorax * (fluid > 0)
-    return expose(canvas + _haze(x, y, 0.5, {}, severity.get("edema", 0.0), generator), generator)
+    return expose(canvas + _haze(x, y, 0.5, severity.get("edema", 0.0), generator), generator)
 
 
 def _lung(x: Canvas, y: Canvas, middle: float, sign: int, anatomy: np.ndarray) -> Canvas:
@@ -76,23 +76,15 @@ def _fluid(x: Canvas, y: Canvas, middle: float, sign: int, severity: float) -> C
     return soft(level - y, 0.012) * soft(y - base, 0.015)
 
 
-def _air(
-    canvas: Canvas, x: Canvas, y: Canvas, middle: float, sign: int, lung: Canvas, findings: Mapping[str, Any], side: str
-) -> Canvas:
+def _air(canvas: Canvas, x: Canvas, y: Canvas, centre: float, lung: Canvas, severity: float) -> Canvas:
     """Pneumothorax: black, markless space outside a bright edge of the collapsed lung."""
-    value = findings.get("pneumothorax")
-    if value is None or value["side"] != side:
-        return canvas
-    shrink = 1 - 0.4 * value["severity"]
-    centre = (middle + sign * 0.16, 0.5)
-    collapsed = ellipse(x, y, centre, (0.15 * shrink, 0.28 * shrink), 0.05)
+    shrink = 1 - 0.4 * severity
+    collapsed = ellipse(x, y, (centre, 0.5), (0.15 * shrink, 0.28 * shrink), 0.05)
     edge = collapsed * (1 - collapsed) * 4
     return canvas - 0.16 * lung * (1 - collapsed) + 0.14 * lung * collapsed + 0.2 * edge * lung
 
 
-def _haze(
-    x: Canvas, y: Canvas, middle: float, lungs: Mapping[str, Canvas], severity: float, generator: np.random.Generator
-) -> Canvas:
+def _haze(x: Canvas, y: Canvas, middle: float, severity: float, generator: np.random.Generator) -> Canvas:
     """Edema: bright around both hila, in a coarse texture."""
     coarse = generator.normal(0, 1, (x.shape[0] // 7 + 1,) * 2).astype(np.float32)
     if severity == 0:
@@ -115,10 +107,8 @@ def _focal(x: Canvas, y: Canvas, middle: float, findings: Mapping[str, Any]) -> 
             radius = 0.06 + 0.05 * severity
             canvas += (0.18 + 0.17 * severity) * ellipse(x, y, (middle + sign * 0.21, height), (radius, radius), 0.3)
         elif name == "nodule":
-            radius = 0.02 + 0.025 * severity
-            canvas += (0.2 + 0.15 * severity) * ellipse(
-                x, y, (middle + sign * 0.23, height + 0.03), (radius, radius), 0.15
-            )
+            radius, centre = 0.02 + 0.025 * severity, (middle + sign * 0.23, height + 0.03)
+            canvas += (0.2 + 0.15 * severity) * ellipse(x, y, centre, (radius, radius), 0.15)
         else:
             start, end = (middle + sign * 0.13, 0.68), (middle + sign * 0.29, 0.62)
             canvas += (0.16 + 0.2 * severity) * stroke(x, y, start, end, 0.012 + 0.008 * severity)
@@ -131,10 +121,9 @@ def _wires(canvas: Canvas, x: Canvas, y: Canvas, middle: float, device: str | No
         lead = stroke(x, y, (middle + 0.22, 0.25), (middle + 0.04, 0.66), 0.008)
         return np.maximum(canvas, 0.95 * np.maximum(box, lead))
     if device == "central venous catheter":
-        path = stroke(x, y, (middle - 0.2, 0.1), (middle - 0.05, 0.24), 0.007)
-        return np.maximum(
-            canvas, 0.9 * np.maximum(path, stroke(x, y, (middle - 0.05, 0.24), (middle - 0.04, 0.5), 0.007))
-        )
+        corner = (middle - 0.05, 0.24)
+        upper, lower = ((middle - 0.2, 0.1), corner), (corner, (middle - 0.04, 0.5))
+        return np.maximum(canvas, 0.9 * np.maximum(stroke(x, y, *upper, 0.007), stroke(x, y, *lower, 0.007)))
     if device == "endotracheal tube":
         return np.maximum(canvas, 0.85 * stroke(x, y, (middle, 0.0), (middle, 0.3), 0.012))
     return canvas

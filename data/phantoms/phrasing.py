@@ -1,18 +1,23 @@
 """One of several wordings, chosen by the study's generator or, for a perfect report, always the first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 
 class Wording:
-    """Chooses among paraphrases; without a generator always the first."""
+    """Chooses among the paraphrases of a name, which are format strings; without a generator always the first."""
 
-    def __init__(self, generator: np.random.Generator | None) -> None:
-        self.generator = generator
+    def __init__(self, wordings: Mapping[str, Sequence[str]], generator: np.random.Generator | None) -> None:
+        self.wordings, self.generator = wordings, generator
 
-    def __call__(self, *variants: str) -> str:
-        return variants[0] if self.generator is None else variants[int(self.generator.integers(len(variants)))]
+    def __call__(self, name: str, **values: object) -> str:
+        variants = self.wordings[name]
+        return variants[self.index(len(variants))].format(**values)
+
+    def index(self, count: int) -> int:
+        """An index below `count`; 0 for a perfect report."""
+        return 0 if self.generator is None else int(self.generator.integers(count))
 
     def happens(self, chance: float) -> bool:
         """False for a perfect report: nothing is left out or hedged there."""

@@ -1,15 +1,13 @@
-"""CarotidUS-MRG is private; whoever has it, or the like, writes one JSON line a study in this form (docs/data.md)."""
+"""CarotidUS-MRG is private; whoever has it, or the like, writes one JSON line per study in this form (docs/data.md)."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.readers.manifest import lines_of, names_of, need, text_of
-from data.readers.records import Record, Unread, inside, sections_status
-from data.sections import parse_sections
-from data.splits import split_of_patient
-from data.studies import Study
+from radflow.data.readers.records import Record, Texts, Unread, images_inside, split_of_patient
+from radflow.data.readers.tables import json_lines, names_of, need, text_of
+from radflow.data.sections import parse_sections
+from radflow.data.studies import Study
 
 NAME = "carotid_us.jsonl"
 SHARES = (70, 15, 15)  # the paper's, by patient
@@ -17,49 +15,29 @@ MODES = ("b-mode", "color-doppler", "spectral-doppler", "power-doppler")
 
 
 def read_carotid_us(root: Path) -> Iterator[Record | Unread]:
-    """Studies of carotid_us.jsonl in the root. The split is decided by a hash of the patient.
-
-    Raises:
-        ValueError: names file, line and key of what is wrong.
-    """
-    path = root / NAME
-    for number, line in lines_of(path):
-        try:
-            yield _record(root, json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
+    """Studies of carotid_us.jsonl in the root, split by a hash of the patient. ValueErrors name file, line and key."""
+    return json_lines(root / NAME, lambda row: _record(root, row))
 
 
-def _record(root: Path, row: Any) -> Record:
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, got {type(row).__name__}")
+def _record(root: Path, row: Mapping[str, Any]) -> Record:
     images = [_image(item) for item in row.get("images") or []]
-    patient = str(need(row, "patient_id"))
-    findings, impression, other = text_of(row, "findings"), text_of(row, "impression"), {}
-    status = sections_status(findings, impression)
+    patient, ambiguous = str(need(row, "patient_id")), False
+    texts = Texts(*(text_of(row, name) for name in Texts._fields))
     if "report" in row:
-        if findings or impression:
+        if texts.findings or texts.impression:
             raise ValueError("expected either report or findings and impression, got both; remove one")
         sections = parse_sections(text_of(row, "report"))
-        findings, impression, status, other = sections.findings, sections.impression, sections.status, sections.other
-    study = Study(
-        id=str(need(row, "id")),
-        patient_id=patient,
-        split=split_of_patient(patient, SHARES),
-        images=tuple(inside(root, name) for name, _ in images),
-        views=tuple(mode for _, mode in images),
-        findings=findings,
-        impression=impression,
-        indication=text_of(row, "indication") or other.get("indication", ""),
-        comparison=text_of(row, "comparison") or other.get("comparison", ""),
-        labels=dict.fromkeys(names_of(row, "keywords"), 1),
-    )
-    return Record(study, status, date=text_of(row, "date"))
+        ambiguous = sections.status == "ambiguous"
+        texts = Texts(*(given or parsed for given, parsed in zip(texts, Texts.of(sections), strict=True)))
+    name, split = str(need(row, "id")), split_of_patient(patient, SHARES)
+    paths, views = images_inside(root, (path for path, _ in images)), tuple(mode for _, mode in images)
+    labels = dict.fromkeys(names_of(row, "keywords"), 1)
+    study = Study(name, patient, split, paths, *texts, views=views, labels=labels)
+    return Record(study, text_of(row, "date"), ambiguous)
 
 
-def _image(item: Mapping[str, Any]) -> tuple[str, str]:
+def _image(item: Any) -> tuple[str, str]:
     if not isinstance(item, dict) or not isinstance(item.get("path"), str) or item.get("mode") not in MODES:
-        raise ValueError(
-            f"key 'images': expected objects with a path and a mode among {', '.join(MODES)}, got {item!r}"
-        )
+        wanted = f"objects with a path and a mode among {', '.join(MODES)}"
+        raise ValueError(f"key 'images': expected {wanted}, got {item!r}")
     return item["path"], item["mode"]

@@ -1,33 +1,34 @@
 """IU X-ray in its four forms: Open-i XML, the R2Gen annotation, the Kaggle tables, the ReXrank JSON (docs/data.md).
 
-All four give the same ids (CXR and the number of the report), patients and sections. One report a patient.
+All four give the same ids (CXR and the number of the report), patients and sections. One report per patient.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from data.readers.records import Record, Unread, inside, sections_status
-from data.readers.rexrank import read_rexrank
-from data.readers.tables import load_json, rows
-from data.sections import parse_sections
-from data.splits import official_split, split_of_patient
-from data.studies import Study
+from radflow.data.readers.records import Record, Texts, Unread, images_inside, official_split, split_of_patient
+from radflow.data.readers.rexrank import read_rexrank
+from radflow.data.readers.tables import load_object, rows
+from radflow.data.sections import parse_sections
+from radflow.data.studies import Study
 
 SHARES = (70, 10, 20)  # of the R2Gen split, for those who have only what Open-i or Kaggle distribute
-SECTIONS = ("indication", "comparison", "findings", "impression")
+Splits = Mapping[str, str] | None  # by number; None: decided by a hash
+Images = tuple[Path, ...]
 REPORTS, PROJECTIONS, ANNOTATION = "indiana_reports.csv", "indiana_projections.csv", "annotation.json"
 
 
 def read_openi(root: Path) -> Iterator[Record | Unread]:
-    """Open-i: ecgen-radiology/*.xml and the images of NLMCXR_png. Views need indiana_projections.csv beside them."""
+    """Open-i: ecgen-radiology/*.xml and the images of NLMCXR_png. Views need indiana_projections.csv next to them."""
     reports = sorted(root.glob("**/ecgen-radiology/*.xml"), key=lambda path: (len(path.stem), path.stem))
     if not reports:
         raise ValueError(f"expected ecgen-radiology/*.xml in {root}, found none; unpack NLMCXR_reports.tgz there")
-    views = {_instance(name): view for names in _projections(root).values() for name, view in names}
+    known = _projections(root) if (root / PROJECTIONS).is_file() else {}
+    views = {_instance(name): view for names in known.values() for name, view in names}
     splits = _r2gen_splits(root)
     folder = ""
     for path in reports:
@@ -36,57 +37,41 @@ def read_openi(root: Path) -> Iterator[Record | Unread]:
         except (OSError, ElementTree.ParseError) as error:
             yield Unread(path.name, "report file unreadable", str(error))
             continue
-        number = _number(tree.find("uId").get("id", "") if tree.find("uId") is not None else path.stem)
+        uid = tree.find("uId")
+        number = _number(path.stem if uid is None else uid.get("id", ""))
         names = [f"{image.get('id')}.png" for image in tree.iter("parentImage")]
         if names and not folder:
             folder = _folder_of(root, names[0], ("NLMCXR_png", "images", "."))
         texts = {node.get("Label", "").lower(): (node.text or "").strip() for node in tree.iter("AbstractText")}
         terms = [" ".join((node.text or "").split()) for node in tree.iter("major")]
-        yield from _record(
-            number, splits,
-            images=tuple(inside(root, name, start=folder) for name in names),
-            views=tuple(views.get(_instance(name), "") for name in names),
-            texts={name: texts.get(name, "") for name in SECTIONS},
-            terms=terms,
-        )  # fmt: skip
+        shown = tuple(views.get(_instance(name), "") for name in names)
+        ordered = Texts(*(texts.get(name, "") for name in Texts._fields))
+        yield _record(number, splits, images_inside(root, names, start=folder), ordered, shown, terms)
 
 
 def read_kaggle(root: Path) -> Iterator[Record | Unread]:
     """Kaggle (raddar/chest-xrays-indiana-university): the two tables and images/images_normalized."""
-    images, splits = _projections(root, needed=True), _r2gen_splits(root)
+    images, splits = _projections(root), _r2gen_splits(root)
     first = next((names[0][0] for names in images.values()), "")
     folder = _folder_of(root, first, ("images/images_normalized", "images_normalized", "images", "."))
     for number, texts, mesh in _kaggle_reports(root):
         names = images.get(number, [])
-        yield from _record(
-            number, splits,
-            images=tuple(inside(root, name, start=folder) for name, _ in names),
-            views=tuple(view for _, view in names),
-            texts=texts,
-            terms=mesh.split(";"),
-        )  # fmt: skip
+        paths = images_inside(root, (name for name, _ in names), start=folder)
+        yield _record(number, splits, paths, texts, tuple(view for _, view in names), mesh.split(";"))
 
 
 def read_r2gen(root: Path) -> Iterator[Record | Unread]:
-    """R2Gen: annotation.json and images/ID/0.png. Findings only; indiana_reports.csv beside it gives the rest."""
-    beside = {n: texts for n, texts, _ in _kaggle_reports(root)} if (root / REPORTS).is_file() else {}
+    """R2Gen: annotation.json and images/ID/0.png. Findings only; indiana_reports.csv next to it gives the rest."""
+    table = {number: texts for number, texts, _ in _kaggle_reports(root)} if (root / REPORTS).is_file() else {}
     for split, cases in _annotation(root).items():
         for case in cases:
             number = _number(str(case["id"]))
             sections = parse_sections(case["report"])
             plain = sections.status == "missing_findings" and not sections.impression
-            texts = {
-                "indication": sections.other.get("indication", ""),
-                "comparison": sections.other.get("comparison", ""),
-                **beside.get(number, {}),
-                "findings": case["report"].strip() if plain else sections.findings,
-            }
-            texts.setdefault("impression", sections.impression)
-            yield from _record(
-                number, {number: official_split(split)},
-                images=tuple(inside(root, name, start="images") for name in case["image_path"]),
-                views=(), texts=texts, terms=(),
-            )  # fmt: skip
+            texts = table.get(number, Texts.of(sections))
+            texts = texts._replace(findings=case["report"].strip() if plain else sections.findings)
+            paths = images_inside(root, case["image_path"], start="images")
+            yield _record(number, {number: official_split(split)}, paths, texts)
 
 
 def read_iu_rexrank(root: Path) -> Iterator[Record | Unread]:
@@ -99,21 +84,13 @@ def read_iu_rexrank(root: Path) -> Iterator[Record | Unread]:
 
 
 def _record(
-    number: str,
-    splits: Mapping[str, str] | None,
-    *,
-    images: tuple[Path, ...],
-    views: tuple[str, ...],
-    texts: Mapping[str, str],
-    terms: Any,
-) -> Iterator[Record | Unread]:
+    number: str, splits: Splits, images: Images, texts: Texts, views: tuple[str, ...] = (), terms: Sequence[str] = ()
+) -> Record | Unread:
     if splits is not None and number not in splits:
-        yield Unread(f"CXR{number}", f"not in the split of {ANNOTATION}")
-        return
+        return Unread(f"CXR{number}", f"not in the split of {ANNOTATION}")
     split = split_of_patient(number, SHARES) if splits is None else splits[number]
     labels = {term.strip(): 1 for term in terms if term.strip()}
-    study = Study(f"CXR{number}", number, split, images, **texts, views=views, labels=labels)
-    yield Record(study, sections_status(study.findings, study.impression))
+    return Record(Study(f"CXR{number}", number, split, images, *texts, views=views, labels=labels))
 
 
 def _number(name: str) -> str:
@@ -131,39 +108,36 @@ def _instance(name: str) -> str:
 
 
 def _folder_of(root: Path, name: str, candidates: tuple[str, ...]) -> str:
-    """The folder that holds an image; the published one where none does."""
+    """The folder that holds an image; the published one if none does."""
     return next((folder for folder in candidates if (root / folder / name).is_file()), candidates[0])
 
 
-def _projections(root: Path, *, needed: bool = False) -> dict[str, list[tuple[str, str]]]:
+def _projections(root: Path) -> dict[str, list[tuple[str, str]]]:
     """Number -> (file name, Frontal or Lateral) of each image."""
     found: dict[str, list[tuple[str, str]]] = {}
-    if needed or (root / PROJECTIONS).is_file():
-        for number, name, view in rows(root / PROJECTIONS, ("uid", "filename", "projection")):
-            found.setdefault(number, []).append((name, view))
+    for number, name, view in rows(root / PROJECTIONS, ("uid", "filename", "projection")):
+        found.setdefault(number, []).append((name, view))
     return found
 
 
-def _kaggle_reports(root: Path) -> Iterator[tuple[str, dict[str, str], str]]:
-    """Number, texts by section, and MeSH headings of each report."""
-    for number, mesh, *texts in rows(root / REPORTS, ("uid", "MeSH", *SECTIONS)):
-        yield number, {name: text.strip() for name, text in zip(SECTIONS, texts, strict=True)}, mesh
+def _kaggle_reports(root: Path) -> Iterator[tuple[str, Texts, str]]:
+    """Number, texts and MeSH headings of each report."""
+    for number, mesh, *texts in rows(root / REPORTS, ("uid", "MeSH", *Texts._fields)):
+        yield number, Texts(*map(str.strip, texts)), mesh
 
 
 def _annotation(root: Path) -> dict[str, list[dict[str, Any]]]:
-    path = root / ANNOTATION
-    content = load_json(path)
-    needed = {"id", "report", "image_path"}
-    for split, cases in content.items() if isinstance(content, dict) else [("", None)]:
-        if not isinstance(cases, list) or not all(isinstance(case, dict) and needed <= case.keys() for case in cases):
-            raise ValueError(f"{path}: expected lists of {sorted(needed)} by split, split {split!r} is something else")
+    content, needed = load_object(root / ANNOTATION, list), {"id", "report", "image_path"}
+    for split, cases in content.items():
+        if not all(isinstance(case, dict) and needed <= case.keys() for case in cases):
+            wanted = f"lists of {sorted(needed)} by split"
+            raise ValueError(f"{root / ANNOTATION}: expected {wanted}, split {split!r} is something else")
     return content
 
 
-def _r2gen_splits(root: Path) -> dict[str, str] | None:
-    """Number -> split of the R2Gen annotation; None where it was not fetched."""
+def _r2gen_splits(root: Path) -> Splits:
+    """Number -> split of the R2Gen annotation; None if it was not fetched."""
     if not (root / ANNOTATION).is_file():
         return None
-    return {
-        _number(str(case["id"])): official_split(split) for split, cases in _annotation(root).items() for case in cases
-    }
+    cases = ((case["id"], split) for split, listed in _annotation(root).items() for case in listed)
+    return {_number(str(name)): official_split(split) for name, split in cases}

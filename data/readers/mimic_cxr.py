@@ -2,22 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
-from data.readers.records import Record, Unread, read_text
-from data.readers.tables import find_table, rows
-from data.sections import parse_sections
-from data.splits import official_split
-from data.studies import Study
+from radflow.data.files import read_words
+from radflow.data.readers.records import Record, Texts, Unread, official_split, read_text
+from radflow.data.readers.tables import find_table, rows
+from radflow.data.sections import parse_sections
+from radflow.data.studies import Study
 
 METADATA = "mimic-cxr-2.0.0-metadata.csv.gz"
 SPLIT = "mimic-cxr-2.0.0-split.csv.gz"
 CHEXPERT = "mimic-cxr-2.0.0-chexpert.csv.gz"
 # Columns of the CheXpert labels: 1.0, 0.0, -1.0 (uncertain), or empty: not mentioned.
-LABELS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",
-    "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices",
-)  # fmt: skip
+LABELS = tuple(sorted(read_words("labels")["chexpert"]))
 VALUE = {"1.0": 1, "0.0": 0, "-1.0": -1, "1": 1, "0": 0, "-1": -1}
 
 
@@ -34,16 +32,15 @@ def read_mimic_cxr(root: Path) -> Iterator[Record | Unread]:
     """Studies in the order of the metadata table.
 
     `root` holds the tables of MIMIC-CXR-JPG and files/pXX/pXXXXXXXX/, with the reports of MIMIC-CXR unzipped into it
-    (sXXXXXXXX.txt) and the images of either (sXXXXXXXX/*.jpg or *.dcm).
-
-    Raises:
-        ValueError: a table is missing or lacks a column.
+    (sXXXXXXXX.txt) and the images of either (sXXXXXXXX/*.jpg or *.dcm). A table or column that is missing: ValueError.
     """
-    index, splits, labels = _index(root), _splits(root), _labels(root)
+    index = _index(root)
+    splits = {study: official_split(split) for study, split in rows(find_table(root, SPLIT), ("study_id", "split"))}
+    labels = _labels(root)
     suffix = _image_suffix(root, index)
     for study, entry in index.items():
         name = f"s{study}"
-        folder = root / "files" / f"p{entry.subject[:2]}" / f"p{entry.subject}"
+        folder = _folder(root, entry.subject)
         if study not in splits:
             yield Unread(name, "not in the official split")
             continue
@@ -56,23 +53,10 @@ def read_mimic_cxr(root: Path) -> Iterator[Record | Unread]:
             yield Unread(name, "report file unreadable", str(error))
             continue
         sections = parse_sections(text)
-        yield Record(
-            Study(
-                id=name,
-                patient_id=f"p{entry.subject}",
-                split=splits[study],
-                images=tuple(folder / name / f"{dicom}{suffix}" for dicom, _ in entry.images),
-                views=tuple(view for _, view in entry.images),
-                findings=sections.findings,
-                impression=sections.impression,
-                indication=sections.other.get("indication", ""),
-                comparison=sections.other.get("comparison", ""),
-                labels=labels.get(study, {}),
-            ),
-            sections.status,
-            date=entry.date,
-            utf8=utf8,
-        )
+        images = tuple(folder / name / f"{dicom}{suffix}" for dicom, _ in entry.images)
+        views, marks = tuple(view for _, view in entry.images), labels.get(study, {})
+        made = Study(name, folder.name, splits[study], images, *Texts.of(sections), views=views, labels=marks)
+        yield Record(made, entry.date, sections.status == "ambiguous", utf8)
 
 
 def _index(root: Path) -> dict[str, _Entry]:
@@ -87,31 +71,26 @@ def _index(root: Path) -> dict[str, _Entry]:
     return index
 
 
-def _splits(root: Path) -> dict[str, str]:
-    table = rows(find_table(root, SPLIT), ("study_id", "split"))
-    return {study: official_split(split) for study, split in table}
-
-
 def _labels(root: Path) -> dict[str, Mapping[str, int]]:
-    """CheXpert labels of each study; none where the table was not fetched."""
+    """CheXpert labels of each study; empty if the table was not fetched."""
     try:
         path = find_table(root, CHEXPERT)
     except ValueError:
         return {}
-    known: dict[tuple[str, ...], Mapping[str, int]] = {}  # few combinations: studies share them, which saves memory
-    found = {}
-    for study, *values in rows(path, ("study_id", *LABELS)):
-        key = tuple(values)
-        if key not in known:
-            known[key] = {name: VALUE[value] for name, value in zip(LABELS, values, strict=True) if value}
-        found[study] = known[key]
-    return found
+
+    @cache  # few combinations: studies share them, which saves memory
+    def marks(*values: str) -> Mapping[str, int]:
+        return {name: VALUE[value] for name, value in zip(LABELS, values, strict=True) if value}
+
+    return {study: marks(*values) for study, *values in rows(path, ("study_id", *LABELS))}
 
 
 def _image_suffix(root: Path, index: Mapping[str, _Entry]) -> str:
-    """.dcm where the first studies' images are DICOM files, else .jpg, there or yet to be fetched."""
-    for study, entry in list(index.items())[:20]:
-        folder = root / "files" / f"p{entry.subject[:2]}" / f"p{entry.subject}" / f"s{study}"
-        if (folder / f"{entry.images[0][0]}.dcm").is_file():
-            return ".dcm"
-    return ".jpg"
+    """.dcm if the first studies' images are DICOM files, else .jpg, there or yet to be fetched."""
+    first = list(index.items())[:20]
+    names = (_folder(root, entry.subject) / f"s{study}" / f"{entry.images[0][0]}.dcm" for study, entry in first)
+    return ".dcm" if any(name.is_file() for name in names) else ".jpg"
+
+
+def _folder(root: Path, subject: str) -> Path:
+    return root / "files" / f"p{subject[:2]}" / f"p{subject}"

@@ -1,11 +1,32 @@
-"""What every reader yields, and how it reads texts and names files."""
+"""What every reader yields, and how it assigns splits, names files and reads texts."""
 
+import hashlib
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from data.sections import Status
-from data.studies import Study
+from radflow.data.sections import Sections
+from radflow.data.studies import Study
+
+SPLITS = ("train", "val", "test")
+OFFICIAL = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test"}
+
+
+class Texts(NamedTuple):
+    """The texts of a study, in the order in which `Study` takes them."""
+
+    findings: str
+    impression: str
+    indication: str = ""
+    comparison: str = ""
+
+    @classmethod
+    def of(cls, sections: Sections) -> "Texts":
+        """From a parsed report."""
+        other = (sections.other.get(name, "") for name in ("indication", "comparison"))
+        return cls(sections.findings, sections.impression, *other)
 
 
 @dataclass(frozen=True)
@@ -13,8 +34,8 @@ class Record:
     """One study as its owner distributes it; nothing has been left out yet."""
 
     study: Study
-    sections: Status  # how its report divides
-    date: str = ""  # sorts the studies of a patient; empty where unknown
+    date: str = ""  # sorts the studies of a patient; empty if unknown
+    ambiguous: bool = False  # True: its report has sections twice, reversed, or under one header
     utf8: bool = True  # False: the report was not UTF-8 and was read as Windows-1252
 
 
@@ -27,31 +48,38 @@ class Unread:
     detail: str = ""
 
 
-def inside(root: Path, name: str, *, start: str = "") -> Path:
-    """The file that `name` means, seen from the folder `start` of the root.
+def images_inside(root: Path, names: Iterable[str], *, start: str = "") -> tuple[Path, ...]:
+    """The files that these names mean, seen from the folder `start` of the root.
 
-    Raises:
-        ValueError: it lies outside the root. Names are compared, links are not followed: whoever made a link meant it.
+    Raises ValueError if one lies outside the root by its name; links are deliberate and are not followed.
     """
     base = os.path.abspath(root)
-    path = os.path.normpath(os.path.join(base, start, name))
-    if not path.startswith(base.rstrip(os.sep) + os.sep):
-        raise ValueError(f"expected a file inside {root}, got {name!r}, which leads out of it; correct the name")
-    return Path(path)
+    paths = [(name, os.path.normpath(os.path.join(base, start, name))) for name in names]
+    for name, path in paths:
+        if not path.startswith(base.rstrip(os.sep) + os.sep):
+            raise ValueError(f"expected a file inside {root}, got {name!r}, which leads out of it; correct the name")
+    return tuple(Path(path) for _, path in paths)
 
 
-def sections_status(findings: str, impression: str) -> Status:
-    """The status of a report whose owner gives its sections apart."""
-    return "missing_findings" if not findings else "ok" if impression else "missing_impression"
+def split_of_patient(patient_id: str, shares: Sequence[int]) -> str:
+    """train, val or test with these chances (percent), decided by a hash of the patient alone.
+
+    It depends neither on the other patients nor on the machine: adding studies moves no patient.
+    """
+    assert len(shares) == 3 and sum(shares) == 100, shares
+    percent = int.from_bytes(hashlib.sha256(patient_id.encode()).digest()[:8]) / 2**64 * 100
+    return "train" if percent < shares[0] else "val" if percent < shares[0] + shares[1] else "test"
+
+
+def official_split(name: str) -> str:
+    """An owner's name of a split -> ours. Raises ValueError if there is no such split."""
+    if name.lower() not in OFFICIAL:
+        raise ValueError(f"expected a split among {', '.join(OFFICIAL)}, got {name!r}")
+    return OFFICIAL[name.lower()]
 
 
 def read_text(path: Path) -> tuple[str, bool]:
-    """A report file, and whether it was UTF-8; what is not is read as Windows-1252.
-
-    Raises:
-        OSError: not there, or not readable.
-        UnicodeDecodeError: it is neither.
-    """
+    """A report file, and whether it was UTF-8; what is not is read as Windows-1252 or raises UnicodeDecodeError."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig"), True

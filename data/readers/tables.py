@@ -1,35 +1,28 @@
-"""Large CSV and JSON files, read a piece at a time."""
+"""CSV tables and JSON files: what they hold, and errors that name the file and the line."""
 
 import csv
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
+Made = TypeVar("Made")
 LONGEST_FIELD = 2**24  # characters; the library's own limit is 2**17, below some reports with quoting errors
-CHUNK = 2**20
 
 
 def find_table(root: Path, name: str) -> Path:
-    """`name` in the root, or the same file with .gz added or taken away.
-
-    Raises:
-        ValueError: neither is there.
-    """
+    """`name` in the root, or the same file with .gz added or taken away. Raises ValueError if neither is there."""
     for candidate in (name, name.removesuffix(".gz"), f"{name}.gz"):
         if (root / candidate).is_file():
             return root / candidate
     raise ValueError(f"expected {name} in {root}, not there; see docs/data.md for the layout")
 
 
-def rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
-    """The values of these columns, and of the optional ones ("" where the file has none), a tuple a row.
+def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The values of these columns, one tuple per row.
 
-    Raises:
-        ValueError: a column is missing, a row has too few or too many fields, or the file is no CSV in UTF-8; names
-            file and line.
+    Raises ValueError with file and line: a column is missing, a row of another length, or no CSV in UTF-8.
     """
     csv.field_size_limit(LONGEST_FIELD)
     with _opened(path) as file:
@@ -38,65 +31,74 @@ def rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) ->
             header = next(reader, [])
             if missing := [name for name in columns if name not in header]:
                 raise ValueError(f"expected the columns {missing}, the file has {header}; fetch the published file")
-            places = [header.index(name) if name in header else len(header) for name in (*columns, *optional)]
-            pick = itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
+            indices = [header.index(name) for name in columns]
             for row in reader:
-                if len(row) != len(header):
-                    if not row:
-                        continue
+                if row and len(row) != len(header):
                     raise ValueError(f"expected {len(header)} fields, got {len(row)}")
-                yield pick([*row, ""])
+                if row:
+                    yield tuple([row[index] for index in indices])
         except (ValueError, csv.Error, EOFError, gzip.BadGzipFile) as error:
             raise ValueError(f"{path}:{reader.line_num}: {error}") from error
 
 
-def load_json(path: Path) -> Any:
-    """A JSON file that fits in memory.
+def json_lines(path: Path, make: Callable[[dict[str, Any]], Made]) -> Iterator[Made]:
+    """What `make` returns for the JSON object of each line that is not blank.
 
-    Raises:
-        ValueError: not there, or no JSON.
+    Raises ValueError with file and line: no file, not in UTF-8, a line is no JSON object, or `make` raises.
     """
+    number = 0
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected a JSON file in UTF-8, got {error}") from error
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                number += 1
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise ValueError(f"expected a JSON object, got {type(row).__name__}")
+                    yield make(row)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a JSONL manifest in UTF-8, got {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}:{number}: {error}") from error
 
 
-def members(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Keys and values of a JSON file that holds one large object, a member at a time.
+def need(row: Mapping[str, Any], key: str) -> Any:
+    """A value that must be there."""
+    if row.get(key) in (None, ""):
+        raise ValueError(f"key {key!r} is missing; the study has the keys {', '.join(map(str, row))}")
+    return row[key]
 
-    Raises:
-        ValueError: the file is something else, or is cut short.
-    """
-    decode = json.JSONDecoder().raw_decode
+
+def text_of(row: Mapping[str, Any], key: str) -> str:
+    """A text; absent or null counts as empty."""
+    value = row.get(key) or ""
+    if not isinstance(value, str):
+        raise ValueError(f"key {key!r}: expected text, got {type(value).__name__}")
+    return value
+
+
+def names_of(row: Mapping[str, Any], key: str) -> list[str]:
+    """A list of names; absent or null counts as empty."""
+    value = row.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"key {key!r}: expected a list of names, got {value!r}")
+    return value
+
+
+def load_object(path: Path, of: type[Made]) -> dict[str, Made]:
+    """A JSON object of objects or of lists. Raises ValueError if the file is missing, cut short or something else."""
     with _opened(path) as file:
-        text, ended = _more(file, "")
-        text = text.lstrip()
-        if not text.startswith("{"):
-            raise ValueError(f"{path}: expected a JSON object, got {text[:20]!r}")
-        text = text[1:]
-        while True:
-            text = text.lstrip().removeprefix(",").lstrip()
-            if text.startswith("}"):
-                return
-            try:
-                key, colon = decode(text)
-                colon = text.index(":", colon)
-                value, end = decode(text[colon + 1 :].lstrip())
-                text = text[colon + 1 :].lstrip()[end:]
-            except ValueError as error:
-                if ended:
-                    raise ValueError(f"{path}: the file is cut short or no JSON ({error}); fetch it again") from error
-                text, ended = _more(file, text)
-                continue
-            if not isinstance(value, dict):
-                raise ValueError(f"{path}: expected an object for {key!r}, got {type(value).__name__}")
-            yield key, value
-
-
-def _more(file: TextIO, text: str) -> tuple[str, bool]:
-    piece = file.read(CHUNK)
-    return text + piece, not piece
+        try:
+            content = json.load(file)
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"{path}: expected a JSON file in UTF-8, got {error}; fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    wanted = "an object" if of is dict else "a list"
+    for key, value in content.items():
+        if not isinstance(value, of):
+            raise ValueError(f"{path}: expected {wanted} for {key!r}, got {type(value).__name__}")
+    return content
 
 
 def _opened(path: Path) -> TextIO:

@@ -1,4 +1,4 @@
-"""CAPO in a training loop of one's own; nothing but torch and `capo` is needed.
+"""CAPO in a training loop of its own, with torch and `capo` only.
 
     python docs/examples/plain_loop.py
 
@@ -9,11 +9,7 @@ share of tokens that are the study's own; every other study is critical.
 import torch
 from torch import Tensor, nn
 
-from capo.advantages import group_advantages
-from capo.clipping import critical_clip
-from capo.kl import k3
-from capo.loss import capo_loss
-from capo.metrics import LossMetrics
+from capo import LossMetrics, capo_loss, critical_clip, group_advantages, k3
 
 STUDIES, GROUP, TOKENS, VOCABULARY = 8, 8, 6, 12
 
@@ -63,16 +59,9 @@ def main(steps: int = 60) -> float:
         for _ in range(3):  # inner epochs: with a single update the range has no effect
             for rows in torch.arange(len(studies)).split(16):  # micro-batches: the gradient does not depend on them
                 logps = policy.logps(studies[rows], reports[rows])
-                terms = capo_loss(
-                    logps,
-                    behaviour_logps[rows],
-                    advantages[rows],
-                    mask[rows],
-                    clip=clip[rows],
-                    num_reports=len(studies),
-                    kl=k3(logps, reference_logps[rows], mask[rows]),
-                    beta=0.01,
-                )
+                batch = (logps, behaviour_logps[rows], advantages[rows], mask[rows])
+                kl = k3(logps, reference_logps[rows], mask[rows])
+                terms = capo_loss(*batch, clip=clip[rows], num_reports=len(studies), kl=kl, beta=0.01)
                 terms.loss.backward()
                 metrics.add(terms, critical=clip[rows] < 0.2)
             optimiser.step()

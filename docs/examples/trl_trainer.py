@@ -14,10 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from capo.clipping import critical_clip
-from capo.kl import k3
-from capo.loss import capo_loss
-from capo.metrics import LossMetrics, PolicyMetrics
+from capo import LossMetrics, PolicyMetrics, capo_loss, critical_clip, k3
 
 CASES = {"pneumothorax": True, "effusion": True, "clear": False, "normal": False}  # prompt -> critical
 
@@ -30,28 +27,20 @@ class CapoTrainer(GRPOTrainer):
 
     def _compute_loss(self, model, inputs):
         prompts, reports, mask = inputs["prompt_ids"], inputs["completion_ids"], inputs["completion_mask"].bool()
-        logps, entropy, _ = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([prompts, reports], dim=1),
-            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-            reports.size(1),
-            compute_entropy=True,
-        )
+        ids = torch.cat([prompts, reports], dim=1)
+        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        per_token = self._get_per_token_logps_and_entropies
+        logps, entropy, _ = per_token(model, ids, attention, reports.size(1), compute_entropy=True)
+        # TRL leaves them out if a batch is used once: then they are the policy's own
         behaviour_logps = inputs.get("old_per_token_logps")
+        behaviour_logps = logps.detach() if behaviour_logps is None else behaviour_logps
         texts = self.processing_class.batch_decode(prompts, skip_special_tokens=True)
         critical = torch.tensor([self.critical[text.strip()] for text in texts], device=logps.device)
-        terms = capo_loss(
-            logps,
-            # TRL leaves them out where a batch is used once: then they are the policy's own
-            logps.detach() if behaviour_logps is None else behaviour_logps,
-            inputs["advantages"],
-            mask,
-            clip=critical_clip(critical),
-            # transformers averages over accumulation steps only where the loss does not do it itself
-            num_reports=len(mask) * self.current_gradient_accumulation_steps,
-            kl=k3(logps, inputs["ref_per_token_logps"], mask),
-            beta=self.beta,
-        )
+        # transformers averages over accumulation steps only if the loss does not
+        num_reports = len(mask) * self.current_gradient_accumulation_steps
+        options = {"kl": k3(logps, inputs["ref_per_token_logps"], mask), "beta": self.beta}
+        batch = (logps, behaviour_logps, inputs["advantages"], mask)
+        terms = capo_loss(*batch, clip=critical_clip(critical), num_reports=num_reports, **options)
         metrics = LossMetrics()
         metrics.add(terms, critical=critical, entropy=entropy)
         self.last_metrics = metrics.read()
@@ -75,25 +64,13 @@ def build_trainer(folder: str, *, num_iterations: int = 2, max_steps: int = 4) -
     start = f"{folder}/start"  # TRL loads the reference policy from where the policy came from
     Qwen2ForCausalLM(config).save_pretrained(start)
     tokenizer.save_pretrained(start)
+    batch = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 8}
+    quiet = {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
+    course = {"max_steps": max_steps, "num_iterations": num_iterations, "learning_rate": 1e-2, "beta": 0.02}
     trainer = CapoTrainer(
         model=start,
         reward_funcs=lambda completions, **_: [float(text.count("acute")) for text in completions],
-        args=GRPOConfig(
-            output_dir=folder,
-            per_device_train_batch_size=8,
-            num_generations=4,
-            num_iterations=num_iterations,
-            max_completion_length=8,
-            max_steps=max_steps,
-            learning_rate=1e-2,
-            beta=0.02,
-            use_cpu=True,
-            bf16=False,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-        ),
+        args=GRPOConfig(output_dir=folder, use_cpu=True, bf16=False, **batch, **course, **quiet),
         processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"prompt": list(CASES)}),
     )

@@ -1,0 +1,83 @@
+"""The words after `train.py` and `evaluate.py`: a command, found by name and imported when it runs, or a config."""
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from capo.stopping import StopRequested
+
+DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
+_NAMES = ("annotate", "compare", "dashboard", "export", "plan", "watch")
+TRAIN_COMMANDS = {name: f"pipeline.commands:{name}" for name in _NAMES}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The YAML file, by default the demo's, and the sections whose options are asked for; None: no help is."""
+
+    config: Path = DEFAULT_CONFIG
+    help: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=("-h",))] = None
+
+
+def run_command(program: str, words: Sequence[str], commands: Mapping[str, str], usage: str | None) -> bool:
+    """Run the command that the first word names, or print help; False if the words are neither.
+
+    What a user can cause ends the program with one line.
+
+    Args:
+        commands: `module:function` within radflow by name. The options are the function's parameters; a function of
+            `words` parses them itself.
+        usage: the help of the program.
+    """
+    if not words or words[0].startswith("-"):
+        return show_help(words, usage)
+    name, *rest = words
+    if name not in commands:
+        sys.exit(f"error: {program} has no command {name}; {suggest(name, commands)}")
+    command = _load(commands[name])
+    try:
+        if "words" in inspect.signature(command).parameters:
+            command(rest)
+        else:
+            tyro.cli(command, args=rest, prog=f"{program} {name}", config=(tyro.conf.FlagCreatePairsOff,))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        sys.exit(f"error: {error.filename or 'output'}: {error.strerror or error}")
+    except StopRequested as stopped:
+        sys.exit(f"{stopped}; rerun the same command to resume")
+    return True
+
+
+def show_help(words: Sequence[str], usage: str | None) -> bool:
+    """Print `usage` if `--help` or `-h` is among the words, or the options of the config sections named after it."""
+    sections = parse_source(words)[0].help
+    if sections:
+        _load("pipeline.run_config:show_options")(sections)
+    elif sections is not None:
+        print(inspect.cleandoc(usage or ""))
+    return sections is not None
+
+
+def suggest(name: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """What a user who wrote `name` may have meant: the nearest of the known names, else all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {prefix}{near[0]}?" if near else f"expected one of {', '.join(names)}"
+
+
+def parse_source(words: Sequence[str]) -> tuple[Source, list[str]]:
+    """The options that name a config file or ask for help, and the other words."""
+    return tyro.cli(Source, args=words, prog="train.py", add_help=False, return_unknown_args=True)
+
+
+def _load(target: str) -> Callable[..., None]:
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(f"radflow.{module}"), function)

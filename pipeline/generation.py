@@ -1,0 +1,158 @@
+"""Generation of reports: prompts of studies, suppressed tokens, and a writer that decodes many studies concurrently.
+
+`train.py` and `evaluate.py` use the same functions, so that a model writes the same reports in both.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from tqdm import tqdm
+
+from capo.fsdp import gathered
+from capo.rollout import Engine, Request
+from capo.sampling import SamplingConfig, sample_seed
+from capo.stopping import StopSignal
+from capo.types import Rollout
+from radflow.data.prefetch import prefetch
+from radflow.data.sections import parse_sections
+from radflow.data.studies import Study, load_image
+from radflow.models.loading import locate
+from radflow.models.lora import cast_once
+from radflow.models.processing import ReportProcessor
+from radflow.models.qwen_vl import QwenVL, load
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How held-out studies are evaluated."""
+
+    max_new_tokens: int = 128
+    """Token limit of a report; decoding is greedy."""
+    slots: int = 64
+    """Generation batch size of exploration and evaluation: reports decoded concurrently."""
+    part_size: int = 256
+    """Studies per part file; a killed evaluation repeats at most one part."""
+    validate_every: int = 0
+    """RL steps between validations on held-out studies, which the reward does not see; 0: never."""
+    validate_studies: int = 16
+    """Held-out studies per validation."""
+    baseline_sample: int = 100
+    """Training reports tried as the constant report, and training references that they are scored against."""
+    metrics: tuple[str, ...] = ()
+    """Columns next to the parts of the reward and the metrics of exploration, by their names in docs/rewards.md: what
+    training does not aim at tells best whether it helps."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"slots": 1, "part_size": 1, "validate_studies": 1, "validate_every": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"expected evaluate.{name} of at least {least}, got {getattr(self, name)}")
+
+
+def build_prompt(processor: ReportProcessor, study: Study, change: Callable | None = None):
+    """The model's input for a study; `change` is applied to each image of it (augmentation)."""
+    read = partial(load_image, study_id=study.id, window=study.window)
+    images, prior = [read(source) for source in study.images], [read(source) for source in study.prior_images]
+    if change is not None:
+        images, prior = [change(image) for image in images], [change(image) for image in prior]
+    texts = {"indication": study.indication, "comparison": study.comparison}
+    return processor.prompt(study.id, images, prior_images=prior, views=study.views, **texts)
+
+
+def suppressed_mask(policy: QwenVL, processor: ReportProcessor) -> torch.Tensor:
+    """[V] bool, tokens no report may hold. The same mask samples and scores.
+
+    Rows of the embedding beyond the tokenizer's last token are padding of the published checkpoints: suppressed too.
+    """
+    processor.check_fits(policy.vocab_size)
+    suppressed = torch.arange(policy.vocab_size) >= len(processor.tokenizer)
+    suppressed[list(processor.suppressed_ids)] = True
+    return suppressed.to(policy.device)
+
+
+@contextmanager
+def prepare_generation(policy: QwenVL) -> Iterator[None]:
+    """A policy in training as generation needs it: whole on every rank, its adapters cast once."""
+    with gathered(policy), cast_once(policy):
+        yield
+
+
+class ReportWriter:
+    """A policy that writes one report per study; its engine serves every call, and prompts are built ahead of it.
+
+    Args:
+        seed: of sampled reports; in float32 a report depends on it and on its study's id, not on its neighbours.
+        slots: reports decoded concurrently.
+        workers: threads that load images and build prompts; 0 builds each when the engine asks.
+        stop: asked before each token.
+        shown: whether a bar is.
+    """
+
+    def __init__(
+        self,
+        policy: QwenVL,
+        processor: ReportProcessor,
+        sampling: SamplingConfig,
+        *,
+        slots: int,
+        seed: int = 0,
+        workers: int = 2,
+        stop: StopSignal | None = None,
+        shown: bool = True,
+    ) -> None:
+        self.processor, self.seed, self.workers, self.stop, self.shown = processor, seed, workers, stop, shown
+        suppressed = suppressed_mask(policy, processor)
+        self.engine = Engine(policy, sampling=sampling, eos_id=processor.eos_id, suppressed=suppressed, slots=slots)
+
+    def write(self, studies: Sequence[Study], *, title: str) -> list[tuple[str, bool]]:
+        """(report, whether it was cut at the token limit) of each study, in the order of `studies`.
+
+        Raises:
+            StopRequested: `stop` said so.
+        """
+        position = {study.id: i for i, study in enumerate(studies)}
+        reports: list[tuple[str, bool]] = [("", False)] * len(studies)
+        loaded = prefetch(studies, partial(build_prompt, self.processor), workers=self.workers)
+        requests = (Request(prompt, (sample_seed(self.seed, "generate", 0, study.id, 0),)) for study, prompt in loaded)
+        written = self.engine.rollout(requests, stop=self.stop)
+        for report in with_progress(written, title, len(studies), shown=self.shown):
+            reports[position[report.study_id]] = self.processor.decode(report.response_ids), report.truncated
+        return reports
+
+
+def greedy(sampling: SamplingConfig, *, max_new_tokens: int) -> SamplingConfig:
+    """Greedy decoding within the memory that `sampling` allows."""
+    return SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens, prefill_tokens=sampling.prefill_tokens)
+
+
+def open_model(path_or_id: str) -> tuple[QwenVL, ReportProcessor]:
+    """A model as it lies on disk, on the GPU where there is one, and the prompt that it was trained with."""
+    directory, device = locate(path_or_id), "cuda" if torch.cuda.is_available() else "cpu"
+    return load(directory, dtype=None).to(device), ReportProcessor.load(directory)
+
+
+def predict(policy: QwenVL, processor: ReportProcessor, study: Study, *, max_new_tokens: int) -> dict[str, str]:
+    """The greedy report of one study: `report`, its `findings` and `impression`, and `status`: the parser's, or
+    `truncated` if it was cut at the token limit."""
+    sampling = greedy(SamplingConfig(), max_new_tokens=max_new_tokens)
+    ((report, truncated),) = ReportWriter(policy, processor, sampling, slots=1).write([study], title="report")
+    sections = parse_sections(report)
+    status = "truncated" if truncated else sections.status
+    return {"report": report, "findings": sections.findings, "impression": sections.impression, "status": status}
+
+
+def with_progress(
+    written: Iterable[Rollout], title: str, total: int, *, leave: bool = True, shown: bool = True
+) -> Iterator[Rollout]:
+    """The reports as they come, under a bar with reports and tokens per second; no bar without a terminal."""
+    began, tokens = time.perf_counter(), 0
+    hidden = None if shown else True
+    with tqdm(total=total, desc=title, unit="report", disable=hidden, mininterval=1, leave=leave) as bar:
+        for report in written:
+            tokens += len(report.response_ids)
+            bar.set_postfix_str(f"{tokens / (time.perf_counter() - began):.0f} tokens/s", refresh=False)
+            bar.update()
+            yield report

@@ -1,0 +1,57 @@
+"""Work on many studies, in parts that the ranks share; each part is written when done, so that a killed run resumes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from capo.journal import read_lines, write_lines
+from capo.ranks import Ranks
+from capo.stopping import StopRequested
+from radflow.data.studies import Study
+
+Row = Mapping[str, object]
+
+
+def resumable_map(
+    folder: Path,
+    studies: Sequence[Study],
+    size: int,
+    work: Callable[[Sequence[Study], str], Sequence[Row]],
+    ranks: Ranks,
+    *,
+    title: str,
+) -> list[dict[str, object]]:
+    """One row per study, in order, on every rank; a part whose file is there is not done again.
+
+    Args:
+        folder: of the part files; all ranks see it.
+        size: studies per part. Parts are the same whatever the number of ranks is, and so is what is decoded together.
+        work: the rows of one part, each with the study's id; its second argument names the part.
+
+    Raises:
+        StopRequested: some rank was stopped; the parts that are complete stay.
+        ValueError: a part file is missing or does not hold its studies.
+    """
+    parts = [studies[i : i + size] for i in range(0, len(studies), size)]
+    paths = [folder / f"part_{number:05d}.jsonl" for number in range(len(parts))]
+    own, stopped = range(ranks.rank, len(parts), ranks.size), False
+    try:
+        for number in tqdm(own, title, unit="part", disable=None if ranks.is_main else True):
+            if not paths[number].exists():
+                write_lines(paths[number], work(parts[number], paths[number].stem))
+    except StopRequested:
+        stopped = True
+    if any(ranks.all_gather(stopped)):
+        raise StopRequested(f"stopped in stage {ranks.stage}, as asked")
+    return [row for path, part in zip(paths, parts, strict=True) for row in _read(path, part)]
+
+
+def _read(path: Path, studies: Sequence[Study]) -> list[dict[str, object]]:
+    if not path.exists():
+        raise ValueError(f"{path}: expected a part file of {len(studies)} studies, found none; rerun the command")
+    rows = read_lines(path)
+    if [row.get("id") for row in rows] != [study.id for study in studies]:
+        wanted, got = f"the studies {studies[0].id} to {studies[-1].id}, one per line", f"{len(rows)} lines of others"
+        raise ValueError(f"{path}: expected {wanted}, got {got}; remove the file and rerun the command")
+    return rows

@@ -1,0 +1,68 @@
+"""Tables as text, Markdown and LaTeX: one content, three forms."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_NAMED = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"} | _NAMED)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are shown; the first column is left-aligned, the others are numbers."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def text(self) -> str:
+        lines = [self.head, *self.rows]
+        first, *widths = _widths(lines)
+        shown = []
+        for name, *cells in lines:
+            padded = [name.ljust(first), *(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))]
+            shown.append("  ".join(padded).rstrip())
+        return "\n".join([self.title, "", shown[0], "-" * len(shown[0]), *shown[1:]])
+
+    def markdown(self) -> str:
+        """The rows alone, aligned: readable on a terminal too."""
+        lines = [[cell.replace("|", r"\|") for cell in line] for line in (self.head, *self.rows)]
+        widths = _widths(lines)
+        shown = [" | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines]
+        shown.insert(1, "-|-".join("-" * w for w in widths))
+        return "\n".join(f"| {line} |" for line in shown)
+
+    def latex(self) -> str:
+        head, *body = (" & ".join(cell.translate(_LATEX) for cell in line) + r" \\" for line in (self.head, *self.rows))
+        begin = [f"% {self.title}", rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}", r"\toprule", head]
+        return "\n".join([*begin, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+
+def documents(tables: Sequence[Table], notes: Sequence[str]) -> Mapping[str, str]:
+    """File ending -> the whole document."""
+    pages = {
+        "txt": [*(table.text() for table in tables), "\n".join(notes)],
+        "md": [*(f"### {t.title}\n\n{t.markdown()}" for t in tables), "\n".join(f"- {note}" for note in notes)],
+        "tex": [*(table.latex() for table in tables), "\n".join(f"% {note}" for note in notes)],
+    }
+    return {ending: "\n\n".join(parts) + "\n" for ending, parts in pages.items()}
+
+
+def with_direction(label: str, better: str) -> str:
+    """The label of a metric, which says so if lower is better."""
+    return label if better == "higher" else f"{label} (lower is better)"
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Three decimals; a dash if there is no value, or if a bound does not exist (NaN)."""
+    if value is None or value != value:
+        return "-"
+    return f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def bounds(low: float, high: float, *, signed: bool = False) -> str:
+    return f"[{number(low, signed=signed)}, {number(high, signed=signed)}]"

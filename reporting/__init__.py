@@ -1,1 +1,0 @@
-"""Seeing a run: its report, comparisons of runs, a live view, trackers, warnings. Reads run folders; needs no torch."""

@@ -1,0 +1,1 @@
+"""Published metrics of pairs of texts."""

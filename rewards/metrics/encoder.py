@@ -1,0 +1,164 @@
+"""A text encoder of transformers with its tokenizer, batched by token budget, and a memory of what it made."""
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PREFIX_SPACE = ("roberta", "longformer")  # model types whose first word is a word only after a space
+# Families that can be built without the pooler: their published checkpoints may lack it, and nothing here reads it.
+_WITHOUT_POOLER = ("bert", "roberta", "xlm-roberta", "longformer")
+
+
+class TextEncoder:
+    """Hidden states of texts, in inference mode, each text cut at `max_tokens`.
+
+    Args:
+        model: takes input_ids and attention_mask, returns last_hidden_state.
+        tokenizer: adds the special tokens around each text.
+        max_tokens: most tokens a text may have, special ones included.
+        token_budget: padded tokens per batch; texts of similar length share one.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, max_tokens: int, token_budget: int, device: str) -> None:
+        self.model = model.eval().requires_grad_(False).to(pick_device(device))
+        self.tokenizer, self.max_tokens, self.token_budget = tokenizer, max_tokens, token_budget
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included."""
+        if not texts:
+            return []
+        return self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+
+    def batches(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Any]]:
+        """(indices, hidden states [B, T, H] float32 on the CPU) of texts of similar length, padded at the end."""
+        import torch
+
+        pad, device = self.tokenizer.pad_token_id, next(self.model.parameters()).device
+        for indices in cut_batches([len(row) for row in ids], self.token_budget):
+            longest = max(len(ids[i]) for i in indices)
+            rows = [[*ids[i], *[pad] * (longest - len(ids[i]))] for i in indices]
+            mask = [[1] * len(ids[i]) + [0] * (longest - len(ids[i])) for i in indices]
+            with torch.inference_mode():
+                inputs = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}
+                out = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+                yield indices, out.last_hidden_state.float().cpu()
+
+
+class Kept:
+    """Tensors made of the texts used last, up to a number of bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.size = limit, 0
+        self.values: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
+
+    def __call__(self, texts: Sequence[str], make: Callable[[list[str]], Sequence[Any]]) -> dict[str, Any]:
+        """text -> its tensors; those that are not kept are made, all together."""
+        found = {text: self.values[text] for text in texts if text in self.values}
+        waiting = [text for text in texts if text not in found]
+        made = dict(zip(waiting, make(waiting), strict=True))
+        for text in found:
+            self.values.move_to_end(text)
+        self.values |= made
+        self.size += sum(map(_num_bytes, made.values()))
+        while self.size > self.limit:
+            self.size -= _num_bytes(self.values.popitem(last=False)[1])
+        return found | made
+
+
+def _num_bytes(tensors: "tuple[Tensor, ...]") -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def cut_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of `lengths`, shortest first, in batches whose padded size stays within `budget`; a text too long for it
+    is a batch of its own."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        # Sorted: this text is the longest of the batch that it joins.
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def load_tokenizer(path: str, model_type: str) -> Any:
+    """Tokenizer of an encoder, one that reads the first word of a text like any other; ValueError if there is none.
+
+    transformers 5 silently ignores `add_prefix_space` when a text is tokenised; it must be given when the tokenizer is
+    loaded, and is checked here.
+    """
+    from transformers import AutoTokenizer
+
+    if model_type not in PREFIX_SPACE:
+        return _load(AutoTokenizer, path)
+    tokenizer = _load(AutoTokenizer, path, add_prefix_space=True)
+    if tokenizer("heart")["input_ids"] != tokenizer(" heart")["input_ids"]:
+        kind = type(tokenizer).__name__
+        raise ValueError(f"{path}: expected a tokenizer that takes add_prefix_space, {kind} does not")
+    return tokenizer
+
+
+def first_layers(model: Any, num_layers: int, path: str) -> Any:
+    """The model without the layers above `num_layers`: its last hidden state is then the output of that layer.
+    ValueError if it is not a BERT-like encoder, or has fewer layers."""
+    layers = getattr(getattr(model, "encoder", None), "layer", None)
+    if layers is None:
+        raise ValueError(f"{path}: expected a BERT-like encoder (BERT, RoBERTa, XLM-R ...), got {type(model).__name__}")
+    if not 1 <= num_layers <= len(layers):
+        raise ValueError(f"{path}: expected num_layers from 1 to {len(layers)}, its layers, got {num_layers}")
+    model.encoder.layer = layers[:num_layers]
+    return model
+
+
+def positions_of(config: Any) -> int:
+    """Most tokens that an encoder has positions for; RoBERTa's count from after the padding token's id."""
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "longformer") else 0
+    return config.max_position_embeddings - offset
+
+
+def pick_device(name: str) -> str:
+    """`auto`: this rank's GPU if there is one; so the reward workers of a node are spread over its GPUs."""
+    import torch
+
+    if name not in ("auto", "cuda"):
+        return name
+    if name == "auto" and not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
+
+
+def load_encoder(path: str) -> Any:
+    """The bare encoder at `path` in float32, its head left out; raises as `load_model_config`."""
+    from transformers import AutoModel
+
+    options = {"add_pooling_layer": False} if load_model_config(path).model_type in _WITHOUT_POOLER else {}
+    # What it reports is the unused head of the pretraining, in every worker process.
+    logger = logging.getLogger("transformers.modeling_utils")
+    before, logger.level = logger.level, logging.ERROR
+    try:
+        return _load(AutoModel, path, dtype="float32", **options)
+    finally:
+        logger.setLevel(before)
+
+
+def load_model_config(path: str) -> Any:
+    """Config of the model at `path`; ValueError if nothing is there, or a model that transformers does not know."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig, path)
+
+
+def _load(kind: Any, path: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected the directory of an encoder (config.json, weights, tokenizer files) or its name on the "
+            f"hub; fetch it with `hf download {path}` on a machine with a network ({str(error).splitlines()[0]})"
+        ) from error

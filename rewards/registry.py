@@ -1,0 +1,201 @@
+"""Every metric, once: its name, its label in tables, what it reads, which way is better, and how it is loaded.
+
+Rewards, exploration, the table of a run and `evaluate.py` all take their metrics from here.
+"""
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal
+
+from radflow.rewards.config import RewardConfig
+from radflow.rewards.hierarchy import HierarchicalReward, LabelF1, part_metrics
+from radflow.rewards.judge.config import JudgeConfig
+from radflow.rewards.measure import Metrics, Reads
+from radflow.rewards.metrics.bertscore import BertScore
+from radflow.rewards.metrics.chexbert import Chexbert, ChexbertLabels, SembScore
+from radflow.rewards.metrics.lexical import Bleu2, RougeL
+from radflow.rewards.metrics.radcliq import SUB_SCORES, RadCliq, radcliq_v0, radcliq_v1
+from radflow.rewards.radgraph.f1 import Level, RadGraphF1
+from radflow.rewards.rules.chexpert_rules import ChexpertRules
+from radflow.rewards.rules.consistency import ConsistencyRules
+from radflow.rewards.rules.entity_rules import EntityF1Rules
+from radflow.rewards.rules.keywords import CarotidRules, KeywordMatch
+from radflow.rewards.types import Labeler, Metric, Parser
+
+LABELERS: dict[str, Callable[[], Labeler]] = {"chexpert_rules": ChexpertRules, "carotid_rules": CarotidRules}
+# Names in the logs next to the parts of a reward, alone or after seconds_: no plug-in may have them.
+RESERVED = ("total", "syntax", "guard", "rollout", "reward", "update", "std")
+
+
+class Backends:
+    """What metrics are loaded from: the config, with the labeler, and the models they share, each loaded when the first
+    metric needs it."""
+
+    def __init__(self, config: RewardConfig, judge: JudgeConfig | None = None) -> None:
+        self.config, self.judge = config, judge or JudgeConfig()
+        self._metrics: dict[str, Metric] = {}
+
+    def metric(self, name: str) -> Metric:
+        """The metric of this name, the same object whoever asks."""
+        if name not in self._metrics:
+            self._metrics[name] = remember_last(METRICS[name].load(self))
+        return self._metrics[name]
+
+    @cached_property
+    def rules(self) -> Labeler:
+        """The rule labeler; with CheXbert as expert that of chest radiographs."""
+        return LABELERS["carotid_rules" if self.config.expert == "carotid_rules" else "chexpert_rules"]()
+
+    @cached_property
+    def chexbert(self) -> Chexbert:
+        return Chexbert.load(self.config.chexbert)
+
+    @cached_property
+    def chexbert_labels(self) -> ChexbertLabels:
+        return ChexbertLabels(self.chexbert, uncertain=self.config.chexbert.uncertain)
+
+    @cached_property
+    def radgraph(self) -> RadGraphF1:
+        """At the level of the config."""
+        return RadGraphF1.load(self.config.radgraph)
+
+    def graph_f1(self, level: Level) -> RadGraphF1:
+        """The same model at another level."""
+        return RadGraphF1(self.radgraph.annotate, level=level, cache=self.radgraph.cache)
+
+    def labels(self) -> LabelF1:
+        return LabelF1(self.chexbert_labels)
+
+    def keywords(self) -> KeywordMatch:
+        return KeywordMatch.with_lexicon(self.config.lexicon)
+
+    def consistency_llm(self) -> Metric:
+        from radflow.rewards.judge.llm import ConsistencyLlm  # brings asyncio
+
+        return ConsistencyLlm.from_config(self.judge)
+
+    def radcliq(self, regression: Callable[..., float]) -> RadCliq:
+        return RadCliq(regression, [self.metric(name) for name in SUB_SCORES])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One metric of the registry."""
+
+    name: str
+    label: str  # in tables
+    reads: Reads
+    load: Callable[[Backends], Metric]
+    model: str | None = None  # what it needs besides rules: bertscore, chexbert, radgraph, judge, all (RadCliQ)
+    better: Literal["higher", "lower"] = "higher"
+
+    @property
+    def section_label(self) -> str:
+        """In tables of texts that are a single section."""
+        return re.sub(" of the (Findings|Impression|report)", "", self.label)
+
+
+_ENTRIES = (
+    Entry("bleu2", "BLEU-2", "report", lambda _: Bleu2()),
+    Entry("rouge_l", "ROUGE-L", "report", lambda _: RougeL()),
+    Entry("bertscore", "BERTScore", "report", lambda b: BertScore.load(b.config.bertscore), "bertscore"),
+    Entry("sembscore", "SembScore", "report", lambda b: SembScore(b.chexbert), "chexbert"),
+    Entry("radgraph_f1", "RadGraph F1 of the Findings", "findings", lambda b: b.radgraph, "radgraph"),
+    Entry("radgraph_f1_report", "RadGraph F1 of the report", "report", lambda b: b.radgraph, "radgraph"),
+    Entry("radgraph_f1_rexrank", "RadGraph F1 (ReXrank)", "report", lambda b: b.graph_f1("rexrank"), "radgraph"),
+    Entry("radgraph_f1_partial", "RadGraph F1 (partial)", "report", lambda b: b.graph_f1("partial"), "radgraph"),
+    Entry("radcliq_v0", "RadCliQ-v0", "report", lambda b: b.radcliq(radcliq_v0), "all", "lower"),
+    Entry("radcliq_v1", "RadCliQ-v1", "report", lambda b: b.radcliq(radcliq_v1), "all", "lower"),
+    Entry("entity_f1_rules", "entity F1 of the Findings (rules)", "findings", lambda _: EntityF1Rules()),
+    Entry("keyword_f1_rules", "keyword F1 of the report (rules)", "report", lambda b: b.keywords()),
+    Entry("consistency_rules", "consistency (rules)", "sections", lambda b: ConsistencyRules(b.rules)),
+    Entry("consistency_llm", "consistency (LLM)", "sections", lambda b: b.consistency_llm(), "judge"),
+    Entry("label_f1_rules", "label F1 of the Impression (rules)", "impression", lambda b: LabelF1(b.rules)),
+    Entry("label_f1_chexbert", "label F1 of the Impression (CheXbert)", "impression", lambda b: b.labels(), "chexbert"),
+)
+METRICS = {entry.name: entry for entry in _ENTRIES}
+
+
+def remember_last(metric: Metric) -> Metric:
+    """The metric with a memory of its last answer: reward and table often ask for the same reports one after the other.
+
+    The whole call and not single texts: a model's last digits depend on what shares its batches, and a reward must not
+    depend on what was scored before.
+    """
+
+    @lru_cache(maxsize=1)
+    def last(first: tuple[str, ...], second: tuple[str, ...]) -> list[float | None]:
+        return list(metric(list(first), list(second)))
+
+    return lambda first, second: last(tuple(first), tuple(second))
+
+
+def load_plugin(path: str) -> Metric:
+    """A user's reward function: f(candidates, references) of whole texts as written, one finite number or None each.
+
+    None means that the value could not be computed, not that it is bad. The module in `module:function` must be
+    importable, in the reward's worker processes too; ValueError if it or its function is not there.
+    """
+    module, _, attribute = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"reward.plugin {path}: {error}; put its folder on PYTHONPATH") from error
+    if not callable(function):
+        raise ValueError(f"reward.plugin {path}: expected a function {attribute} in {module}, got {function!r}")
+
+    def checked(candidates: Sequence[str], references: Sequence[str]) -> list[float | None]:
+        values = list(function(candidates, references))
+        if len(values) != len(candidates):
+            raise ValueError(f"reward.plugin {path}: expected {len(candidates)} values, got {len(values)}")
+        for value in values:
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"reward.plugin {path}: expected finite numbers or None, got {value}")
+        return [None if value is None else float(value) for value in values]
+
+    return checked
+
+
+def load_metrics(parse: Parser, names: Sequence[str], backends: Backends) -> Metrics:
+    """The named metrics, and the plug-in of the config after them; ValueError if a name is unknown or taken, or a model
+    is not there."""
+    path, plugin = backends.config.plugin, backends.config.plugin_name
+    names = [name for name in dict.fromkeys(names) if name != plugin or name in METRICS]
+    if unknown := [name for name in names if name not in METRICS]:
+        known = ", ".join(METRICS)
+        raise ValueError(f"expected metrics among {known} and the function of reward.plugin, got {unknown[0]!r}")
+    metrics: dict[str, tuple[Reads, Metric]] = {name: (METRICS[name].reads, backends.metric(name)) for name in names}
+    if path is not None and plugin is not None:
+        if plugin in METRICS or plugin in RESERVED:
+            raise ValueError(f"reward.plugin {path}: the name {plugin} is taken; rename the function")
+        metrics[plugin] = "text", remember_last(load_plugin(path))
+    return Metrics(parse, metrics)
+
+
+def build_reward(
+    config: RewardConfig,
+    parse: Parser,
+    *,
+    judge: JudgeConfig | None = None,
+    explore: Sequence[str] = (),
+    also: Sequence[str] = (),
+) -> HierarchicalReward:
+    """The reward with its models.
+
+    Args:
+        judge: the language model that is asked, if the config asks one.
+        explore: metrics that exploration ranks studies by.
+        also: further metrics, for tables.
+
+    Raises:
+        ValueError: a model is not there; an unknown metric; exploration by a metric of which less is better.
+    """
+    if worse := [name for name in explore if name in METRICS and METRICS[name].better == "lower"]:
+        raise ValueError(f"expected metrics to explore by of which more is better, got {worse[0]}")
+    backends = Backends(config, judge)
+    metrics = load_metrics(parse, [*part_metrics(config), *explore, *also], backends)
+    return HierarchicalReward(config, metrics=metrics, expert=LabelF1(backends.rules))

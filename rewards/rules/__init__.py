@@ -1,0 +1,1 @@
+"""What rules read in report text: labels, negation, entities, keywords, consistency."""

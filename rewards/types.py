@@ -1,0 +1,66 @@
+"""The carriers of rewards, and what every parser, metric and labeler offers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Score:
+    """Reward of one report, with the named parts it is made of.
+
+    A part is None if a rule skips it (the report lacks the section it reads; it adds nothing to the total), and if it
+    could not be computed; the latter are named in `missing`.
+    """
+
+    total: float | None  # None: it could not be computed; the report leaves its group
+    parts: Mapping[str, float | None]
+    missing: tuple[str, ...] = ()  # parts that could not be computed for this report
+    left_out: tuple[str, ...] = ()  # parts that count in no total of its group, since a member lacks them
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of a batch of reports, in their order, and where the time went."""
+
+    scores: tuple[Score, ...]
+    seconds: Mapping[str, float]  # part -> seconds it took for the whole batch
+
+
+class Sections(Protocol):
+    """What a section parser returns."""
+
+    @property
+    def findings(self) -> str: ...
+
+    @property
+    def impression(self) -> str: ...
+
+    @property
+    def status(self) -> str:
+        """ok, or what is wrong."""
+
+
+Parser = Callable[[str], Sections]
+
+
+# One value per pair of texts; None if it could not be computed. The pairs are candidates and references or, for a judge
+# of consistency (1 yes, -1 no), Findings and Impressions.
+Metric = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]
+
+
+class Labeler(Protocol):
+    """Text -> the labels it asserts; label F1, consistency rules and criticality are built on it."""
+
+    labels: tuple[str, ...]
+    normal: str  # the label of a normal examination
+    ignorable: frozenset[str]  # labels that make no report abnormal
+    covers: Mapping[str, set[str]]  # a label of an Impression -> those of the Findings it may stand for
+
+    def __call__(self, texts: Sequence[str]) -> list[set[str]]: ...
+
+    def certain(self, text: str) -> set[str]:
+        """Labels asserted without hedging."""
+
+    def abnormalities(self, text: str) -> set[str]:
+        """Everything abnormal, beyond the labels too."""

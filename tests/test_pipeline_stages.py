@@ -1,0 +1,133 @@
+"""What the stages of a run share: when a run that is asked to stop does so, and what a stage leaves in memory."""
+
+import gc
+import json
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from capo.fsdp import ParallelConfig, shard_policy
+from capo.ranks import Ranks
+from capo.stopping import StopRequested, StopSignal
+from capo.trainer import OptimizerConfig, Trainer
+from radflow import train
+from radflow.models import qwen_vl
+from radflow.models.start import ModelConfig
+from radflow.pipeline.run_config import Config
+from radflow.pipeline.stage_loop import StageLoop
+
+LIVE = SimpleNamespace(begin=lambda name: None, write_dashboard=lambda: None)
+
+
+def run_of(folder):
+    config = Config(run_dir=folder, model=ModelConfig(training="full"), stages="sft")
+    corpus = SimpleNamespace(fingerprint="studies")
+    return SimpleNamespace(config=config, corpus=corpus, folder=folder, ranks=Ranks(), stop=StopSignal(), live=None)
+
+
+def test_an_update_that_has_begun_when_the_signal_comes_is_finished_and_saved(tmp_path):
+    run, layer = run_of(tmp_path), nn.Linear(2, 1)
+    trainer = Trainer(layer, OptimizerConfig(lr=0.1), num_steps=9)
+    stage = StageLoop(run, "sft", trainer, every=100)
+
+    def step(number):
+        for half in range(2):  # two updates in a step, the signal between them
+            layer(torch.ones(1, 2)).sum().backward()
+            trainer.step()
+            run.stop.requested = run.stop.requested or (number == 2 and half == 0)
+        return {"loss": 0.0}
+
+    with pytest.raises(StopRequested, match="as asked"):
+        stage.run(9, step, title="SFT", shown="loss")
+    assert trainer.num_updates == 6
+    (saved,) = (tmp_path / "sft" / "checkpoints").glob("step_*")
+    facts = json.loads((saved / "checkpoint.json").read_text())
+    rows = (tmp_path / "sft" / "metrics.jsonl").read_text().splitlines()
+    assert facts["step"] == len(rows) == 3 and facts["num_updates"] == 6
+    resumed = Trainer(nn.Linear(2, 1), OptimizerConfig(lr=0.1), num_steps=9)
+    assert StageLoop(run_of(tmp_path), "sft", resumed, every=100).first == 3
+    assert torch.equal(resumed.policy.weight, layer.weight)
+
+
+def test_a_stage_that_is_stopped_while_it_samples_is_saved_as_it_was_before_that_step(tmp_path):
+    run, layer = run_of(tmp_path), nn.Linear(2, 1)
+    stage = StageLoop(run, "rl", Trainer(layer, OptimizerConfig(), num_steps=9), every=100)
+
+    def step(number):
+        if number == 2:
+            raise StopRequested("stopped while sampling")
+        return {"reward": 0.0}
+
+    with pytest.raises(StopRequested, match="while sampling"):
+        stage.run(9, step, title="CAPO", shown="reward")
+    (saved,) = (tmp_path / "rl" / "checkpoints").glob("step_*")
+    assert json.loads((saved / "checkpoint.json").read_text())["step"] == 2
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, compute):
+        return compute()
+
+    def blocks(self):
+        return [self.layer]
+
+
+def test_the_weights_of_a_stage_are_gone_when_it_ends(tmp_path, monkeypatch):
+    held, run = [], run_of(tmp_path)
+    run.live = LIVE
+
+    def work(run, start):
+        policy = Block()
+        types = {"frozen_dtype": torch.float32, "gathered_dtype": torch.bfloat16}
+        shard_policy(policy, ParallelConfig(), run.ranks, torch.device("cpu"), **types)
+        policy(lambda: policy.layer(torch.ones(1, 4, dtype=torch.bfloat16)).sum()).backward()
+        held.extend([weakref.ref(policy), weakref.ref(policy.layer.weight)])
+
+    monkeypatch.setattr(train, "fine_tune", work)
+    gc.collect()
+    gc.disable()  # Python's collector comes by chance otherwise: after many stages, or never
+    try:
+        train.run_stages(run, tmp_path)
+        assert len(held) == 2 and all(reference() is None for reference in held)
+    finally:
+        gc.enable()
+        run.ranks.shutdown()
+
+
+def test_a_rank_does_not_skip_a_stage_whose_product_another_has_just_written(tmp_path, monkeypatch):
+    # the export of a small model was there before a slow rank looked for it; it ended the run, and the others waited
+    class SecondRank(Ranks):
+        def all_gather(self, value):
+            return [["sft"], value]  # the first rank looked before the product was there
+
+    run, done = run_of(tmp_path), []
+    run.ranks = SecondRank(1, 1)
+    (tmp_path / "sft" / "model").mkdir(parents=True)
+    monkeypatch.setattr(train, "fine_tune", lambda run, start: done.append("sft"))
+    train.run_stages(run, tmp_path)
+    assert done == ["sft"]
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_only_the_rank_that_writes_keeps_a_copy_of_the_model(policy, processor, tmp_path, monkeypatch, write):
+    # every rank of eight kept the whole 7B model in host memory, 133 GB together
+    held, most = [], 0
+
+    def put_together(tensor):
+        nonlocal most
+        most = max(most, sum(one() is not None for one in held))
+        copy = tensor.clone()
+        held.append(weakref.ref(copy))
+        return copy
+
+    monkeypatch.setattr(qwen_vl, "whole", put_together)
+    policy.save(tmp_path / "model", processor, write=write)
+    assert most == (len(held) - 1 if write else 0) and len(held) > 10
+    assert (tmp_path / "model").exists() == write
