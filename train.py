@@ -235,7 +235,7 @@ def reinforce(run: Run) -> None:
             validation = validate(policy, run, number)
             chosen, prompts = next(batches)
             loop.phase("sampling")
-            rollouts = sample(policy, kept or new_engine(), run, prompts, step=number)  # G reports per study
+            rollouts = sample(kept or new_engine(), run, prompts, step=number)  # G reports per study
             batch = score(rollouts, run, chosen, prompts, workers)  # R of each report, eq. 4 to 7
             advantages = group_advantages(batch.rewards, batch.group_index, eps=rl.advantage_eps)  # A, eq. 1
             critical = batch.select(labels)

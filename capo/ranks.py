@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from capo.stopping import StopRequested
+
 BUCKET = 64 << 20  # bytes of gradients in one all_reduce
 
 T = TypeVar("T")
@@ -102,6 +104,13 @@ class Ranks:
         theirs = [torch.zeros_like(padded) for _ in range(self.size)]
         dist.all_gather(theirs, padded, group=self._group)
         return [json.loads(t[: int(n)].numpy().tobytes()) for t, n in zip(theirs, lengths, strict=True)]
+
+    def all_gather_or_stop(self, value: T | None) -> list[T]:
+        """`value` of every rank, in rank order; None on a rank that was stopped raises StopRequested on every rank."""
+        found = [theirs for theirs in self.all_gather(value) if theirs is not None]
+        if len(found) < self.size:
+            raise StopRequested(f"stopped in stage {self.stage}, as asked")
+        return found
 
     def all_reduce_sum(self, number: float) -> float:
         return sum(self.all_gather(number))

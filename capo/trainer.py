@@ -132,7 +132,7 @@ class Trainer:
         num_steps: optimiser steps of the whole run, for the learning-rate schedule.
         reference: gives the frozen SFT policy for the time of a `with`; a context manager, because with LoRA the
             reference is the policy itself with its adapters off. Needed for `capo_step` only.
-        frozen_vision: the tower is not trained, so its features are computed once a step and shared.
+        frozen_vision: the tower is not trained, so its features are computed once per step and shared.
         ranks: the processes that train together; each computes the gradient of its own cases.
     """
 

@@ -9,6 +9,7 @@ from typing import Literal
 from markupsafe import Markup
 from tyro.conf import OmitArgPrefixes
 
+from capo.checks import check_range
 from capo.journal import write_whole
 from radflow.dashboard.render import CONTROL, FOLDER, environment
 from radflow.dashboard.studies import StudySource, shorten
@@ -93,8 +94,8 @@ class CasesConfig:
     """Largest side of an image in pixels."""
 
     def __post_init__(self) -> None:
-        if self.most < 1 or self.side < 64:
-            raise ValueError(f"expected most of at least 1 and side of at least 64, got {self.most} and {self.side}")
+        check_range(self, "most", least=1)
+        check_range(self, "side", least=64)
 
 
 def write_cases(config: OmitArgPrefixes[CasesConfig]) -> None:

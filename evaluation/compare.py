@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional
 
+from capo.checks import check_range
 from capo.journal import write_json, write_whole
 from radflow.data.protocols import Pairs
 from radflow.evaluation.inputs import left_out, name_files, notes_on, read_pairs, read_references
@@ -41,8 +42,7 @@ class CompareConfig(MeasureConfig):
         super().__post_init__()
         if len(self.systems) < 2:
             raise ValueError(f"expected at least two files of reports to compare, got {len(self.systems)}")
-        if self.changed < 0:
-            raise ValueError(f"expected changed not negative, got {self.changed}")
+        check_range(self, "changed", least=0)
         if self.changed_by is not None and self.changed_by not in PER_REPORT:
             raise ValueError(f"expected changed_by among {', '.join(PER_REPORT)}, got {self.changed_by}")
 

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from capo.checks import check_range
 from capo.sampling import SamplingConfig
 from radflow.data.studies import Study, load_image
 from radflow.rewards.judge.client import ChatClient, TroubleError
@@ -58,8 +59,7 @@ class EndpointConfig:
             risk = f"endpoint.url {self.url} is not this machine, and images of patients would leave it"
             advice = "use a server at 127.0.0.1, or set endpoint.allow_external if the data's owner permits it"
             raise ValueError(f"{risk}; {advice}")
-        if self.max_side < 32:
-            raise ValueError(f"expected endpoint.max_side of at least 32 pixels, got {self.max_side}")
+        check_range(self, "max_side", least=32)
         self.client(SamplingConfig())
 
     def client(self, sampling: SamplingConfig) -> JudgeConfig:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from capo.checks import check_range
 from radflow.data.protocols import Protocol
 from radflow.data.sections import parse_sections
 from radflow.evaluation.rules import LabelerName, Rules
@@ -62,9 +63,8 @@ class MeasureConfig:
     """Of resampling, and of random training reports."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.num_resamples < 100:
-            got = f"got {self.workers} and {self.num_resamples}"
-            raise ValueError(f"expected workers not negative and num_resamples of at least 100, {got}")
+        check_range(self, "workers", least=0)
+        check_range(self, "num_resamples", least=100)
 
 
 class Measures:

@@ -2,7 +2,7 @@
 
 best constant: for each metric, the training report that scores best when it is given for every training study.
 random: another training report for each study, drawn with a seed.
-nearest neighbour: the report of the training study whose first image is most alike.
+nearest neighbour: the report of the training study whose first image is most similar.
 """
 
 import csv
@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes
 
+from capo.checks import check_range
 from capo.journal import write_json, write_lines, write_whole
 from radflow.data.nearest import nearest_indices
 from radflow.data.studies import Study
@@ -62,8 +63,7 @@ class ScoreConfig(MeasureConfig):
             raise ValueError("expected predictions, or precomputed sub-scores, got neither")
         if self.predictions is None and (self.references or self.train or self.manifest):
             raise ValueError("expected predictions with the references, training references or manifest, got none")
-        if self.baseline_sample < 1:
-            raise ValueError(f"expected a baseline_sample of at least 1, got {self.baseline_sample}")
+        check_range(self, "baseline_sample", least=1)
 
 
 @dataclass(frozen=True)

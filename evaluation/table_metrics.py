@@ -1,4 +1,4 @@
-"""The rows of a table: which cells of a study each is made of, and the statistic over studies.
+"""The rows of a table: the cells of a study that each is made of, and the statistic over studies.
 
 Every statistic is a function of sums over studies, so that a bootstrap resample costs one product. Values per report,
 their labels and which way is better are those of `radflow.rewards.registry`. What a metric means: docs/evaluate.md.

@@ -64,3 +64,8 @@ def start_path(folder: Path, config: ModelConfig, corpus: Sequence[str], *, seed
     if not folder.exists():
         build_tiny(folder, corpus, config.tiny, seed=seed)
     return folder
+
+
+def pick_device() -> torch.device:
+    """The GPU of this process if there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

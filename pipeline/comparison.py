@@ -91,7 +91,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def nearest_reports(train: Sequence[Study], test: Sequence[Study], side: int = 32) -> list[str]:
-    """Report of the training study whose first image is most alike: cosine of `side` x `side` standardised pixels."""
+    """Report of the training study whose first image is most similar: cosine of `side` x `side` standardised pixels."""
     return [train[i].report for i in nearest_indices(train, test, side)]
 
 

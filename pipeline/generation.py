@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from capo.checks import check_range
 from capo.fsdp import gathered
 from capo.rollout import Engine, Request
 from capo.sampling import SamplingConfig, sample_seed
@@ -24,6 +25,7 @@ from radflow.models.loading import locate
 from radflow.models.lora import cast_once
 from radflow.models.processing import ReportProcessor
 from radflow.models.qwen_vl import QwenVL, load
+from radflow.models.start import pick_device
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,8 @@ class EvaluateConfig:
     training does not aim at tells best whether it helps."""
 
     def __post_init__(self) -> None:
-        for name, least in {"slots": 1, "part_size": 1, "validate_studies": 1, "validate_every": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"expected evaluate.{name} of at least {least}, got {getattr(self, name)}")
+        check_range(self, "slots", "part_size", "validate_studies", "baseline_sample", least=1)
+        check_range(self, "validate_every", least=0)
 
 
 def build_prompt(processor: ReportProcessor, study: Study, change: Callable | None = None):
@@ -129,9 +130,9 @@ def greedy(sampling: SamplingConfig, *, max_new_tokens: int) -> SamplingConfig:
 
 
 def open_model(path_or_id: str) -> tuple[QwenVL, ReportProcessor]:
-    """A model as it lies on disk, on the GPU where there is one, and the prompt that it was trained with."""
-    directory, device = locate(path_or_id), "cuda" if torch.cuda.is_available() else "cpu"
-    return load(directory, dtype=None).to(device), ReportProcessor.load(directory)
+    """A model as it lies on disk, on the GPU if there is one, and the prompt that it was trained with."""
+    directory = locate(path_or_id)
+    return load(directory, dtype=None).to(pick_device()), ReportProcessor.load(directory)
 
 
 def predict(policy: QwenVL, processor: ReportProcessor, study: Study, *, max_new_tokens: int) -> dict[str, str]:

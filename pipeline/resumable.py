@@ -35,15 +35,14 @@ def resumable_map(
     """
     parts = [studies[i : i + size] for i in range(0, len(studies), size)]
     paths = [folder / f"part_{number:05d}.jsonl" for number in range(len(parts))]
-    own, stopped = range(ranks.rank, len(parts), ranks.size), False
+    own, finished = range(ranks.rank, len(parts), ranks.size), True
     try:
         for number in tqdm(own, title, unit="part", disable=None if ranks.is_main else True):
             if not paths[number].exists():
                 write_lines(paths[number], work(parts[number], paths[number].stem))
     except StopRequested:
-        stopped = True
-    if any(ranks.all_gather(stopped)):
-        raise StopRequested(f"stopped in stage {ranks.stage}, as asked")
+        finished = False
+    ranks.all_gather_or_stop(finished or None)
     return [row for path, part in zip(paths, parts, strict=True) for row in _read(path, part)]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def rollout_engine(policy: QwenVL, run: Run, suppressed: Tensor, *, num_studies:
     )
 
 
-def sample(policy: QwenVL, engine: Engine, run: Run, prompts: Sequence[Prompt], *, step: int) -> Iterator[Rollout]:
+def sample(engine: Engine, run: Run, prompts: Sequence[Prompt], *, step: int) -> Iterator[Rollout]:
     """G reports for each prompt of this rank, each as soon as it ends.
 
     Raises:
@@ -52,7 +52,7 @@ def sample(policy: QwenVL, engine: Engine, run: Run, prompts: Sequence[Prompt], 
         for prompt in prompts
     ]
     shown, title = run.ranks.is_main, f"rollouts of step {step}"
-    with prepare_generation(policy):
+    with prepare_generation(cast(QwenVL, engine.policy)):
         written = engine.rollout(requests, stop=run.stop)
         yield from with_progress(written, title, group * len(requests), leave=False, shown=shown)
 
@@ -213,10 +213,8 @@ def all_gather_batch(
     Raises:
         StopRequested: some rank was stopped.
     """
-    gathered = ranks.all_gather(None if mine is None else _to_json(mine))
-    shares = [share for share in gathered if share is not None]
-    if mine is None or len(shares) < len(gathered):
-        raise StopRequested(f"stopped in stage {ranks.stage}, as asked")
+    shares = ranks.all_gather_or_stop(None if mine is None else _to_json(mine))
+    assert mine is not None
     if ranks.size == 1:
         return mine
     prompts: dict[str, Any] = dict(zip((study.id for study in mine.studies), mine.prompts, strict=True))

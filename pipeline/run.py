@@ -24,7 +24,7 @@ from radflow.data.sections import parse_sections
 from radflow.data.studies import Study
 from radflow.models.loading import check_transformers
 from radflow.models.processing import ReportProcessor
-from radflow.models.start import start_path
+from radflow.models.start import pick_device, start_path
 from radflow.pipeline.run_config import MAY_CHANGE, STAGES, Config, open_run
 from radflow.rewards.hierarchy import HierarchicalReward
 from radflow.rewards.registry import build_reward
@@ -52,10 +52,6 @@ class Run:
     def labeler(self) -> Labeler:
         """The rule labeler of the run's reports: of the Impression expert, warm-up, balance and criticality."""
         return cast(Labeler, self.reward.expert.labeler)
-
-
-def pick_device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def build_run(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None) -> tuple[Run, Path]:

@@ -63,8 +63,7 @@ class StageLoop:
     def _check_stop(self) -> None:
         """Once per step. All ranks come here before the step's first exchange between devices, which NCCL would wait
         for without a word."""
-        if self.ranks.all_reduce_max(float(self.stop.requested)):
-            raise StopRequested(f"stopped in stage {self.ranks.stage}, as asked")
+        self.ranks.all_gather_or_stop(None if self.stop.requested else True)
 
     def phase(self, name: str) -> None:
         """Say at the bar what the step does now."""

@@ -33,10 +33,7 @@ def validate(policy: QwenVL, run: Run, step: int) -> dict[str, float | None]:
     began = time.perf_counter()
     studies = evenly(run.corpus.test, config.validate_studies)
     own = [studies[i] for i in ranks.assign([1] * len(studies))]
-    gathered = ranks.all_gather(_report_and_score(policy, run, own, step))
-    shares = [share for share in gathered if share is not None]
-    if len(shares) < len(gathered):
-        raise StopRequested(f"stopped in stage {ranks.stage}, as asked")
+    shares = ranks.all_gather_or_stop(_report_and_score(policy, run, own, step))
     by_id = {row["id"]: row for share in shares for row in share}
     rows = [by_id[study.id] for study in studies]  # in one order, whatever the number of ranks: sums round the same
     if ranks.is_main:

@@ -10,6 +10,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from typing import cast
 
 from radflow.rewards.config import RewardConfig
 from radflow.rewards.guard import grounding, guard
@@ -115,7 +116,8 @@ class HierarchicalReward:
         for name, column in measured.values.items():
             parts[name] = column[i]
             if name == SYNTAX[-1] and "syntax" in self.weights:
-                parts["syntax"] = sum(measured.values[n][i] or 0.0 for n in SYNTAX) / len(SYNTAX)
+                both = cast(list[float], [measured.values[n][i] for n in SYNTAX])  # neither is ever missing
+                parts["syntax"] = sum(both) / len(SYNTAX)
         missing = tuple(name for name, lacks in measured.missing.items() if lacks[i])
         factor = self._guard(candidate, reference, parts)
         total = self._total(parts, factor, missing, left_out)

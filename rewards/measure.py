@@ -69,10 +69,11 @@ class Metrics:
         A candidate without the Impression that its reference has agrees with it on nothing: 0, not skipped.
         """
         columns = dict(self(candidates, references).values)
+        concluded = [bool(self.parse(reference).impression) for reference in references]
         for name, (reads, _) in self.metrics.items():
             if reads == "impression":
-                cells = zip(columns[name], references, strict=True)
-                columns[name] = [(value or 0.0) if self.parse(r).impression else None for value, r in cells]
+                cells = zip(columns[name], concluded, strict=True)
+                columns[name] = [(value or 0.0) if defined else None for value, defined in cells]
         return columns
 
     def _read(self, candidates: Sequence[str], references: Sequence[str], *, respaced: bool) -> dict[Reads, _Pairs]:

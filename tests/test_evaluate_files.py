@@ -84,7 +84,7 @@ def test_compare_and_precomputed_never_end_in_a_traceback(tmp_path, capsys, cont
             ["score", "--predictions", "P", "--references", "P", "--train", "P"],
             "training references other than",
         ),
-        (["score", "--predictions", "P", "--references", "P", "--workers", "-1"], "workers not negative"),
+        (["score", "--predictions", "P", "--references", "P", "--workers", "-1"], "workers of at least 0"),
         (
             ["score", "--predictions", "P", "--references", "P", "--weights.chexbert", "no.pth"],
             "weights.chexbert: .* no.pth",

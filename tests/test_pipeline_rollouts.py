@@ -10,6 +10,7 @@ import torch
 
 from capo.advantages import group_advantages
 from capo.clipping import critical_clip
+from capo.ranks import Ranks
 from capo.stopping import StopRequested
 from capo.types import Rollout
 from radflow.pipeline.generation import with_progress
@@ -122,10 +123,12 @@ def test_missing_parts_are_counted_and_their_seconds_summed():
     assert row["seconds_judge"] == 4.0 and row["seconds_part"] == 0.5
 
 
-class TwoRanks:
+class TwoRanks(Ranks):
     """What the second of two ranks would see: JSON makes lists of tuples, as the real exchange does."""
 
-    size, stage = 2, "rl"
+    def __init__(self):
+        super().__init__(1, 2)
+        self.stage = "rl"
 
     def all_gather(self, mine):
         half = {**mine, "rows": mine["rows"][:1]}, {**mine, "rows": mine["rows"][1:], "seconds": [7.0, 8.0]}

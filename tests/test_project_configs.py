@@ -76,7 +76,7 @@ def test_any_metric_can_be_explored_by_from_yaml_and_command_line(tmp_path):
     [
         (("--rollout.slots", "3"), "expected rollout.slots of at least rl.group_size, got 3 and 4"),
         (("--rl.vision", "trained"), "expected rl.vision frozen with model.training lora"),
-        (("--evaluate.part-size", "0"), "expected evaluate.part_size of at least 1"),
+        (("--evaluate.part-size", "0"), "expected part_size of at least 1"),
         (("--evaluate.validate-every", "-1"), "validate_every of at least 0"),
         (("--criticality.part-size", "0"), "expected criticality.part_size of at least 1"),
     ],
