@@ -109,11 +109,12 @@ def copy_of_the_checkout(tree: Path) -> Path:
 def noticed(tree: Path, mutant: Mutant) -> str | None:
     """The test that fails with this change, which is undone afterwards."""
     file = tree / mutant.path
-    file.write_text(file.read_text(encoding="utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
         return first_failure(tree, mutant.tests)
     finally:
-        shutil.copy2(ROOT / mutant.path, file)
+        file.write_text(text, encoding="utf-8")  # of the copy: the checkout may be edited while this runs
 
 
 def first_failure(tree: Path, tests: Sequence[str]) -> str | None:
