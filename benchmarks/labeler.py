@@ -19,12 +19,14 @@ from pathlib import Path
 from harness import table, write
 from tqdm import tqdm
 
-from radflow.rewards.rules.chexpert_rules import LABELS, ChexpertRules, label_report
+from radflow.data.sections import parse_sections
+from radflow.evaluation.label import Report as Input
+from radflow.evaluation.label import label_reports
+from radflow.rewards.rules.chexpert_rules import LABELS, ChexpertRules
 from radflow.rewards.rules.consistency import ConsistencyRules
 from radflow.rewards.rules.criticality import CriticalityRules
-from radflow.rewards.rules.label import Report as Input
-from radflow.rewards.rules.label import label_reports
 
+RULES = ChexpertRules(parse_sections)
 UNCODED = "No Indexing"  # not coded: neither normal nor abnormal
 
 # MeSH heading -> label. A heading after "qualifier:" counts only with one of its qualifiers.
@@ -66,8 +68,8 @@ LEAVES_OPEN = {
 }
 _LUNG = {"lung", "base", "apex", "hilum", "lingula", "upper lobe", "middle lobe", "lower lobe"}
 
-# Problems that no reader calls normal. Left out: opacities, nodules and atelectasis, which are often scars, granulomas
-# and minimal bands, with which real Impressions say "no acute disease".
+# Problems that "no acute disease" contradicts, unless they are coded mild or borderline. Left out: opacities, nodules
+# and atelectasis, which are often scars, granulomas and minimal bands, with which real Impressions say so.
 SERIOUS = {
     "pleural effusion",
     "infiltrate",
@@ -80,8 +82,10 @@ SERIOUS = {
     "pulmonary edema",
     "pulmonary congestion",
     "heart failure",
-    "cardiomegaly",
 }
+SLIGHT = {"mild", "borderline"}
+# An enlarged heart is not acute; without a grade, nothing in the coding says whether it is new.
+SERIOUS_IF = {"cardiomegaly": {"moderate", "severe"}, "cardiac shadow": {"moderate", "severe"}}
 # A word of the Impression by which it names a coded problem; independent of the labeler's own table.
 NAMED_BY = {
     "Cardiomegaly": "cardiomeg|enlarged (?:heart|cardiac)",
@@ -181,7 +185,7 @@ def label_scores(reports: Sequence[Report], *, uncertain: bool) -> dict[str, dic
     counts = {label: Count() for label in LABELS}
     for report in reports:
         said, opened = coded(report)
-        for label, value in label_report(report.text).items():
+        for label, value in RULES.values(report.text).items():
             if label in opened:
                 continue
             counts[label].both += value in positive and label in said
@@ -200,7 +204,7 @@ def _sum(counts: Iterable[Count]) -> Count:
 
 def criticality_scores(reports: Sequence[Report]) -> dict[str, float]:
     """Critical against coded as anything but normal."""
-    found = [label.critical for label in CriticalityRules(ChexpertRules())([report.text for report in reports])]
+    found = [label.critical for label in CriticalityRules(RULES)([report.text for report in reports])]
     return _balanced([(f, not r.normal) for f, r in zip(found, reports, strict=True)])
 
 
@@ -245,8 +249,11 @@ def contradictions(reports: Sequence[Report], *, seed: int = 0) -> list[tuple[st
 
 
 def _serious(report: Report) -> bool:
-    terms = [term.lower().split("/") for term in report.mesh.split(";")]
-    return any(term[0].strip() in SERIOUS and "borderline" not in term for term in terms)
+    terms = [[part.strip() for part in term.lower().split("/")] for term in report.mesh.split(";")]
+    return any(
+        (name in SERIOUS and not SLIGHT & {*qualifiers}) or SERIOUS_IF.get(name, set()) & {*qualifiers}
+        for name, *qualifiers in terms
+    )
 
 
 def _named(report: Report) -> set[str]:
@@ -262,7 +269,7 @@ def _family(labels: set[str]) -> set[str]:
 
 def consistency_scores(reports: Sequence[Report]) -> dict[str, object]:
     """Own Impressions against swapped ones; sensitivity is the share of contradictions that are found."""
-    judge = ConsistencyRules(ChexpertRules())
+    judge = ConsistencyRules(RULES)
     swapped = contradictions(reports)
     own = judge([r.findings for r in reports], [r.impression for r in reports])
     other = judge([f.findings for _, f, _ in swapped], [i.impression for _, _, i in swapped])
@@ -275,14 +282,14 @@ def consistency_scores(reports: Sequence[Report]) -> dict[str, object]:
 def error_kinds(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
     """How often the rules differ from the coding, by kind."""
     kinds: dict[str, Counter[str]] = {"labels": Counter(), "critical": Counter(), "consistent": Counter()}
-    labeler, judge = ChexpertRules(), ConsistencyRules(ChexpertRules())
+    judge = ConsistencyRules(RULES)
     for report in reports:
         said, opened = coded(report)
-        for label, value in label_report(report.text).items():
+        for label, value in RULES.values(report.text).items():
             if label in opened or (value == 1) == (label in said):
                 continue
             kinds["labels"][_label_error(label, value)] += 1
-        found = labeler.abnormalities(report.text)
+        found = RULES.abnormalities(report.text)
         if found and report.normal:
             kinds["critical"][f"coded normal, the text has: {', '.join(sorted(found))}"] += 1
         elif not found and not report.normal:

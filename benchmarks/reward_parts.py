@@ -31,7 +31,10 @@ from radflow.rewards.registry import METRICS, Backends
 STUDIES, GROUP = 4, 4
 TIMES = (1, 2, 4)  # phantom reports joined to one: lengths of real corpora and beyond
 NUMBERS = itertools.count()
-RULES = ("bleu2", "rouge_l", "entity_f1_rules", "consistency_rules", "label_f1_rules", "keyword_f1_rules")
+RULES = (
+    *("bleu2", "rouge_l", "entity_f1_rules", "consistency_rules", "label_f1_rules", "truth_rules"),
+    "keyword_f1_rules",
+)
 
 
 def groups(times: int) -> list[tuple[list[tuple[str, str]], list[tuple[str, str]]]]:
@@ -77,10 +80,10 @@ def models(folder: Path) -> dict[str, Callable[[Sequence, Sequence], object]]:
 
 
 def rules() -> dict[str, Callable[[Sequence, Sequence], object]]:
-    backends, work = Backends(RewardConfig()), {}
+    backends, work = Backends(RewardConfig(), parse_sections), {}
     for name in RULES:
         metric, reads = METRICS[name].load(backends), METRICS[name].reads
-        if reads == "report":
+        if reads in ("report", "described"):
             work[name] = lambda c, r, metric=metric: metric(list(map(text, c)), list(map(text, r)))
         elif reads == "sections":
             work[name] = lambda c, r, metric=metric: metric([f for f, _ in c], [i for _, i in c])

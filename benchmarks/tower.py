@@ -63,7 +63,7 @@ def measure(chances: np.ndarray, run: Run) -> dict[str, float]:
     Args:
         chances: [N, L], of each label for each held-out study.
     """
-    names, labeler = run.reward.expert.labeler.labels, run.reward.expert.labeler
+    names, labeler = run.reward.labeler.labels, run.reward.labeler
     reports = labeler([study.report for study in run.corpus.test])
     found = {
         f"AUC {name}": auc(chances[:, names.index(name)], np.array([name in labels for labels in reports]))
@@ -90,7 +90,7 @@ def measure(chances: np.ndarray, run: Run) -> dict[str, float]:
 def probabilities(run: Run) -> np.ndarray:
     """[N, L], of the warm-up's own heads, from its last checkpoint; the mean of their logits."""
     policy = load_policy(run.folder / "start", run)
-    labels, grid = run.reward.expert.labeler.labels, run.config.warmup.grid
+    labels, grid = run.reward.labeler.labels, run.config.warmup.grid
     reader = LabelReader(policy, policy.vision, torch.full((len(labels),), 0.5), grid=grid)
     trainer = Trainer(reader, run.config.warmup.optimizer, num_steps=1)
     identity = {"config": config_hash(run.config), "studies": run.corpus.fingerprint}
@@ -107,7 +107,7 @@ def linear_probabilities(run: Run) -> np.ndarray:
     _, spread, directions = np.linalg.svd(seen - mean, full_matrices=False)
     whiten = directions[:COMPONENTS].T / spread[:COMPONENTS] * len(seen) ** 0.5  # components of variance 1
     seen, new = (seen - mean) @ whiten, (new - mean) @ whiten
-    labeler = run.reward.expert.labeler
+    labeler = run.reward.labeler
     reports = labeler([study.report for study in run.corpus.train])
     labels = np.array([[float(name in found) for name in labeler.labels] for found in reports])
     weights = seen.T @ (labels - labels.mean(0)) / (len(seen) * (1 + PENALTY))  # the components are uncorrelated

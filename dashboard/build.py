@@ -9,7 +9,7 @@ from typing import Any
 from capo.journal import write_whole
 from radflow.dashboard import charts
 from radflow.dashboard.charts import MOST_POINTS, Chart, Series
-from radflow.dashboard.checks import find_warnings
+from radflow.dashboard.checks import check_criticality, find_warnings
 from radflow.dashboard.render import flatten, render
 from radflow.dashboard.run_files import RunFiles, read_end
 from radflow.dashboard.studies import STUDIES_PER_STEP, StudySource, find_hardest, measure_spread, pick_rollouts
@@ -29,6 +29,9 @@ def build_dashboard(folder: Path, source: StudySource | None = None) -> Path:
     run = RunFiles.read(folder)
     source = source or StudySource.of_config(run.config)
     warnings, rollouts = find_warnings(run.steps["rl"], run.config), pick_rollouts(run, source)
+    definition = run.config.get("criticality", {}).get("definition", "paper")
+    if saturated := check_criticality(run.criticality, run.selected, definition):
+        warnings.insert(0, saturated)
     sections = {key: flatten(value) for key, value in run.config.items() if isinstance(value, Mapping)}
     top_level = {key: value for key, value in run.config.items() if key not in sections}
     html = render(

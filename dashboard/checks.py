@@ -6,7 +6,7 @@ in metrics.toml. A warning begins at one step and ends at another, so that a run
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -18,6 +18,7 @@ WINDOW = 20  # steps that are checked together; what lasts shorter is noise
 FIRST = 10  # steps that later ones are compared with
 COMPARED = 4  # held-out evaluations that are compared with as many before them
 MISSING_SHARE = 0.05
+ONE_SIDED = 0.9  # share of critical, or of normal, references above which criticality tells cases hardly apart
 CLIP_METRICS = ("clip_low_critical", "clip_high_critical", "clip_low_normal", "clip_high_normal")
 Measured = Mapping[str, Any] | None
 
@@ -118,6 +119,17 @@ def check_missing(history: History, config: Mapping[str, Any]) -> Measured:
     names = {key: "the reward" if key == "missing_rewards" else key.removeprefix("reward_missing_") for key in keys}
     bad = [f"{names[key]} of {share:.0%}" for key, share in shares.items() if share > MISSING_SHARE]
     return {"bad": ", ".join(bad), "reports": reports} if bad else None
+
+
+def check_criticality(rows: Sequence[Row], selected: Collection[str], definition: str) -> RunWarning | None:
+    """Nearly all or nearly none of the references that RL trains on are critical: CAPO is GRPO with one clip range."""
+    trained = [row for row in rows if not selected or row["id"] in selected]
+    share = statistics.fmean(bool(row["critical"]) for row in trained) if trained else 0.5
+    if 1 - ONE_SIDED <= share <= ONE_SIDED:
+        return None
+    advice = TABLES["criticality_advice"]["few" if share < 0.5 else definition]
+    text = TABLES["warnings"]["criticality"].format(share=share, studies=len(trained), advice=advice)
+    return RunWarning("criticality", "criticality", 0, None, text)
 
 
 CHECKS = {

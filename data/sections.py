@@ -2,8 +2,9 @@
 """Deterministic section parser: report text -> Findings, Impression and the rest (paper 4.2, parser rule)."""
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from radflow.data.files import read_words
 
@@ -13,43 +14,46 @@ Status = Literal["ok", "missing_findings", "missing_impression", "ambiguous"]
 
 @dataclass(frozen=True)
 class Sections:
-    """Parts of a report, each a substring of its text without surrounding white space."""
+    """Parts of a report; all but `described` are substrings of its text without surrounding white space."""
 
     findings: str
     impression: str
     status: Status
+    described: str
+    """All text that describes this examination, without headers: no history, comparison, technique, preliminary reading
+    that a final one replaces, discussion or recommendation. Its parts are separated by empty lines."""
     other: dict[str, str] = field(default_factory=dict)
 
 
-TABLE = read_words("headers")["header"]  # rows of the section, where its names count as a header, and the names
+TABLE = read_words("headers")["header"]  # rows: a section, where its names count as a header, whether it describes
 OF_NAME = {name: row for row in TABLE for name in row["names"]}
 
 
-def _names_pattern() -> str:
-    """A regular expression of every name, longest first, so that none is cut short by its own beginning.
+def _names_pattern(names: Iterable[str]) -> str:
+    """A regular expression of names, longest first, so that none is cut short by its own beginning.
 
     Names are grouped by their first two characters: for most words of a text, one comparison then ends the search.
     """
     groups: dict[str, list[str]] = {}
-    for name in sorted(OF_NAME, key=len, reverse=True):
+    for name in sorted(names, key=len, reverse=True):
         groups.setdefault(name[:2], []).append(re.escape(name[2:]).replace(r"\ ", r"\s+"))
     return "|".join(f"{re.escape(start)}(?:{'|'.join(ends)})" for start, ends in groups.items())
 
 
 # ASCII: else "ſ" would match an "s", and be a name that the table does not hold.
-_NAME = re.compile(rf"(?<![A-Za-z0-9])(?:{_names_pattern()})(?![A-Za-z0-9])", re.IGNORECASE | re.ASCII)
+_NAME = re.compile(rf"(?<![A-Za-z0-9])(?:{_names_pattern(OF_NAME)})(?![A-Za-z0-9])", re.IGNORECASE | re.ASCII)
 
 _GAP = "[ \t\r\xa0\u3000]"  # white space within a line
 # What may stand before a header: Markdown or a bracket, and at the start of a line a bullet or a number.
 _MARKUP = r"[*_\[(【〔「<]{0,4}"
 _BULLET = rf"(?:\d{{1,2}}[.)、]|[IVX]{{1,4}}[.)]|[A-Za-z][.)]|[一二三四五六七八九十]{{1,2}}、|[-•>*#]{{1,6}}){_GAP}*"
 _START = rf"{_GAP}*(?P<header>(?:{_BULLET}){{0,3}}{_MARKUP})\Z"
-# What precedes a header, strongest first.
+# What precedes a header, strongest first. A comma without a blank is all that some tables keep of a line end.
 _CONTEXTS = {
     "paragraph": re.compile(rf"(?:\n{_GAP}*\n|[.!?:;。；！？：]{_GAP}*\n){_START}"),
     "line": re.compile(rf"\n{_START}"),
-    "sentence": re.compile(rf"(?:[.!?:;)\]][*_\"']{{0,3}}\s+|[。；！？：]\s*)(?P<header>{_MARKUP})\Z"),
-    "word": re.compile(r"\s(?P<header>[*_\[(]{0,3})\Z"),
+    "sentence": re.compile(rf"(?:[.!?:;)\]][*_\"']{{0,3}}(?:\s+|(?=,))|[。；！？：]\s*)(?P<header>,?\s*{_MARKUP})\Z"),
+    "word": re.compile(r"(?:\s|(?=,))(?P<header>,?[*_\[(]{0,3})\Z"),
 }
 _FIRST = re.compile(rf"\s*{_START}")  # at the start of the text
 _NEXT = re.compile(rf"{_GAP}*(?P<header>{_MARKUP})\Z")  # after another header, on its line
@@ -58,12 +62,27 @@ REACH = 48  # characters looked at before a name; that many blanks count as the 
 
 _CLOSE = r"(?:\*{1,3}|_{2,3}|[\])】〕」>]{1,2})?"
 _NOTE = rf"(?:{_GAP}*\([^()\n]{{1,40}}\))?"  # IMPRESSION (PRELIMINARY):
-_COLON = re.compile(rf"{_CLOSE}{_NOTE}{_GAP}*[:：](?:\*{{1,3}}|_{{2,3}})?")
+_BY = rf"(?:{_GAP}+by{_GAP}[^:\n]{{1,40}})?"  # Wet read by Dr. ___ at 9 pm:
+_COLON = re.compile(rf"{_CLOSE}{_NOTE}{_BY}{_GAP}*[:：](?:\*{{1,3}}|_{{2,3}})?(?:{_GAP}*,)?")
 _BRACKET = re.compile(r"[\]】〕」]")
 _END = re.compile(rf"{_CLOSE}{_NOTE}{_GAP}*(?=\n|\Z)")
 _DASH = re.compile(rf"{_CLOSE}{_GAP}*(?:[-–—=]+|\.)(?=\s)")
 _TEXT = re.compile(rf"(?={_GAP}+(?:[A-Z]?[a-z]|[A-Z] [a-z]|#?\d|_))")
 _BLANK = re.compile(_GAP)
+_ASIDES = _names_pattern(name for name, row in OF_NAME.items() if "describes" not in row)
+_JOINED = re.compile(  # "/history" of INDICATION/HISTORY
+    rf"(?:(?:{_GAP}*[/&,+]{_GAP}*|{_GAP}+(?:and|or){_GAP}+)(?:{_ASIDES})(?![A-Za-z0-9])){{0,2}}",
+    re.IGNORECASE | re.ASCII,
+)
+_TOLD = _names_pattern(name for name, row in OF_NAME.items() if row["section"] in ("both", "findings", "impression"))
+_WORD = rf"(?!(?i:{_TOLD})(?![A-Za-z0-9]))(?:[A-Z][A-Za-z]*|of|for|to|the)(?![A-Za-z0-9])"
+_LONGER = re.compile(rf"(?:{_GAP}*[/&,+-]?{_GAP}*{_WORD}){{1,5}}{_COLON.pattern}")  # HISTORY OF PRESENT COMPLAINT:
+
+# How far a section about something else than this examination reaches. A paragraph ends before "LUNGS:" too.
+_PARAGRAPH_END = rf"\n{_GAP}*(?:\n|(?=[A-Z][A-Za-z ,/&-]{{1,40}}:))"
+_SECTION = re.compile(r".*", re.DOTALL)
+_PARAGRAPH = re.compile(rf".*?(?:{_PARAGRAPH_END}|\Z)", re.DOTALL)
+_SENTENCE = re.compile(rf".*?(?:(?<=[.!?])\s|[。！？]|{_PARAGRAPH_END}|\Z)", re.DOTALL)
 
 
 class _Rule(NamedTuple):
@@ -98,11 +117,13 @@ _RULES: dict[Reach, tuple[_Rule, ...]] = {
     "title": (_Rule(_LINE, _COLON, "capitals"),),
     "anywhere": _ON_A_LINE + _IN_A_PARAGRAPH,
 }
+_LONGER_RULES = {"line": (_Rule(_LINE, _LONGER, "capital"),), "anywhere": (_Rule(_LINE + _INSIDE, _LONGER, "capital"),)}
 _KEPT = ("findings", "view findings", "impression")
 
 
 class _Found(NamedTuple):
     section: str
+    describes: str  # yes, always, alone; empty: never
     start: int  # of the header's ornaments, where the section before it ends
     end: int  # where its text begins
 
@@ -131,19 +152,50 @@ def render_report(findings: str, impression: str) -> str:
 def _split(text: str) -> tuple[Sections, bool]:
     """The sections, and whether their texts hold names of headers."""
     headers, names_left = _headers(text)
+    starts = [*(header.start for header in headers), len(text)]
+    pairs = zip(headers, starts[1:], strict=True)
+    parts = [(header, _MARKER.sub("", text[header.end : end].strip())) for header, end in pairs]
     bodies: dict[str, list[tuple[int, str]]] = {}
-    for number, header in enumerate(headers):
-        end = headers[number + 1].start if number + 1 < len(headers) else len(text)
+    for header, body in parts:
         if header.section == "final report":
             bodies = {name: parts for name, parts in bodies.items() if name not in ("both", "findings", "impression")}
-        elif body := _MARKER.sub("", text[header.end : end].strip()):
+        elif body:
             bodies.setdefault(header.section, []).append((header.start, body))
     viewed = bodies.pop("view findings", [])
     if viewed and "findings" not in bodies and "both" not in bodies:
         bodies["findings"] = viewed
     status = _status(bodies)
-    first = {name: parts[0][1] for name, parts in bodies.items()}
-    return Sections(first.pop("findings", ""), first.pop("impression", ""), status, first), names_left
+    first = {name: found[0][1] for name, found in bodies.items()}
+    untitled = _Found("", "yes", 0, 0), text[: starts[0]].strip()
+    described = _described([untitled, *parts], "findings" in bodies or "both" in bodies)
+    return Sections(first.pop("findings", ""), first.pop("impression", ""), status, described, first), names_left
+
+
+def _described(parts: Sequence[tuple[_Found, str]], announced: bool) -> str:
+    """The text that describes the examination.
+
+    A section about something else reaches to the next header if the Findings are announced; else it is one paragraph,
+    for Findings without a header follow it. If nothing is left then, it is one sentence: what follows
+    "Comparison: None." is the report.
+    """
+    for aside in (_SECTION, _PARAGRAPH, _SENTENCE)[not announced :]:
+        told = [(header, body if header.describes else aside.sub("", body, count=1).strip()) for header, body in parts]
+        if described := "\n\n".join(_without_preliminary(told)):
+            return described
+    return ""
+
+
+def _without_preliminary(told: Sequence[tuple[_Found, str]]) -> list[str]:
+    """Those texts that no final reading replaces. The first has no header, and replaces nothing."""
+    final = max((i for i, (header, _) in enumerate(told) if header.section == "final report"), default=0)
+    after = told[max(final, 1) :]
+    replaced = any(text and (header.describes == "yes" or (final and not header.describes)) for header, text in after)
+    kept = []
+    for i, (header, text) in enumerate(told):
+        preliminary = header.describes == "alone" or (header.describes != "always" and i < final)
+        if text and not (preliminary and replaced):
+            kept.append(text)
+    return kept
 
 
 def _status(bodies: dict[str, list[tuple[int, str]]]) -> Status:
@@ -164,21 +216,23 @@ def _headers(text: str) -> tuple[list[_Found], bool]:
     while match := _NAME.search(text, position):
         context, start = _context(text, match.start(), last_end)
         header = OF_NAME[" ".join(match[0].lower().split())]
-        end = _header_end(text, match, context, header["reach"])
+        end = _header_end(text, match, context, header)
         if end is None:
             position = match.start() + 1  # it may hold one: "see findings and Impression:"
             names_left = names_left or (bool(found) and found[-1].section in _KEPT)
         else:
             position = last_end = end
-            found.append(_Found(header["section"], start, end))
+            found.append(_Found(header["section"], header.get("describes", ""), start, end))
     return found, names_left
 
 
-def _header_end(text: str, name: re.Match, context: str, reach: Reach) -> int | None:
+def _header_end(text: str, name: re.Match, context: str, header: Mapping[str, Any]) -> int | None:
     """Where the text of a header begins; None if the name is no header."""
-    for rule in _RULES[reach]:
+    joined = _JOINED.match(text, name.end())
+    longer = () if "describes" in header else _LONGER_RULES[header["reach"]]
+    for rule in _RULES[header["reach"]] + longer:
         fits = context in rule.contexts and _is_written(name[0], rule.written)
-        if fits and (after := rule.after.match(text, name.end())):
+        if fits and joined and (after := rule.after.match(text, joined.end())):
             return after.end()
     return None
 

@@ -15,12 +15,12 @@ from radflow.dashboard.render import CONTROL, FOLDER, environment
 from radflow.dashboard.studies import StudySource, shorten
 from radflow.data.protocols import Protocol, prediction_text, reference_text
 from radflow.data.report_files import read_report_file
+from radflow.data.sections import parse_sections
 from radflow.evaluation.inputs import name_files, studies_of
 from radflow.evaluation.rules import DEFAULT_LABELER, LabelerName, choose_rules
 from radflow.rewards.rules.keywords import Lexicon
 from radflow.rewards.rules.negation import mentions as mentions_of
 from radflow.rewards.rules.negation import sentences
-from radflow.rewards.rules.report_text import examination
 from radflow.rewards.rules.terms import TermFile, read_statements
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -148,7 +148,7 @@ def mentions(text: str, labeler: LabelerName = DEFAULT_LABELER, *, nested: bool 
     """The text with single spaces, and its statements in order, those within longer ones only if `nested`. Sections
     about something else than this examination are shown, and read for nothing."""
     shown, cursor, found = " ".join(text.split()), 0, []
-    for sentence in sentences(examination(text)):
+    for sentence in sentences(parse_sections(text).described):
         begin = shown.find(sentence, cursor)
         if begin < 0:  # cut at a line end in the middle of a word or sentence
             continue

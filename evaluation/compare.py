@@ -112,7 +112,7 @@ def compare(config: CompareConfig, weights: Weights) -> Compared:
     measures = Measures(config, weights, rules)
     systems = [System(n, reports, measures.cells(reports, targets, title=n)) for n, reports in texts.items()]
     tests, reasons = _test(systems, measures.rows, config), lacking(measures.rows, systems[0].cells, measures.missing)
-    critical = np.array([found.critical for found in CriticalityRules(measures.labeler)(targets)])
+    critical = np.array([found.critical for found in CriticalityRules(measures.labeler, rules.definition)(targets)])
     return Compared(ids, systems, tests, measures, critical, lists, reasons)
 
 

@@ -88,7 +88,7 @@ class Measures:
             chexbert=weights.chexbert_config(),
             radgraph=dataclasses.replace(weights.radgraph_config(), cache=config.cache),
         )
-        self.backends = Backends(self.reward)
+        self.backends = Backends(self.reward, parse_sections)
         self.rows = table_metrics(self.labeler.labels, one_section=config.protocol != "rexrank")
         self.missing = dict(rules.missing)  # cells -> how to get what they need, or why they are not measured
         if config.protocol != "rexrank":
@@ -164,7 +164,7 @@ def measure(pairs: Sequence[Pair], *, names: Sequence[str], protocol: Protocol, 
             labeler = backends.rules if name == "labels_rules" else backends.chexbert_labels
             tables = ([[label in found for label in labeler.labels] for found in labeler(side)] for side in sides)
             cells[name] = label_cells(*tables)
-    metrics = load_metrics(parse_sections, [name for name in names if name not in LABEL_CELLS], backends)
+    metrics = load_metrics([name for name in names if name not in LABEL_CELLS], backends)
     if protocol != "rexrank":
         metrics = Metrics(parse_sections, {name: ("text", metric) for name, (_, metric) in metrics.metrics.items()})
     for name, column in metrics.columns(*sides).items():
@@ -172,7 +172,7 @@ def measure(pairs: Sequence[Pair], *, names: Sequence[str], protocol: Protocol, 
     return cells
 
 
-_backends = cache(Backends)  # of this worker
+_backends = cache(partial(Backends, parse=parse_sections))  # of this worker
 
 
 def _measure_in_worker(pairs: Sequence[Pair], names: Sequence[str], protocol: Protocol, reward: RewardConfig) -> Cells:

@@ -1,11 +1,13 @@
 """Which labeler and which lexicon read a set of references, and whether they are made for these."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from radflow.data.sections import parse_sections
 from radflow.rewards.registry import LABELERS
+from radflow.rewards.rules.criticality import Definition
 from radflow.rewards.rules.keywords import CAROTID, Lexicon, positive_keywords
 
 LabelerName = Literal["chexpert_rules", "carotid_rules"]
@@ -15,11 +17,12 @@ READ_LABELS = ("labels_rules", "label_f1_rules", "consistency_rules")
 
 @dataclass(frozen=True)
 class Rules:
-    """What reads labels and keywords."""
+    """What reads labels, keywords and criticality."""
 
     labeler: LabelerName = DEFAULT_LABELER
     lexicon: Path | None = None
     missing: Mapping[str, str] = field(default_factory=dict)  # metrics or label cells -> why they are left out
+    definition: Definition = "paper"  # of criticality
 
     @property
     def labels_fit(self) -> bool:
@@ -52,16 +55,18 @@ def choose_rules(
         if lexicon is not None:
             raise ValueError(f"{reason}; choose one for these reports, or none to leave keyword F1 out")
         missing["keyword_f1_rules"] = f"{reason}; choose one for these reports"
-    return Rules(name, words, missing)
+    return Rules(name, words, missing, run.get("definition", "paper"))
 
 
 def _unlabelled(name: LabelerName, references: Sequence[str]) -> str | None:
     """Why a labeler can say nothing of these references; None if it can."""
-    labeler = LABELERS[name]()
+    labeler = LABELERS[name](parse_sections)
     abnormal = sum(bool(labeler.abnormalities(text)) for text in references)
     if 10 * abnormal < len(references):
         for other, make in LABELERS.items():
-            if 4 * (more := sum(bool(make().abnormalities(text)) for text in references)) >= len(references):
+            if 4 * (more := sum(bool(make(parse_sections).abnormalities(text)) for text in references)) >= len(
+                references
+            ):
                 found = f"it finds something abnormal in {abnormal} of {len(references)}, {other} in {more}"
                 wanted = f"expected references that the labeler {name} is made for"
                 raise ValueError(f"{wanted}: {found}; choose the labeler {other}")
@@ -80,20 +85,17 @@ def _without_keywords(path: Path, references: Sequence[str]) -> str | None:
 
 
 def read_run_rewards(files: Sequence[Path | None]) -> dict[str, Any]:
-    """Labeler and lexicon of the run in whose folder `eval` the files lie; empty if they lie in none.
+    """Labeler, lexicon and definition of criticality of the run in whose folder `eval` the files lie, if in any.
+
+    Runs with different definitions of criticality are compared by the paper's.
 
     Raises:
-        ValueError: they belong to runs with different ones.
+        ValueError: they belong to runs with different labelers or lexicons.
     """
     found: dict[str, Any] = {}
-    for file in files:
-        folder = Path() if file is None else file.resolve().parent
-        config = folder.parent / "config.yaml"
-        if folder.name != "eval" or not config.is_file():
-            continue
-        import yaml  # only runs have YAML files
-
-        reward = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("reward") or {}
+    definitions = set()
+    for config, written in _run_configs(files):
+        reward = written.get("reward") or {}
         expert = "carotid_rules" if reward.get("expert") == "carotid_rules" else DEFAULT_LABELER
         own = {"expert": expert, "lexicon": reward.get("lexicon")}
         if found and own != found:
@@ -101,4 +103,15 @@ def read_run_rewards(files: Sequence[Path | None]) -> dict[str, Any]:
             wanted = "expected files of runs with one labeler and one lexicon"
             raise ValueError(f"{wanted}, {got}; choose the labeler and the lexicon")
         found = own
-    return found
+        definitions.add((written.get("criticality") or {}).get("definition", "paper"))
+    return found | ({"definition": definitions.pop()} if len(definitions) == 1 else {})
+
+
+def _run_configs(files: Sequence[Path | None]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for file in files:
+        folder = Path() if file is None else file.resolve().parent
+        config = folder.parent / "config.yaml"
+        if folder.name == "eval" and config.is_file():
+            import yaml  # only runs have YAML files
+
+            yield config, yaml.safe_load(config.read_text(encoding="utf-8")) or {}

@@ -216,7 +216,7 @@ def _score_precomputed(config: ScoreConfig, given: Rows) -> Scored:
     cells = with_radcliq(precomputed_cells(given, ids, config.precomputed))
     found = Baselines({}, dict.fromkeys(BASELINES, "needs texts: predictions and references"), {})
     missing = dict.fromkeys(MODELS, "not precomputed, and there are no texts to measure")
-    rows = _rows(config, table_metrics(LABELERS[labeler]().labels), cells, missing, found)
+    rows = _rows(config, table_metrics(LABELERS[labeler].labels), cells, missing, found)
     return Scored(ids, cells, labeler, rows, found, {}, {}, _feet(config, ids, labeler, {}, found))
 
 
@@ -284,7 +284,7 @@ def per_study(scored: Scored) -> list[dict[str, object]]:
 def _labels(scored: Scored) -> list[dict[str, object]]:
     """Labels of both sides, of each study."""
     found: list[dict[str, object]] = [{} for _ in scored.ids]
-    for name, labels in zip(LABEL_CELLS, (CHEXPERT_LABELS, LABELERS[scored.labeler]().labels), strict=True):
+    for name, labels in zip(LABEL_CELLS, (CHEXPERT_LABELS, LABELERS[scored.labeler].labels), strict=True):
         for i, row in enumerate(scored.cells.get(name, ())):
             sides = {"prediction": row[1::3], "reference": row[2::3]}
             found[i][name] = {side: list(itertools.compress(labels, there)) for side, there in sides.items()}

@@ -17,7 +17,7 @@ from radflow.data.phantoms import state_labels
 from radflow.data.sections import parse_sections
 from radflow.data.studies import Study
 from radflow.pipeline.tables import Table, with_direction
-from radflow.rewards.hierarchy import HierarchicalReward
+from radflow.rewards.hierarchy import HierarchicalReward, LabelF1
 from radflow.rewards.registry import METRICS
 from radflow.rewards.rules.negation import sentences
 from radflow.rewards.statistics import bootstrap_mean, distinct_share, paired_bootstrap
@@ -34,9 +34,9 @@ def score_reports(reward: HierarchicalReward, reports: Sequence[str], studies: S
     columns = _score(reward, reports, studies)
     truths = [state_labels(study.state) for study in studies if study.state is not None]
     if len(truths) == len(studies):
-        impressions = reward.expert.labeler([parse_sections(report).impression for report in reports])
+        impressions = reward.labeler([parse_sections(report).impression for report in reports])
         present = [{label for label in truth if truth[label]} for truth in truths]
-        columns[TRUTH] = [reward.expert.agreement(a, b) for a, b in zip(impressions, present, strict=True)]
+        columns[TRUTH] = [LabelF1.agreement(a, b) for a, b in zip(impressions, present, strict=True)]
     return columns
 
 

@@ -12,13 +12,16 @@ from typing import Any
 from capo.journal import read_lines, write_lines
 from capo.ranks import Ranks
 from capo.stopping import StopRequested, StopSignal
+from radflow.dashboard.checks import check_criticality
+from radflow.dashboard.run_files import read_json
 from radflow.data.corpus import load_corpus
+from radflow.data.sections import parse_sections
 from radflow.data.studies import Study
 from radflow.pipeline.resumable import resumable_map
 from radflow.pipeline.run import run_on_ranks
 from radflow.pipeline.run_config import Config
 from radflow.rewards.judge.corrections import read_corrections
-from radflow.rewards.judge.llm import CriticalityLlm
+from radflow.rewards.judge.llm import Asker, CriticalityLlm
 from radflow.rewards.registry import Backends
 from radflow.rewards.rules.criticality import Criticality, CriticalityRules
 from radflow.rewards.types import Labeler
@@ -35,7 +38,7 @@ def annotate_references(config: Config) -> None:
 
     def work(ranks: Ranks, stop: StopSignal) -> None:
         studies = load_corpus(config.data, seed=config.seed).train
-        rows = label_references(config, studies, lambda: Backends(config.reward, config.judge).rules, ranks, stop)
+        rows = label_references(config, studies, lambda: Backends(config.reward, parse_sections).rules, ranks, stop)
         if ranks.is_main:
             print(summarise(rows))
             print(format_examples(rows, studies, seed=config.seed))
@@ -76,6 +79,7 @@ def label_references(
         raise ValueError(f"criticality: {some}. The answers so far are kept: {advice}")
     if ranks.is_main:
         _write_labels(config.run_dir, rows)
+        warn_if_one_sided(config, rows)
     return rows
 
 
@@ -89,8 +93,11 @@ class _Judge:
     def rows(self, studies: Sequence[Study], _: str, *, skip: Mapping[str, Criticality]) -> list[Row]:
         """The source's labels; `critical` is None if it has none, or was not asked because of a correction."""
         if self._judge is None:
-            by_rules, judge = self._config.criticality.source == "rules", self._config.judge
-            self._judge = CriticalityRules(self._labeler()) if by_rules else CriticalityLlm.from_config(judge)
+            who = self._config.criticality
+            if who.source == "rules":
+                self._judge = CriticalityRules(self._labeler(), who.definition)
+            else:
+                self._judge = CriticalityLlm(Asker(self._config.judge), who.definition)
         labels: dict[str, Criticality | None] = {}
         asked = [study for study in studies if study.id not in skip]
         for first in range(0, len(asked), AT_ONCE):
@@ -154,6 +161,13 @@ def summarise(rows: Sequence[Row]) -> str:
     by = ", ".join(f"{escape_control(source)} {number}" for source, number in sorted(sources.items()))
     share = f"{critical} of {len(rows)} references are critical ({critical / len(rows):.1%})"
     return f"criticality: {share}, {len(rows) - critical} normal; labelled by {by}"
+
+
+def warn_if_one_sided(config: Config, rows: Sequence[Row]) -> None:
+    """Say so before RL if nearly all or nearly none of the references that it trains on are critical."""
+    selection = read_json(config.run_dir / "explore" / "selection.json") or {"selected": ()}
+    if warning := check_criticality(rows, selection["selected"], config.criticality.definition):
+        print(f"warning: {warning.text}", flush=True)
 
 
 def format_examples(rows: Sequence[Row], studies: Sequence[Study], *, seed: int) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -51,7 +50,7 @@ class Run:
     @property
     def labeler(self) -> Labeler:
         """The rule labeler of the run's reports: of the Impression expert, warm-up, balance and criticality."""
-        return cast(Labeler, self.reward.expert.labeler)
+        return self.reward.labeler
 
 
 def build_run(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None) -> tuple[Run, Path]:

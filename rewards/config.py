@@ -43,12 +43,9 @@ class RewardConfig:
     preset's, and is a metric by its name: exploration may rank by it."""
     plugin_weight: float = 1.0
     """Weight of the plug-in's values."""
-    guard: bool = True
-    """Scale what a report earns down when it repeats itself, is far too long or too short, is stuffed with line breaks,
-    or has Findings that agree with the reference on next to nothing; no published metric is changed by it."""
-    grounding: float = 0.2
-    """Agreement of the Findings below which the guard scales a hierarchical reward down; with RadGraph, whose values
-    are lower than those of the rules, use 0.1. 0 switches this rule off."""
+    printed: bool = False
+    """The plain sum of the parts, as the paper prints it. Otherwise what a report earns is scaled down for every error
+    about the findings of its reference, and for repetition, length and line breaks (docs/rewards.md)."""
     bertscore: BertScoreConfig = field(default_factory=BertScoreConfig)
     chexbert: ChexbertConfig = field(default_factory=ChexbertConfig)
     radgraph: RadGraphConfig = field(default_factory=RadGraphConfig)
@@ -68,8 +65,11 @@ class RewardConfig:
         if self.plugin is not None and self.plugin_weight <= 0:
             weight = self.plugin_weight
             raise ValueError(f"expected reward.plugin_weight above 0, got {weight}; scale inside the plug-in")
-        if not 0 <= self.grounding < 1:
-            raise ValueError(f"expected reward.grounding of at least 0 and below 1, got {self.grounding}")
+
+    @property
+    def gated(self) -> bool:
+        """Whether truth decides how much of the hierarchical reward is paid."""
+        return self.preset == "hierarchical" and not self.printed
 
     @property
     def plugin_name(self) -> str | None:

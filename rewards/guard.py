@@ -46,10 +46,5 @@ def line_breaks(text: str) -> float:
     return min(1.0, (len(_words(text)) / 3 + SLACK_BREAKS) / breaks) if breaks else 1.0
 
 
-def grounding(agreement: float, threshold: float) -> float:
-    """1 from `threshold` on, below it the share of it that the Findings reach."""
-    return min(1.0, agreement / threshold) if threshold else 1.0
-
-
 def _words(text: str) -> Sequence[str]:
     return _WORD.findall(text.lower())

@@ -13,11 +13,13 @@ from collections.abc import Set as AbstractSet
 from typing import cast
 
 from radflow.rewards.config import RewardConfig
-from radflow.rewards.guard import grounding, guard
+from radflow.rewards.guard import guard
 from radflow.rewards.measure import Measured, Metrics
-from radflow.rewards.types import Score, Scored
+from radflow.rewards.types import Labeler, Score, Scored
 
 SYNTAX = ("bleu2", "rouge_l")  # their mean is the part "syntax"
+TRUTH, CONTRADICTIONS = GATE = ("truth_rules", "contradictions_rules")  # what truth is measured by
+JUDGES = frozenset({"consistency_rules", "consistency_llm"})
 LOWEST = {"bertscore": -1.0}  # rescaled, that of an empty report is -5.6: alone it would decide its group's spread
 
 
@@ -65,26 +67,31 @@ def part_weights(config: RewardConfig) -> dict[str, float]:
 
 def part_metrics(config: RewardConfig) -> list[str]:
     """Names of the metrics that the reward's parts are made of."""
-    return [metric for name in part_weights(config) for metric in (SYNTAX if name == "syntax" else (name,))]
+    parts = [metric for name in part_weights(config) for metric in (SYNTAX if name == "syntax" else (name,))]
+    return [*parts, *GATE] if config.gated else parts
 
 
 class HierarchicalReward:
     """Reward of generated reports against their references; with all weights 1 a perfect report gets 4.
 
-        total = g * (positive parts, weighted) + (negative parts, weighted)
+        total = guard * truth * (positive parts, weighted) + (negative parts, weighted)
 
-    g is the guard (`radflow.rewards.guard`), 1 for ordinary reports. What the headers of a report decide:
+    guard is 1 for ordinary reports (`radflow.rewards.guard`), truth for a report without an error about the findings of
+    its reference (`radflow.rewards.rules.errors`). Being consistent pays in proportion to the agreement of the
+    Findings, and nothing to a report that contradicts its reference; it is left out if the reference itself is judged
+    inconsistent. With `printed` the sum is that of the paper. What the headers of a report decide:
     `radflow.rewards.measure`.
 
     Args:
         metrics: at least those of `part_metrics`; others are columns of tables and part of no reward.
-        expert: label F1 by rules. Whatever the reward is, its labeler is what warm-up, balance and criticality read.
+        labeler: the rules that warm-up, balance and criticality read, whatever the reward is.
     """
 
-    def __init__(self, config: RewardConfig, *, metrics: Metrics, expert: LabelF1) -> None:
-        self.config, self.metrics, self.expert = config, metrics, expert
+    def __init__(self, config: RewardConfig, *, metrics: Metrics, labeler: Labeler) -> None:
+        self.config, self.metrics, self.labeler = config, metrics, labeler
         self.weights = part_weights(config)
         self._own = metrics.only(part_metrics(config))
+        self._judge = metrics.only([name for name in self.weights if name in JUDGES and config.gated])
 
     def __call__(
         self, candidates: Sequence[str], references: Sequence[str], *, groups: Sequence[int] | None = None
@@ -101,15 +108,24 @@ class HierarchicalReward:
             groups: reports with the same number are compared with one another: a part that one of them lacks counts in
                 the total of none. By default each report is a group of its own.
         """
+        refused = self._refused(references)
         measured = self._own(candidates, references, respaced=True)
         groups = range(len(candidates)) if groups is None else groups
         left_out: dict[int, set[str]] = {group: set() for group in groups}
+        for group, reference in zip(groups, references, strict=True):
+            left_out[group] |= refused.get(reference, set())
         for name, lacks in measured.missing.items():
             for group, lacking in zip(groups, lacks, strict=True):
                 left_out[group].update({name} if lacking else ())
         pairs = enumerate(zip(candidates, references, groups, strict=True))
         scores = tuple(self._score(measured, i, c, r, left_out[group]) for i, (c, r, group) in pairs)
         return Scored(scores, measured.seconds)
+
+    def _refused(self, references: Sequence[str]) -> dict[str, set[str]]:
+        """Reference -> judges of consistency that refuse its own two sections."""
+        distinct = [r for r in dict.fromkeys(references) if self.metrics.parse(r).status == "ok"]
+        values = self._judge(distinct, distinct).values
+        return {r: {name for name in values if values[name][i] == -1.0} for i, r in enumerate(distinct)}
 
     def _score(self, measured: Measured, i: int, candidate: str, reference: str, left_out: AbstractSet[str]) -> Score:
         parts: dict[str, float | None] = {}
@@ -119,22 +135,13 @@ class HierarchicalReward:
                 both = cast(list[float], [measured.values[n][i] for n in SYNTAX])  # neither is ever missing
                 parts["syntax"] = sum(both) / len(SYNTAX)
         missing = tuple(name for name, lacks in measured.missing.items() if lacks[i])
-        factor = self._guard(candidate, reference, parts)
-        total = self._total(parts, factor, missing, left_out)
-        return Score(total, {**parts, "guard": factor}, missing, tuple(sorted(left_out)))
-
-    def _guard(self, candidate: str, reference: str, parts: Mapping[str, float | None]) -> float:
-        if not self.config.guard:
-            return 1.0
-        factor, domain = guard(candidate, reference), parts.get(self.config.domain_metric)
-        if self.config.preset == "hierarchical" and domain is not None:
-            factor *= grounding(domain, self.config.grounding)
-        return factor
+        parts["guard"] = 1.0 if self.config.printed else guard(candidate, reference)
+        return Score(self._total(parts, missing, left_out), parts, missing, tuple(sorted(left_out)))
 
     def _total(
-        self, parts: Mapping[str, float | None], factor: float, missing: Sequence[str], left_out: AbstractSet[str]
+        self, parts: Mapping[str, float | None], missing: Sequence[str], left_out: AbstractSet[str]
     ) -> float | None:
-        """Eq. 4 and 5: the weighted sum of the parts, its positive terms times the guard."""
+        """Eq. 4 and 5: the weighted sum of the parts, its positive terms times guard and truth."""
         counted = {name: weight for name, weight in self.weights.items() if name not in left_out}
         if not counted:
             # Nothing would be left to compare: then the reports that lack a part leave their group, and no other.
@@ -142,5 +149,16 @@ class HierarchicalReward:
                 return None
             counted = self.weights
         known = {name: value for name in counted if (value := parts[name]) is not None}
-        terms = [counted[name] * max(value, LOWEST.get(name, value)) for name, value in known.items()]
-        return sum(factor * term if term > 0 else term for term in terms)
+        terms = {name: counted[name] * max(value, LOWEST.get(name, value)) for name, value in known.items()}
+        factor = cast(float, parts["guard"])
+        if self.config.gated:
+            factor *= cast(float, parts[TRUTH])
+            terms |= self._consistent(parts, terms)
+        return sum(factor * term if term > 0 else term for term in terms.values())
+
+    def _consistent(self, parts: Mapping[str, float | None], terms: Mapping[str, float]) -> dict[str, float]:
+        """What consistency earns: in proportion to the agreement of the Findings, and nothing if the report contradicts
+        its reference. What it loses stays."""
+        agreement = 0.0 if parts[CONTRADICTIONS] else parts.get(self.config.domain_metric)
+        share = 1.0 if agreement is None else agreement
+        return {name: share * terms[name] for name in JUDGES & terms.keys() if terms[name] > 0}

@@ -8,8 +8,8 @@ from typing import Literal
 from radflow.rewards.types import Metric, Parser
 
 # report: both whole texts; text: the same, never re-spaced; findings, impression: these sections of both;
-# sections: Findings and Impression of the candidate alone.
-Reads = Literal["report", "text", "findings", "impression", "sections"]
+# described: all that both say of the examination; sections: Findings and Impression of the candidate alone.
+Reads = Literal["report", "text", "described", "findings", "impression", "sections"]
 _Pairs = tuple[Sequence[int], list[str], list[str]]  # indices of the reports that have both sides, and these
 
 
@@ -25,9 +25,9 @@ class Measured:
 class Metrics:
     """Metrics by name, over the same reports.
 
-    Parser rule: if the headers of a candidate are missing or ambiguous, its whole text is compared with the reference
-    Findings, it is inconsistent (-1: no two sections to agree), and metrics of the Impression skip it. What the
-    reference lacks is skipped for every candidate.
+    Parser rule: if the headers of a candidate are missing or ambiguous, all that it says of the examination, or its
+    whole text if that is nothing, is compared with the reference Findings; it is inconsistent (-1: no two sections to
+    agree), and metrics of the Impression skip it. What the reference lacks is skipped for every candidate.
 
     Args:
         parse: section parser.
@@ -83,7 +83,8 @@ class Metrics:
         sound = [i for i in everything if written[i].status == "ok"]
         described = [i for i in everything if expected[i].findings]
         concluded = [i for i in sound if expected[i].impression]
-        findings = [w.findings if w.status == "ok" else c for w, c in zip(written, candidates, strict=True)]
+        said = [w.described or c for w, c in zip(written, candidates, strict=True)]
+        findings = [w.findings if w.status == "ok" else text for w, text in zip(written, said, strict=True)]
         texts = spaced = list(candidates), list(references)
         if respaced:
             spaced = [" ".join(c.split()) for c in candidates], [" ".join(r.split()) for r in references]
@@ -91,6 +92,7 @@ class Metrics:
         return {
             "text": (everything, *texts),
             "report": (everything, *spaced),
+            "described": (everything, said, [e.described for e in expected]),
             "findings": (described, [findings[i] for i in described], [expected[i].findings for i in described]),
             "impression": (concluded, *impressions),
             "sections": (sound, [written[i].findings for i in sound], [written[i].impression for i in sound]),

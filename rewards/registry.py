@@ -23,20 +23,24 @@ from radflow.rewards.radgraph.f1 import Level, RadGraphF1
 from radflow.rewards.rules.chexpert_rules import ChexpertRules
 from radflow.rewards.rules.consistency import ConsistencyRules
 from radflow.rewards.rules.entity_rules import EntityF1Rules
+from radflow.rewards.rules.errors import ContradictionsRules, FindingErrors, TruthRules
 from radflow.rewards.rules.keywords import CarotidRules, KeywordMatch
 from radflow.rewards.types import Labeler, Metric, Parser
 
-LABELERS: dict[str, Callable[[], Labeler]] = {"chexpert_rules": ChexpertRules, "carotid_rules": CarotidRules}
+LABELERS: dict[str, type[ChexpertRules] | type[CarotidRules]] = {
+    "chexpert_rules": ChexpertRules,
+    "carotid_rules": CarotidRules,
+}
 # Names in the logs next to the parts of a reward, alone or after seconds_: no plug-in may have them.
 RESERVED = ("total", "syntax", "guard", "rollout", "reward", "update", "std")
 
 
 class Backends:
-    """What metrics are loaded from: the config, with the labeler, and the models they share, each loaded when the first
-    metric needs it."""
+    """What metrics are loaded from: config and section parser, the labeler, and the models they share, each loaded when
+    the first metric needs it."""
 
-    def __init__(self, config: RewardConfig, judge: JudgeConfig | None = None) -> None:
-        self.config, self.judge = config, judge or JudgeConfig()
+    def __init__(self, config: RewardConfig, parse: Parser, judge: JudgeConfig | None = None) -> None:
+        self.config, self.parse, self.judge = config, parse, judge or JudgeConfig()
         self._metrics: dict[str, Metric] = {}
 
     def metric(self, name: str) -> Metric:
@@ -48,7 +52,11 @@ class Backends:
     @cached_property
     def rules(self) -> Labeler:
         """The rule labeler; with CheXbert as expert that of chest radiographs."""
-        return LABELERS["carotid_rules" if self.config.expert == "carotid_rules" else "chexpert_rules"]()
+        return LABELERS["carotid_rules" if self.config.expert == "carotid_rules" else "chexpert_rules"](self.parse)
+
+    @cached_property
+    def errors(self) -> FindingErrors:
+        return FindingErrors(self.rules)
 
     @cached_property
     def chexbert(self) -> Chexbert:
@@ -69,6 +77,10 @@ class Backends:
 
     def labels(self) -> LabelF1:
         return LabelF1(self.chexbert_labels)
+
+    def everything(self, texts: Sequence[str]) -> list[set[str]]:
+        """Labels by rules, and what is abnormal beyond them: two texts without any label need not agree."""
+        return [labels | self.rules.abnormalities(text) for text, labels in zip(texts, self.rules(texts), strict=True)]
 
     def keywords(self) -> KeywordMatch:
         return KeywordMatch.with_lexicon(self.config.lexicon)
@@ -112,9 +124,18 @@ _ENTRIES = (
     Entry("radcliq_v1", "RadCliQ-v1", "report", lambda b: b.radcliq(radcliq_v1), "all", "lower"),
     Entry("entity_f1_rules", "entity F1 of the Findings (rules)", "findings", lambda _: EntityF1Rules()),
     Entry("keyword_f1_rules", "keyword F1 of the report (rules)", "report", lambda b: b.keywords()),
+    Entry("truth_rules", "truth of the findings (rules)", "described", lambda b: TruthRules(b.errors)),
+    Entry(
+        "contradictions_rules",
+        "contradictions (rules)",
+        "described",
+        lambda b: ContradictionsRules(b.errors),
+        None,
+        "lower",
+    ),
     Entry("consistency_rules", "consistency (rules)", "sections", lambda b: ConsistencyRules(b.rules)),
     Entry("consistency_llm", "consistency (LLM)", "sections", lambda b: b.consistency_llm(), "judge"),
-    Entry("label_f1_rules", "label F1 of the Impression (rules)", "impression", lambda b: LabelF1(b.rules)),
+    Entry("label_f1_rules", "label F1 of the Impression (rules)", "impression", lambda b: LabelF1(b.everything)),
     Entry("label_f1_chexbert", "label F1 of the Impression (CheXbert)", "impression", lambda b: b.labels(), "chexbert"),
 )
 METRICS = {entry.name: entry for entry in _ENTRIES}
@@ -160,7 +181,7 @@ def load_plugin(path: str) -> Metric:
     return checked
 
 
-def load_metrics(parse: Parser, names: Sequence[str], backends: Backends) -> Metrics:
+def load_metrics(names: Sequence[str], backends: Backends) -> Metrics:
     """The named metrics, and the plug-in of the config after them; ValueError if a name is unknown or taken, or a model
     is not there."""
     path, plugin = backends.config.plugin, backends.config.plugin_name
@@ -173,7 +194,7 @@ def load_metrics(parse: Parser, names: Sequence[str], backends: Backends) -> Met
         if plugin in METRICS or plugin in RESERVED:
             raise ValueError(f"reward.plugin {path}: the name {plugin} is taken; rename the function")
         metrics[plugin] = "text", remember_last(load_plugin(path))
-    return Metrics(parse, metrics)
+    return Metrics(backends.parse, metrics)
 
 
 def build_reward(
@@ -196,6 +217,6 @@ def build_reward(
     """
     if worse := [name for name in explore if name in METRICS and METRICS[name].better == "lower"]:
         raise ValueError(f"expected metrics to explore by of which more is better, got {worse[0]}")
-    backends = Backends(config, judge)
-    metrics = load_metrics(parse, [*part_metrics(config), *explore, *also], backends)
-    return HierarchicalReward(config, metrics=metrics, expert=LabelF1(backends.rules))
+    backends = Backends(config, parse, judge)
+    metrics = load_metrics([*part_metrics(config), *explore, *also], backends)
+    return HierarchicalReward(config, metrics=metrics, labeler=backends.rules)

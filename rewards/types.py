@@ -40,6 +40,10 @@ class Sections(Protocol):
     def status(self) -> str:
         """ok, or what is wrong."""
 
+    @property
+    def described(self) -> str:
+        """All text that describes this examination, without headers; that of a text without headers is the text."""
+
 
 Parser = Callable[[str], Sections]
 
@@ -49,8 +53,30 @@ Parser = Callable[[str], Sections]
 Metric = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One mention of a finding, and what is said of it."""
+
+    name: str
+    value: int
+    """1 present, 0 denied, -1 uncertain."""
+    sides: frozenset[str] = frozenset()
+    """left, right; empty if none is stated."""
+    grades: frozenset[int] = frozenset()
+    """0 minimal, 1 mild, 2 moderate, 3 severe; empty if none is stated."""
+    sizes: frozenset[float] = frozenset()
+    """Millimetres."""
+    courses: frozenset[str] = frozenset()
+    """recent, old; empty if nothing is said."""
+    mention: str = ""
+    """The words that name it, in lower case."""
+    piece: str = ""
+    """The part of the sentence that its qualities are read from, in lower case."""
+    sentence: str = ""
+
+
 class Labeler(Protocol):
-    """Text -> the labels it asserts; label F1, consistency rules and criticality are built on it."""
+    """Report or section -> the labels it asserts; label F1, consistency rules and criticality are built on it."""
 
     labels: tuple[str, ...]
     normal: str  # the label of a normal examination
@@ -64,3 +90,6 @@ class Labeler(Protocol):
 
     def abnormalities(self, text: str) -> set[str]:
         """Everything abnormal, beyond the labels too."""
+
+    def findings(self, text: str) -> list[Finding]:
+        """Every mention of a finding, denied and uncertain ones too."""

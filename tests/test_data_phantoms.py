@@ -59,7 +59,7 @@ def test_a_perfect_report_gets_the_maximum_and_shows_the_true_labels(drawn):
         # 1 syntax + 1 domain + 1 consistency + 1 Impression
         assert score.total == pytest.approx(4.0), report
         truth = {label for label, present in state_labels(study.state).items() if present}
-        assert reward.expert.labeler([report])[0] == truth, report
+        assert reward.labeler([report])[0] == truth, report
 
 
 def test_references_contradict_themselves_as_often_as_designed(drawn):

@@ -126,6 +126,116 @@ def test_name_of_the_examination_in_place_of_findings(text, expected):
         assert "view findings" not in parse_sections(text).other
 
 
+HISTORY = [
+    "PATIENT HISTORY",
+    "CLINICAL DETAILS",
+    "INDICATION/HISTORY",
+    "CLINICAL QUESTION",
+    "HISTORY OF PRESENT ILLNESS",
+]
+HISTORY += ["REASON FOR EXAMINATION", "CLINICAL HISTORY & INDICATION", "PAST MEDICAL HISTORY", "SIGNS/SYMPTOMS", "HX"]
+HISTORY += ["REASON FOR CHEST RADIOGRAPH", "PERTINENT CLINICAL HISTORY", "COMPARISON", "TECHNIQUE AND COMPARISON"]
+PRELIMINARY = [
+    "WET READ",
+    "PRELIMINARY REPORT",
+    "PRELIM READ",
+    "RESIDENT READ",
+    "PROVISIONAL IMPRESSION",
+    "OVERNIGHT READ",
+]
+AFTERWARDS = ["DISCUSSION", "COMMENTS", "TEACHING POINTS", "RECOMMENDATION(S)", "SUGGESTED FOLLOW-UP", "RECOMMENDATION"]
+AFTERWARDS += ["FOLLOW-UP", "PLAN", "NOTIFICATION", "MANAGEMENT", "NEXT STEPS", "CLINICAL CORRELATION"]
+AFTERWARDS_ON_A_LINE = ["DIFFERENTIAL DIAGNOSIS", "DIFFERENTIAL", "NOTE", "DIFFERENTIAL CONSIDERATIONS", "DICTATED BY"]
+
+
+def one_paragraph(*parts):
+    return " ".join(f"{name.capitalize()}: {text}" for name, text in parts)
+
+
+def in_capitals(*parts):
+    return "\n".join(f"{name}: {text}" for name, text in parts)
+
+
+def in_title_case(*parts):
+    return "\n\n".join(f"{name.title()}:\n{text}" for name, text in parts)
+
+
+def in_markdown(*parts):
+    return "\n\n".join(f"**{name.capitalize()}:** {text}" for name, text in parts)
+
+
+FORMS = [one_paragraph, in_capitals, in_title_case, in_markdown]
+BOTH = ("FINDINGS", "Clear lungs. No edema."), ("IMPRESSION", "Normal.")
+DESCRIBED = "Clear lungs. No edema.\n\nNormal."
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_what_is_seen_now_describes_the_examination(form):
+    for name in HISTORY:
+        assert parse_sections(form((name, "Lung cancer. Large effusion."), *BOTH)).described == DESCRIBED, name
+        alone = form((name, "Lung cancer. Large effusion."), BOTH[0])
+        assert parse_sections(alone).described == BOTH[0][1], name
+    for name in AFTERWARDS + AFTERWARDS_ON_A_LINE * (form is not one_paragraph):
+        assert parse_sections(form(*BOTH, (name, "Pneumonia. Or edema."))).described == DESCRIBED, name
+    for name in PRELIMINARY:
+        assert parse_sections(form((name, "Large effusion."), *BOTH)).described == DESCRIBED, name
+        assert parse_sections(form((name, "Large effusion."), ("FINAL REPORT", "No edema."))).described == "No edema."
+        assert parse_sections(form(("INDICATION", "Cough."), (name, "Large effusion."))).described == "Large effusion."
+
+
+@pytest.mark.parametrize(
+    ("text", "described"),
+    [
+        ("WET READ: Large effusion.\n FINAL REPORT\n FINDINGS: No effusion.", "No effusion."),
+        ("CHEST PA\nWET READ: Large effusion.", "CHEST PA\n\nLarge effusion."),
+        ("Wet read by Dr. ___ at 9 pm: Effusion.\nIMPRESSION: Clear.", "Clear."),
+        (
+            "WET READ:\nFINDINGS: Old.\nFINAL REPORT\nCOMPARISON: None.\n\nClear.\n\nIMPRESSION: Normal.",
+            "Clear.\n\nNormal.",
+        ),
+        ("ADDENDUM: Tube.\nFINAL REPORT\nINDICATION: Cough.\nFINDINGS: Clear.", "Tube.\n\nClear."),
+        ("FINDINGS: Clear.\nIMPRESSION: Normal.\nFINAL REPORT", "Clear.\n\nNormal."),
+        ("FINDINGS AND IMPRESSION: Clear.\nSUMMARY: Normal.", "Clear.\n\nNormal."),
+        (
+            "Portable film.\nINDICATION: Cough.\nCHEST: Clear.\nIMPRESSION: Normal.",
+            "Portable film.\n\nClear.\n\nNormal.",
+        ),
+        ("CLINICAL HISTORY:\nCough.\n\nKnown cancer.\n\nFINDINGS: Clear.", "Clear."),
+        ("FINDINGS: Clear.\nDISCUSSION: Either of two.\n\nOr neither.", "Clear."),
+        # sections that are marked badly lose no finding
+        ("FINDINGS\nNo edema.\nIMPRESSION\nClear.", "No edema.\n\nClear."),
+        ("HISTORY: fever.\n\nThe lungs are clear.\n\nIMPRESSION: Normal.", "The lungs are clear.\n\nNormal."),
+        ("HISTORY: fever. Effusion.\n\nCOMPARISON: None.\n\nThe lungs are clear.", "The lungs are clear."),
+        ("Comparison: None. The lungs are clear. No edema.", "The lungs are clear. No edema."),
+        ("INDICATION: Cough. The lungs are clear.\n\nRECOMMENDATION: None.", "The lungs are clear."),
+        (
+            "INDICATION: Cough.\nLUNGS: Clear.\nHEART: Normal.\nIMPRESSION: Normal.",
+            "LUNGS: Clear.\nHEART: Normal.\n\nNormal.",
+        ),
+        ("病史：咳嗽。双肺清晰。", "双肺清晰。"),
+        ("Comparison to prior: unchanged.", "Comparison to prior: unchanged."),
+        ("TECHNIQUE AND FINDINGS: Clear.", "TECHNIQUE AND\n\nClear."),
+        ("HISTORY OF CURRENT COMPLAINT: Cancer. FINDINGS: Clear.", "Clear."),
+        ("Comparison Made To The Last Film: Effusion.\nFindings: Clear.", "Clear."),
+        # commas where line ends were
+        ("Large effusion,FINDINGS:, Clear,IMPRESSION:,1. Normal.", "Large effusion\n\nClear\n\n1. Normal."),
+        ("EXAM: CT,HISTORY:,  Cancer.,FINDINGS:, Clear.,IMPRESSION:,1. Normal.", "Clear.\n\n1. Normal."),
+        ("HISTORY: Cancer.", ""),
+        ("", ""),
+    ],
+)
+def test_text_that_describes_the_examination(text, described):
+    assert parse_sections(text).described == described
+
+
+@given(sentences, sentences, st.sampled_from(FORMS))
+def test_a_report_is_described_by_its_findings_and_impression(findings, impression, form):
+    for report in (render_report(findings, impression), form(("FINDINGS", findings), ("IMPRESSION", impression))):
+        assert parse_sections(report).described == f"{findings}\n\n{impression}"
+    for text in (findings, f"{findings}\n\n{impression}"):
+        assert parse_sections(text).described == text
+
+
 PAIRS = [
     ("Findings", "Impression"),
     ("findings", "impression"),
@@ -267,6 +377,7 @@ pieces = st.sampled_from(
 @example("Findings: IMPRESSION\n\nImpression: x")
 def test_any_text_is_parsed_into_parts_of_itself_that_read_back_alike(text):
     sections = parse_sections(text)
+    assert all(part in text for part in sections.described.split("\n\n"))
     assert all(part in text for part in (sections.findings, sections.impression, *sections.other.values()))
     if sections.status == "ok":
         assert sections.findings and sections.impression
@@ -276,7 +387,23 @@ def test_any_text_is_parsed_into_parts_of_itself_that_read_back_alike(text):
 
 @pytest.mark.parametrize(
     "degenerate",
-    ["\n", "\n ", " \n", ". ", "\r\n", "1) ", "1. 2) ", "Findings ", "IMPRESSION\t", "* ", "【", "IV. (a) "],
+    [
+        "\n",
+        "\n ",
+        " \n",
+        ". ",
+        "\r\n",
+        "1) ",
+        "1. 2) ",
+        "Findings ",
+        "IMPRESSION\t",
+        "* ",
+        "【",
+        "IV. (a) ",
+        "history/",
+        "HISTORY Of ",
+        "HISTORY: a\n",
+    ],
 )
 def test_parsing_time_grows_with_the_length_of_a_degenerate_report(degenerate):
     # 20,000 empty lines took 52 s when every run of them could be matched in several ways; now below 0.5 s

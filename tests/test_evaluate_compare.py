@@ -68,6 +68,26 @@ def test_labels_and_criticality_by_hand(tmp_path, files):
     assert rows["label F1 of the Impression (rules)"] == ["0.000", "1.000", "1.000", "1.000"]
 
 
+@pytest.mark.parametrize(
+    ("definitions", "critical"),
+    [(("acute", "acute"), 2), (("paper", "paper"), 6), (("acute", "paper"), 6), ((None, None), 6)],
+)
+def test_the_split_by_criticality_follows_the_runs_definition(tmp_path, definitions, critical):
+    # two acute effusions, four mild old things, two normal chests
+    old = "Findings: Mild scoliosis. The lungs are clear. Impression: No acute abnormality."
+    reports = {
+        f"s{i}": text for i, text in enumerate([EFFUSION.replace("Small", "Large")] * 2 + [old] * 4 + [NORMAL] * 2)
+    }
+    files = []
+    for name, definition in zip("ab", definitions, strict=True):
+        (tmp_path / name / "eval").mkdir(parents=True)
+        section = f"criticality:\n  definition: {definition}\n" if definition else ""
+        (tmp_path / name / "config.yaml").write_text(f"seed: 0\n{section}")
+        files.append(write(tmp_path / name / "eval" / f"{name}.json", reports))
+    found, _ = run(tmp_path, *files, "--references", write(tmp_path / "r.json", reports))
+    assert found["critical"] == critical
+
+
 def test_studies_that_changed_most_both_ways(tmp_path, files):
     references, constant = files
     worse = {f"s{i}": EFFUSION if i == 2 else NORMAL if i != 3 else EFFUSION for i in range(8)}

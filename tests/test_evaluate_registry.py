@@ -108,7 +108,7 @@ def test_total_of_the_reward_is_made_of_the_values_that_score_shows(modality, re
         ScoreConfig(predictions=swapped, references=references, labeler=LABELER[modality]), Weights(tmp_path)
     )
     rows = per_study(scored)
-    reward = build_reward(RewardConfig(expert=LABELER[modality], guard=False), parse_sections)
+    reward = build_reward(RewardConfig(expert=LABELER[modality], printed=True), parse_sections)
     targets, written = reports[modality]
     for row, result, text in zip(rows, reward(written, targets), written, strict=True):
         if parse_sections(text).status == "ok" and "\n" not in text:
@@ -135,14 +135,14 @@ def test_a_run_brings_its_own_labeler(tmp_path, files, reports):
     swapped, references = files("carotid", run_of(tmp_path, expert="carotid_rules"))
     config = CompareConfig(systems=(references, swapped), references=references, num_resamples=100)
     compared = compare(config, Weights(tmp_path))
-    judged = CriticalityRules(LABELERS["carotid_rules"]())(reports["carotid"][0])
+    judged = CriticalityRules(LABELERS["carotid_rules"](parse_sections))(reports["carotid"][0])
     assert compared.critical.tolist() == [one.critical for one in judged] and 30 < compared.critical.sum() < 60
     made, notes = tables(compared, config)
-    assert [row[0] for row in made[1].rows] == [*LABELERS["carotid_rules"]().labels] and "carotid_rules" in notes[0]
+    assert [row[0] for row in made[1].rows] == [*LABELERS["carotid_rules"].labels] and "carotid_rules" in notes[0]
     scored = score(ScoreConfig(predictions=swapped, num_resamples=100, references=references), Weights(tmp_path))
     assert {row.metric.name for row in scored.rows if row.interval} >= {"rules_micro_f1_11", "rules_macro_f1_11"}
     labels = score_module._labels(scored)[0]["labels_rules"]["reference"]
-    assert {*labels} == LABELERS["carotid_rules"]()([reports["carotid"][0][0]])[0]
+    assert {*labels} == LABELERS["carotid_rules"](parse_sections)([reports["carotid"][0][0]])[0]
 
 
 def test_a_run_brings_its_own_lexicon_and_runs_that_differ_need_a_choice(tmp_path, files):
@@ -195,10 +195,10 @@ def test_label_sets_are_those_of_the_labeler():
     def names(labels):
         return [row.name for row in table_metrics(labels) if row.name.startswith("rules")]
 
-    assert names(LABELERS["chexpert_rules"]().labels) == [
+    assert names(LABELERS["chexpert_rules"].labels) == [
         f"rules_{kind}_f1_{number}" for number in (14, 5) for kind in ("micro", "macro")
     ]
-    assert names(LABELERS["carotid_rules"]().labels) == ["rules_micro_f1_11", "rules_macro_f1_11"]
+    assert names(LABELERS["carotid_rules"].labels) == ["rules_micro_f1_11", "rules_macro_f1_11"]
 
 
 def test_rows_of_a_single_section_do_not_name_another_one():

@@ -14,7 +14,8 @@ from judge_server import JudgeServer, says, status, verdict
 
 from radflow import train
 from radflow.data.corpus import DataConfig, load_corpus
-from radflow.pipeline.criticality import escape_control, format_examples, shorten, summarise
+from radflow.pipeline.criticality import escape_control, format_examples, shorten, summarise, warn_if_one_sided
+from radflow.pipeline.run_config import parse_config
 from radflow.rewards.judge.corrections import read_corrections
 
 ROOT = Path(train.__file__).parent
@@ -93,6 +94,43 @@ def test_a_model_labels_every_reference_once_and_the_stage_of_a_run_asks_no_more
         studies = load_corpus(DataConfig(num_train=STUDIES, num_test=2, image_size=56), seed=0).train
         reports = {study.id: study.report for study in studies}
         assert all(row["critical"] == ("effusion is" in reports[row["id"]]) for row in rows)
+
+
+def test_the_acute_definition_reaches_the_rules_and_asks_a_model_another_question(tmp_path):
+    acute = ("--criticality.definition", "acute")
+    train.main(words(tmp_path / "rules", *acute))
+    reasons = {row["reason"] for row in labels(tmp_path / "rules") if not row["critical"]}
+    assert reasons == {"no acute finding"}
+    with JudgeServer(by_effusion) as server:
+        train.main(asking(server, tmp_path / "asked", *acute))
+        assert all("urgent, new or worsening" in str(request) for request in server.requests)
+
+
+@pytest.mark.parametrize(
+    ("critical", "definition", "said"),
+    [
+        (10, "paper", "100% of the 10 references that RL trains on are critical.*criticality.definition: acute"),
+        (10, "acute", "explore.fraction"),
+        (0, "acute", "0% of the 10 references.*criticality.definition: paper"),
+        (9, "paper", ""),
+        (1, "paper", ""),
+    ],
+)
+def test_a_share_that_tells_no_cases_apart_is_said_before_rl(tmp_path, capsys, critical, definition, said):
+    config = parse_config(["--run-dir", str(tmp_path), "--criticality.definition", definition])
+    rows = [{"id": str(i), "critical": i < critical} for i in range(10)]
+    warn_if_one_sided(config, rows)
+    out = capsys.readouterr().out
+    assert re.search(said, out) if said else not out
+
+
+def test_the_share_is_that_of_the_hard_studies(tmp_path, capsys):
+    config = parse_config(["--run-dir", str(tmp_path)])
+    rows = [{"id": str(i), "critical": i < 5} for i in range(10)]
+    (tmp_path / "explore").mkdir()
+    (tmp_path / "explore" / "selection.json").write_text(json.dumps({"selected": ["0", "1", "2"]}))
+    warn_if_one_sided(config, rows)
+    assert "100% of the 3 references" in capsys.readouterr().out
 
 
 def start(argv, *, launcher=()):

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from radflow.data.sections import parse_sections
 from radflow.rewards.hierarchy import LabelF1
 from radflow.rewards.rules.chexpert_rules import ChexpertRules
 
@@ -10,7 +11,7 @@ label_sets = st.sets(st.sampled_from("abcdef"))
 
 def test_by_hand():
     # candidate {Effusion}, reference {Effusion, Cardiomegaly}: precision 1, recall 1/2, F1 = 2/3
-    score = LabelF1(ChexpertRules())(["Left effusion."], ["Left effusion. Cardiomegaly."])
+    score = LabelF1(ChexpertRules(parse_sections))(["Left effusion."], ["Left effusion. Cardiomegaly."])
     assert score == [pytest.approx(2 / 3)]
 
 

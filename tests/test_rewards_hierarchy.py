@@ -7,7 +7,7 @@ import pytest
 from capo.explore import ExploreConfig
 from radflow.data.sections import parse_sections
 from radflow.rewards.config import RewardConfig
-from radflow.rewards.hierarchy import part_weights
+from radflow.rewards.hierarchy import GATE, part_weights
 from radflow.rewards.registry import METRICS, build_reward
 
 REFERENCE = (
@@ -29,10 +29,32 @@ def test_total_is_the_weighted_sum_of_its_parts():
     (score,) = reward(syntax=0.5, domain=2, consistent=3, gamma=4)([candidate], [REFERENCE])
     parts = score.parts
     assert parts["syntax"] == (parts["bleu2"] + parts["rouge_l"]) / 2
-    # agrees with itself, and names one of two labels: F1 = 2/3
+    # agrees with itself, names one of two labels (F1 = 2/3), and misses one finding
     assert parts["consistency_rules"] == 1 and parts["label_f1_rules"] == pytest.approx(2 / 3)
-    expected = 0.5 * parts["syntax"] + 2 * parts["entity_f1_rules"] + 3 * 1 + 4 * 2 / 3
+    assert parts["truth_rules"] == 1 / 2 and parts["guard"] == 1
+    domain = parts["entity_f1_rules"]
+    expected = 0.5 * parts["syntax"] + 2 * domain + 3 * domain * 1 + 4 * 2 / 3
+    assert score.total == pytest.approx(expected / 2)
+
+
+def test_printed_is_the_plain_sum_of_the_paper():
+    candidate = "Findings: The heart is enlarged. No pneumothorax. Impression: Cardiomegaly."
+    (score,) = reward(printed=True)([candidate], [REFERENCE])
+    assert "truth_rules" not in score.parts and score.parts["guard"] == 1
+    expected = score.parts["syntax"] + score.parts["entity_f1_rules"] + 1 + 2 / 3
     assert score.total == pytest.approx(expected)
+
+
+def test_consistency_is_left_out_if_the_reference_itself_is_refused():
+    reference = "Findings: Large left effusion. Impression: Normal chest."
+    candidates = [reference, "Findings: Large left effusion. Impression: Large left effusion."]
+    scores = reward()(candidates, [reference] * 2, groups=[0, 0])
+    assert [s.left_out for s in scores] == [("consistency_rules",)] * 2 and not scores[0].missing
+    assert scores[0].total == pytest.approx(3.0)
+    assert reward(printed=True)([reference], [reference])[0].total == pytest.approx(2.0)  # 3 - 1
+    # nothing else is paid: then it counts
+    (alone,) = reward(syntax=0, domain=0, gamma=0)([reference], [reference])
+    assert alone.total == -1.0
 
 
 def test_a_copy_of_a_consistent_reference_gets_four():
@@ -44,7 +66,7 @@ def test_missing_headers_skip_the_impression_and_compare_the_whole_report():
     (score,) = reward()([text], [REFERENCE])
     assert score.parts["label_f1_rules"] is None and score.parts["consistency_rules"] == -1
     assert score.parts["entity_f1_rules"] == 1
-    assert score.total == pytest.approx(score.parts["syntax"] + 1 - 1)
+    assert score.total == pytest.approx(score.parts["syntax"] + 1 - 1) and score.parts["truth_rules"] == 1
 
 
 def test_reference_without_impression_skips_that_part_for_everybody():
@@ -64,7 +86,6 @@ def test_scores_do_not_depend_on_the_batch():
         ({"syntax": 0, "domain": 0, "consistent": 0, "gamma": 0}, "not all zero"),
         ({"preset": "plugin"}, "expected reward.plugin"),
         ({"plugin": "a:b", "plugin_weight": 0}, "plugin_weight above 0"),
-        ({"grounding": 1.0}, "grounding"),
         ({"workers": -1}, "workers"),
     ],
 )
@@ -75,7 +96,7 @@ def test_contradictory_configs_are_refused(options, said):
 
 def test_a_part_of_weight_zero_is_not_computed():
     (score,) = reward(consistent=0, gamma=0)([REFERENCE], [REFERENCE])
-    assert set(score.parts) == {"bleu2", "rouge_l", "syntax", "entity_f1_rules", "guard"}
+    assert set(score.parts) == {"bleu2", "rouge_l", "syntax", "entity_f1_rules", *GATE, "guard"}
     assert score.total == pytest.approx(2.0)
 
 
@@ -140,7 +161,7 @@ def test_parts_can_be_exchanged(backends):
     config = backends.config(domain_metric="radgraph_f1", consistency="llm", expert="carotid_rules")
     assert list(part_weights(config)) == ["syntax", "radgraph_f1", "consistency_llm", "label_f1_rules"]
     (score,) = build_reward(config, parse_sections)([REFERENCE], [REFERENCE])
-    assert score.total == pytest.approx(1 + 0.5 + 1 + 1)
+    assert score.total == pytest.approx(1 + 0.5 + 0.5 + 1)  # consistent, times the agreement of the Findings
     findings = parse_sections(REFERENCE).findings
     assert backends.radgraph.asked == [([findings], [findings])]
     assert list(part_weights(RewardConfig(expert="chexbert")))[-1] == "label_f1_chexbert"
@@ -160,7 +181,9 @@ def test_reward_and_table_ask_a_model_once_for_the_same_reports(backends):
     mine = build_reward(backends.config(consistency="llm"), parse_sections)
     mine([REFERENCE], [REFERENCE])
     mine.metrics([REFERENCE], [REFERENCE])
-    assert len(backends.judge.asked) == 1
+    findings = parse_sections(REFERENCE)
+    # once for the reference itself and once for the report
+    assert backends.judge.asked == [([findings.findings], [findings.impression])]
 
 
 def test_a_model_that_is_not_there_fails_when_the_reward_is_built():
@@ -205,7 +228,7 @@ def test_a_plugin_is_added_under_its_own_name():
     text = REFERENCE.replace(". ", ".\n")
     (score,) = plugin("words", plugin_weight=0.5)([text], [REFERENCE])
     assert score.parts["words"] == 21 and score.total == pytest.approx(4 + 0.5 * 21)
-    (score,) = plugin("words", preset="plugin", guard=False)([text], [REFERENCE])
+    (score,) = plugin("words", preset="plugin", printed=True)([text], [REFERENCE])
     assert score.total == 21 and set(score.parts) == {"words", "guard"}
 
 
@@ -267,7 +290,8 @@ def test_a_missing_answer_leaves_the_part_out_for_the_whole_group(judged):
     assert {s.left_out for s in (whole, mild, bare)} == {(name,)}
     # no +1 for the one that was answered, no -1 for the one without headers
     assert whole.total == pytest.approx(3.0)
-    assert bare.total == pytest.approx(bare.parts["guard"] * (bare.parts["syntax"] + bare.parts["entity_f1_rules"]))
+    factor = bare.parts["guard"] * bare.parts["truth_rules"]
+    assert bare.total == pytest.approx(factor * (bare.parts["syntax"] + bare.parts["entity_f1_rules"]))
 
 
 def test_other_groups_and_reports_on_their_own_keep_the_part(judged):
@@ -283,13 +307,13 @@ def test_skipped_by_the_parser_rule_is_not_missing(judged):
 
 
 def test_where_the_missing_part_is_the_whole_reward_only_its_report_leaves():
-    empty, full = plugin("words", preset="plugin", guard=False)(["", "a b"], [REFERENCE] * 2, groups=[0, 0])
+    empty, full = plugin("words", preset="plugin", printed=True)(["", "a b"], [REFERENCE] * 2, groups=[0, 0])
     assert empty.total is None and empty.missing == ("words",) and full.total == 2
 
 
 def test_seconds_are_told_for_every_metric():
     scored = reward().scored([REFERENCE] * 4, [REFERENCE] * 4, groups=[0] * 4)
-    metrics = {"bleu2", "rouge_l", "entity_f1_rules", "consistency_rules", "label_f1_rules"}
+    metrics = {"bleu2", "rouge_l", "entity_f1_rules", "consistency_rules", "label_f1_rules", *GATE}
     assert set(scored.seconds) == metrics and min(scored.seconds.values()) > 0
 
 

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from radflow.data.sections import parse_sections
 from radflow.rewards.rules.keywords import CAROTID, CarotidRules, KeywordMatch, Lexicon, positive_keywords
 
 MATCH = KeywordMatch.with_lexicon()
@@ -28,7 +29,13 @@ def of(text):
     ],
 )
 def test_labels_of_the_phantoms_by_hand(text, expected):
-    assert CarotidRules()([text]) == [expected]
+    assert CarotidRules(parse_sections)([text]) == [expected]
+
+
+def test_labels_are_not_read_from_the_history():
+    report = "PATIENT HISTORY: Soft plaque.\nFINDINGS: Left severe stenosis.\nRECOMMENDATION: Exclude right plaque."
+    rules = CarotidRules(parse_sections)
+    assert rules([report]) == [rules.certain(report)] == [rules.abnormalities(report)] == [{"stenosis_severe"}]
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from radflow.data.sections import parse_sections
 from radflow.rewards.rules.chexpert_rules import LABELS, ChexpertRules, label_report
-from radflow.rewards.rules.consistency import ConsistencyRules
 from radflow.rewards.rules.criticality import CriticalityRules
-from radflow.rewards.rules.report_text import examination
 
-RULES = ChexpertRules()
-JUDGE = ConsistencyRules(RULES)
+RULES = ChexpertRules(parse_sections)
 
 
 def known(text):
     """What a text says of the 13 findings, and whether it is normal."""
-    return {label: value for label, value in label_report(text).items() if value is not None}
+    return {label: value for label, value in RULES.values(text).items() if value is not None}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +119,7 @@ def test_the_order_of_sentences_does_not_matter(pieces):
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=300))
 def test_any_text_has_fourteen_labels(text):
-    labels = label_report(text)
+    labels = RULES.values(text)
     assert tuple(labels) == LABELS and set(labels.values()) <= {1, 0, -1, None}
 
 
@@ -130,106 +128,35 @@ def test_any_text_has_fourteen_labels(text):
 )
 def test_long_repetitions_take_no_time(piece):
     # a pattern that backtracks would take minutes on 5,000 characters of a policy that repeats itself
-    label_report(piece * (5_000 // len(piece)))
+    RULES.values(piece * (5_000 // len(piece)))
 
 
-def test_only_sections_about_the_examination_are_read():
-    report = "INDICATION: Rule out pneumonia.\nCOMPARISON: Effusion in May.\nFINDINGS: No edema.\nIMPRESSION: Clear."
-    assert examination(report) == "No edema.\n\nClear."
-    assert known(report) == {"Edema": 0, "No Finding": 1}
+ELSEWHERE = [
+    "INDICATION: Lung cancer, large effusion.\nFINDINGS: No edema.\nIMPRESSION: Clear.",
+    "FINDINGS: No edema.\nIMPRESSION: Clear.\nRECOMMENDATION: CT to exclude pneumonia.",
+    "WET READ: Large effusion.\n FINAL REPORT\n FINDINGS: No edema.\n\n IMPRESSION: Clear.",
+    "PATIENT HISTORY: Pneumothorax. FINDINGS: No edema. IMPRESSION: Clear. DISCUSSION: Atelectasis or pneumonia.",
+]
 
 
-@pytest.mark.parametrize(
-    ("report", "told"),
-    [
-        ("FINDINGS\nNo edema.\nIMPRESSION\nClear.", "No edema.\n\nClear."),
-        ("HISTORY: fever.\n\nThe lungs are clear.\n\nIMPRESSION: Normal.", "The lungs are clear.\n\nNormal."),
-        ("Comparison: None. The lungs are clear. No edema.", "The lungs are clear. No edema."),
-        ("Comparison to prior: unchanged.", "Comparison to prior: unchanged."),
-    ],
-)
-def test_sections_that_are_marked_badly_lose_no_finding(report, told):
-    assert examination(report) == told
+@pytest.mark.parametrize("report", ELSEWHERE)
+def test_only_sections_about_the_examination_are_read(report):
+    assert RULES.values(report) == label_report("No edema.\n\nClear.")
+    assert RULES([report]) == [RULES.certain(report)] == [{"No Finding"}] and RULES.abnormalities(report) == set()
+    (judged,) = CriticalityRules(RULES)([report])
+    assert not judged.critical
+
+
+@pytest.mark.parametrize("text", ["Small left effusion. No edema.", "Possible pneumonia.", "Normal chest."])
+def test_a_text_has_the_same_labels_without_a_header_and_in_either_section(text):
+    expected = label_report(text)
+    for report in (text, f"FINDINGS: {text}", f"Impression:\n{text}", f"Indication: edema. Findings: {text}"):
+        assert RULES.values(report) == expected
 
 
 def test_uncertain_counts_as_positive_in_the_set_and_not_as_certain():
     assert RULES(["Possible pneumonia."]) == [{"Pneumonia"}]
     assert RULES.certain("Possible pneumonia.") == set()
-
-
-@pytest.mark.parametrize(
-    ("findings", "impression", "objection"),
-    [
-        ("There is a left effusion.", "Left effusion.", None),
-        ("There is a left effusion.", "No acute abnormality.", "calls abnormal Findings normal"),
-        ("Large right pneumothorax. Moderate edema.", "Normal chest.", "calls abnormal Findings normal"),
-        ("There is a left effusion.", "Stable exam.", "calls abnormal Findings normal"),
-        ("No effusion.", "Left effusion.", "not in the Findings"),
-        ("The lungs are clear.", "Pneumonia.", "not in the Findings"),
-        ("There is a left effusion.", "Right effusion.", "on the other side"),
-        ("Bilateral effusions.", "Left effusion.", None),
-        ("Moderate cardiomegaly. Left effusion.", "Moderate cardiomegaly.", "leaves a serious finding out"),
-        ("Moderate cardiomegaly. Possible left effusion.", "Moderate cardiomegaly.", None),  # hedged
-        ("Left effusion. Calcified granuloma. Old rib fractures.", "Left effusion.", None),  # old and minor
-        ("Calcified granuloma. Degenerative changes.", "No acute cardiopulmonary abnormality.", None),
-        ("Right lower airspace opacity.", "Pneumonia.", None),  # explains the opacity
-        ("The lungs are clear. Heart size is normal.", "No acute cardiopulmonary process.", None),
-        ("Pacemaker. The lungs are clear.", "Normal.", None),
-        ("The lungs are clear.", "Lorem ipsum.", "says nothing"),
-        ("There is a left effusion.", "Clinical correlation is recommended.", "says nothing"),
-        ("", "Normal.", "a section is empty"),
-        ("The lungs are clear.", " ", "a section is empty"),
-    ],
-)
-def test_consistency_by_hand(findings, impression, objection):
-    assert JUDGE.objection(findings, impression) == objection
-    assert JUDGE([findings], [impression]) == [1.0 if objection is None else -1.0]
-
-
-ABNORMAL = [
-    "Moderate left effusion.",
-    "Severe cardiomegaly.",
-    "Right lower lobe consolidation.",
-    "Small pneumothorax.",
-    "Pulmonary edema.",
-    "A 2 cm noncalcified nodule.",
-    "Patchy opacity in the left base.",
-]
-VAGUE = [
-    "No acute disease.",
-    "Normal.",
-    "Stable.",
-    "Stable chest.",
-    "As above.",
-    "Unremarkable exam.",
-    "Clear lungs.",
-    "No change.",
-    "Findings as described.",
-    "Correlate clinically.",
-    ".",
-    "Impression",
-]
-
-
-@pytest.mark.parametrize("findings", ABNORMAL)
-def test_no_vague_impression_agrees_with_abnormal_findings(findings):
-    # otherwise a policy would learn to write one Impression for everything
-    assert JUDGE([findings] * len(VAGUE), VAGUE) == [-1.0] * len(VAGUE)
-
-
-def test_criticality_names_its_reason():
-    normal, device, abnormal, old = CriticalityRules(RULES)(
-        [
-            "No effusion. Heart size is normal.",
-            "No effusion. Pacemaker.",
-            "Left effusion, possible pneumonia.",
-            "Clear lungs. Calcified aorta.",
-        ]
-    )
-    assert (normal.critical, normal.source) == (False, "rules")
-    assert (device.critical, device.reason) == (True, "Support Devices")
-    assert (abnormal.critical, abnormal.reason) == (True, "Pleural Effusion, Pneumonia")
-    assert (old.critical, old.reason) == (True, "Calcification")
 
 
 def test_labels_are_the_fourteen_in_chexbert_order():

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from radflow.data.sections import parse_sections
 from radflow.rewards.rules import patterns, terms
 from radflow.rewards.rules.chexpert_rules import LABELS, ChexpertRules
 from radflow.rewards.rules.negation import load_cues
@@ -61,14 +62,20 @@ def test_every_label_has_wordings_and_every_covered_name_is_known():
     labels = {term.name for term in load_terms("chexpert")}
     assert labels == set(LABELS) - {"No Finding"}
     known = labels | {term.name for term in load_terms("other_findings")}
-    covers = ChexpertRules().covers
+    covers = ChexpertRules(parse_sections).covers
     assert covers.keys() <= known and set().union(*covers.values()) <= known
 
 
 def test_cues_are_named_by_what_they_make_of_a_mention():
     cues = load_cues()
-    assert set(cues.before.groupindex) == {"neutral", "other", "uncertain", "denied"}
-    assert cues.after.keys() == {"other", "denied", "uncertain"} and cues.ends.keys() == {"clause", "stop", "cause"}
+    assert set(cues.before.groupindex) == {"neutral", "other", "anyhow", "uncertain", "denied"}
+    assert cues.after.keys() == {"other", "denied", "uncertain"} and cues.ends.keys() == {
+        "clause",
+        "stop",
+        "list",
+        "listed",
+        "cause",
+    }
     assert all(pattern.flags & re.IGNORECASE for pattern in (cues.before, *cues.after.values(), *cues.ends.values()))
 
 

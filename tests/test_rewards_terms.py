@@ -17,38 +17,49 @@ def score(candidate, reference=REFERENCE, **options):
     return build_reward(RewardConfig(**options), parse_sections)([candidate], [reference])[0]
 
 
+def earned(parts):
+    paid = 0 if parts["contradictions_rules"] else parts["entity_f1_rules"]
+    consistent = max(parts["consistency_rules"], 0) * paid
+    return parts["syntax"] + parts["entity_f1_rules"] + parts["label_f1_rules"] + consistent
+
+
 def test_the_guard_scales_what_is_earned_and_no_penalty():
     found = score(REFERENCE + " Normal." * 60)
-    guard, parts = found.parts["guard"], found.parts
-    assert 0 < guard < 1
-    earned = parts["syntax"] + parts["entity_f1_rules"] + parts["consistency_rules"] + parts["label_f1_rules"]
-    assert found.total == pytest.approx(guard * earned)
-    found = score(WRONG, grounding=0.9)
-    guard, parts = found.parts["guard"], found.parts
-    assert guard < 1 and parts["consistency_rules"] == -1.0
-    earned = parts["syntax"] + parts["entity_f1_rules"] + parts["label_f1_rules"]
-    assert earned > 0 and found.total == pytest.approx(guard * earned - 1.0)
-
-
-def test_without_the_guard_everything_counts_whole():
-    found = score(WRONG, guard=False)
     parts = found.parts
+    assert 0 < parts["guard"] < 1 and parts["truth_rules"] == 1
+    assert found.total == pytest.approx(parts["guard"] * earned(parts))
+
+
+def test_truth_scales_what_is_earned_and_no_penalty():
+    parts = (found := score(WRONG)).parts
+    assert 0 < parts["truth_rules"] < 1 and parts["consistency_rules"] == -1.0
+    assert found.total == pytest.approx(parts["guard"] * parts["truth_rules"] * earned(parts) - 1.0)
+
+
+def test_what_is_printed_counts_whole():
+    parts = (found := score(WRONG, printed=True)).parts
     assert parts["guard"] == 1.0
     assert found.total == pytest.approx(parts["syntax"] + parts["entity_f1_rules"] + parts["label_f1_rules"] - 1.0)
 
 
-def test_grounding_scales_by_the_share_of_the_threshold_that_the_findings_reach():
+def test_being_consistent_pays_in_proportion_to_the_agreement_of_the_findings():
     partly = "Findings: The heart is enlarged. Lungs are clear. Impression: Cardiomegaly."
-    entity = score(partly).parts["entity_f1_rules"]
-    assert 0 < entity < 0.9
-    assert score(partly, grounding=0.9).parts["guard"] == pytest.approx(entity / 0.9)
-    assert score(partly, grounding=0.0).parts["guard"] == score(partly, grounding=entity / 2).parts["guard"] == 1.0
+    parts = score(partly).parts
+    assert parts["consistency_rules"] == 1.0 and 0 < parts["entity_f1_rules"] < 1
+    with_it, without = score(partly).total, score(partly, consistent=0.0).total
+    assert with_it - without == pytest.approx(parts["truth_rules"] * parts["entity_f1_rules"])
 
 
-def test_grounding_is_a_rule_of_the_hierarchical_reward_only():
-    other = "Findings: Lungs are clear, bones intact, and no acute disease is seen. Impression: Normal chest."
-    assert score(other, grounding=0.9).parts["guard"] < 1.0
-    assert score(other, grounding=0.9, preset="bleu").parts["guard"] == 1.0
+def test_a_report_that_contradicts_its_reference_earns_nothing_for_consistency():
+    swapped = REFERENCE.replace("left", "right")
+    parts = score(swapped).parts
+    assert parts["consistency_rules"] == 1.0 and parts["contradictions_rules"] == 1.0 and parts["truth_rules"] == 0.1
+    assert score(swapped).total == pytest.approx(score(swapped, consistent=0.0).total)
+
+
+@pytest.mark.parametrize("preset", ["bleu", "plugin"])
+def test_truth_is_a_rule_of_the_hierarchical_reward_only(preset):
+    assert "truth_rules" not in score(WRONG, preset=preset, plugin=f"{__name__}:length").parts
 
 
 def length(candidates, references):

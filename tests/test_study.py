@@ -19,6 +19,7 @@ from study import arms, figure, pages, purpose, runs, seeds, values  # noqa: E40
 from study.errors import finding_errors  # noqa: E402
 
 from radflow.data.phantoms import make_studies, perfect_report  # noqa: E402
+from radflow.data.sections import parse_sections  # noqa: E402
 from radflow.data.studies import Study  # noqa: E402
 from radflow.models.start import ModelConfig  # noqa: E402
 from radflow.pipeline.run_config import Config, plain  # noqa: E402
@@ -93,9 +94,9 @@ def test_a_perfect_report_makes_nothing_up_and_misses_nothing_of_the_true_state(
     perfect = ["Findings: {} Impression: {}".format(*perfect_report(study.state)) for study in studies]
     assert all(
         row == {"hallucinated": 0, "dropped": 0, "wrong": 0}
-        for row in finding_errors(ChexpertRules(), perfect, studies)
+        for row in finding_errors(ChexpertRules(parse_sections), perfect, studies)
     )
-    silent = finding_errors(ChexpertRules(), ["Findings: Normal. Impression: Normal."] * 40, studies)
+    silent = finding_errors(ChexpertRules(parse_sections), ["Findings: Normal. Impression: Normal."] * 40, studies)
     assert sum(row["dropped"] for row in silent) > 0 and sum(row["hallucinated"] for row in silent) == 0
     assert all(row["wrong"] == row["dropped"] for row in silent)
 
@@ -124,10 +125,10 @@ def test_the_linear_model_finds_the_bright_corner_that_the_label_stands_for():
         return Study(str(number), str(number), "train", (image, image), findings, "")
 
     studies = [study(number) for number in range(120)]
-    expert = SimpleNamespace(labeler=ChexpertRules())
+    labeler = ChexpertRules(parse_sections)
     corpus = SimpleNamespace(train=studies[:90], test=studies[90:])
-    run = SimpleNamespace(reward=SimpleNamespace(expert=expert), corpus=corpus)
-    found = tower.linear_probabilities(run)[:, expert.labeler.labels.index("Cardiomegaly")]
+    run = SimpleNamespace(reward=SimpleNamespace(labeler=labeler), corpus=corpus)
+    found = tower.linear_probabilities(run)[:, labeler.labels.index("Cardiomegaly")]
     ill = np.arange(90, 120) % 3 == 0
     assert found[ill].min() > found[~ill].max()
 

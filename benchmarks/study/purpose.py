@@ -50,7 +50,7 @@ def course(folder: Path, arm: str, dataset: str, seed: int, encoder: Path) -> li
     for step, reports in followed.items():
         rows = [row for row in reports if row["id"] in critical]
         errors = finding_errors(
-            run.reward.expert.labeler, [str(row["report"]) for row in rows], [studies[str(row["id"])] for row in rows]
+            run.reward.labeler, [str(row["report"]) for row in rows], [studies[str(row["id"])] for row in rows]
         )
         points.append(
             {

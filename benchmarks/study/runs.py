@@ -184,8 +184,8 @@ def run_sft_again(run: Run) -> str:
 def add_errors(run: Run, rows: Sequence[Mapping[str, object]], stage: str | None = None) -> list[dict[str, object]]:
     """The rows with made-up and missed findings and criticality, and with the KL of the policy of `stage`, if any."""
     studies = run.corpus.test
-    errors = finding_errors(run.reward.expert.labeler, [str(row["report"]) for row in rows], studies)
-    critical = CriticalityRules(run.reward.expert.labeler)([study.report for study in studies])
+    errors = finding_errors(run.reward.labeler, [str(row["report"]) for row in rows], studies)
+    critical = CriticalityRules(run.reward.labeler)([study.report for study in studies])
     kl: list[float | None] = [None] * len(studies)
     if stage is not None:
         policy, reference = (load_policy(run.folder / name / "model", run) for name in (stage, "sft"))

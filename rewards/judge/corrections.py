@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from radflow.rewards.rules.criticality import Criticality
+from radflow.rewards.rules.criticality import Criticality, Definition
 
 _KEYS = {"id", "critical", "reason", "source"}
 
@@ -17,6 +17,8 @@ class CriticalityConfig:
 
     source: Literal["rules", "llm"] = "rules"
     """The labeler that reward.expert names, or the model of section judge."""
+    definition: Definition = "paper"
+    """`paper`: anything abnormal is critical. `acute`: only what is urgent or new; nothing old, chronic or mild."""
     corrected: Path | None = None
     """JSON-lines file of labels by a person: id, critical, and if wanted reason. They go before the source's."""
     part_size: int = 256

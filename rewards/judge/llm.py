@@ -20,7 +20,7 @@ from radflow.rewards.judge.answer_cache import AnswerCache
 from radflow.rewards.judge.client import ChatClient, Reply, TroubleError
 from radflow.rewards.judge.config import JudgeConfig, read_key
 from radflow.rewards.judge.prompts import Answer, Prompt
-from radflow.rewards.rules.criticality import Criticality
+from radflow.rewards.rules.criticality import Criticality, Definition
 
 _POLL_S = 0.1  # while another process asks the same question
 _log = logging.getLogger(__name__)
@@ -315,8 +315,16 @@ class ConsistencyLlm(_LlmJudge):
 
 
 class CriticalityLlm(_LlmJudge):
-    """A report is critical if it describes something abnormal (paper 4.3); None if no answer came."""
+    """A report is critical if it describes something abnormal (paper 4.3); None if no answer came.
+
+    Args:
+        definition: `acute` asks for something urgent, new or worsening.
+    """
+
+    def __init__(self, asker: Asker, definition: Definition = "paper") -> None:
+        super().__init__(asker)
+        self.question = prompts.CRITICALITY if definition == "paper" else prompts.CRITICALITY_ACUTE
 
     def __call__(self, reports: Sequence[str]) -> list[Criticality | None]:
-        answers = self.asker.ask(prompts.CRITICALITY, [(report.strip(),) for report in reports])
+        answers = self.asker.ask(self.question, [(report.strip(),) for report in reports])
         return [None if a is None else Criticality(a.yes, a.reason, self.asker.model) for a in answers]

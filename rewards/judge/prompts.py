@@ -32,9 +32,9 @@ class BadReplyError(ValueError):
 
 
 _TEXTS = tomllib.loads(Path(__file__).with_name("prompts.toml").read_text(encoding="utf-8"))
-CONSISTENCY, CRITICALITY = (
+CONSISTENCY, CRITICALITY, CRITICALITY_ACUTE = (
     Prompt(entry["version"], entry["question"], tuple(entry["titles"]))
-    for entry in (_TEXTS["consistency"], _TEXTS["criticality"])
+    for entry in (_TEXTS["consistency"], _TEXTS["criticality"], _TEXTS["criticality_acute"])
 )
 _SCHEMA = {
     "type": "object",

@@ -1,23 +1,16 @@
 """Does the Impression follow from the Findings? A local judge built on a rule labeler."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, product
 
-from radflow.rewards.rules.entity_rules import sides
+from radflow.rewards.rules.acuity import find_serious, is_acute, is_chronic, is_minor, names, searches
+from radflow.rewards.rules.findings import GRADES
 from radflow.rewards.rules.negation import sentences
-from radflow.rewards.types import Labeler
+from radflow.rewards.types import Finding, Labeler
 
-# An Impression must name these if the Findings are certain of them.
-ALWAYS_SAID = frozenset({"Edema", "Consolidation", "Pneumonia", "Pneumothorax", "Pleural Effusion"})
-# An Impression need not repeat these, even if it calls the study normal: radiologists mostly do not.
-MINOR = frozenset({"Fracture", "Pleural Other"})
-# A sentence of the Findings with one of these words describes something old or harmless.
-_HARMLESS = re.compile(
-    r"\b(?<!not )(?<!non-)(?:calcifi\w+(?! plaque)|granulom\w+|scar\w*|fibro\w+|old|healed|chronic|remote|benign|nipple"
-    r"|crowding|artifact\w*|summation|overlap\w*|superimpos\w+|fat|hernia|subsegmental|discoid|plate-?like|band-?like"
-    r"|minimal (?:\w+ ){0,3}atelectasis)\b",
-    re.IGNORECASE,
-)
+_WORD = re.compile(r"[a-z]{4,}")
+_WORDS = re.compile(r"[a-z]+")
 
 
 class ConsistencyRules:
@@ -25,19 +18,23 @@ class ConsistencyRules:
 
     An Impression is inconsistent if it
 
-    - asserts something abnormal that the Findings do not support, or have on the other side;
-    - says that nothing is wrong although the Findings are certain of a finding that is neither minor nor old;
-    - names findings and leaves out one of `ALWAYS_SAID` (with a labeler of other labels, any of its labels);
+    - asserts something abnormal that the Findings do not support, deny, or have on the other side, with a grade two
+      steps away, of another size, or as old and not as new;
+    - denies what the Findings are certain of, or calls the position of a device good that the Findings call bad;
+    - says that nothing is wrong, or nothing acute, although the Findings are certain of more than that allows;
+    - names findings and leaves an acute one out;
     - says neither that something is wrong nor that nothing is.
 
-    A label may stand for those that the labeler's `covers` names. Minor and old findings may be left out. If a section
-    is empty the score is -1.
+    So is a report whose Findings both assert and deny one thing. A label may stand for those that the labeler's
+    `covers` names. What is minor or old (acuity.py) may be left out. If a section is empty the score is -1.
     """
 
     name = "consistency_rules"
 
     def __init__(self, labeler: Labeler) -> None:
         self.labeler = labeler
+        # With other labels than those of a chest radiograph, nothing that is certain may be left out.
+        self._grades_acuity = bool(names("acute") & {*labeler.labels})
 
     def __call__(self, findings: Sequence[str], impressions: Sequence[str]) -> list[float]:
         pairs = zip(findings, impressions, strict=True)
@@ -47,38 +44,139 @@ class ConsistencyRules:
         """What is wrong, or None if both agree."""
         if not findings.strip() or not impression.strip():
             return "a section is empty"
-        current = _without_harmless(findings)
-        observed, recent = self._abnormal(findings), self._abnormal(current)
-        concluded = self._abnormal(impression)
-        if not all(name in observed or self._stands_for(name, recent) for name in concluded):
-            return "not in the Findings"
-        if concluded & _on_the_other_side(findings, impression):
-            return "on the other side"
-        serious = self.labeler.certain(current) - self.labeler.ignorable - MINOR
-        if not concluded:
-            # Nothing abnormal is named: the Impression must say that this is so, and the Findings must bear it out.
-            if not self.labeler([impression])[0]:
-                return "says nothing"
-            return "calls abnormal Findings normal" if serious else None
-        required = serious & ALWAYS_SAID if set(self.labeler.labels) >= ALWAYS_SAID else serious
-        left_out = {label for label in required if label not in concluded and not self._stands_for(label, concluded)}
-        return "leaves a serious finding out" if left_out else None
+        observed, concluded = self._read(findings), self._read(impression)
+        if _both(observed, observed) or _both(concluded, concluded):
+            return "asserts and denies the same"
+        if _both(observed, concluded):
+            return "denies what the Findings assert"
+        return (
+            next(filter(None, (self._unfounded(sentence, observed) for sentence in _by_sentence(concluded))), None)
+            or _position(findings, impression)
+            or self._omission(observed, concluded, findings, impression)
+        )
 
-    def _abnormal(self, text: str) -> set[str]:
-        return self.labeler.abnormalities(text) - self.labeler.ignorable
+    def _read(self, text: str) -> list[Finding]:
+        return [one for one in self.labeler.findings(text) if one.name not in self.labeler.ignorable]
 
-    def _stands_for(self, label: str, others: set[str]) -> bool:
-        """The label may stand for one of the others, or one of them for it."""
+    def _unfounded(self, statement: Sequence[Finding], observed: Sequence[Finding]) -> str | None:
+        """What one sentence of the Impression says that the Findings do not bear out."""
+        present = [one for one in observed if one.value != 0]
+        support = {one: [o for o in present if self._supports(o, one)] for one in statement if one.value != 0}
+        explains = any(support.values())
+        for one, supporting in support.items():
+            if not supporting and not _needs_none(one, observed, explains=explains):
+                return "not in the Findings"
+            if one.sides and supporting and all(o.sides and not o.sides & one.sides for o in supporting):
+                return "on the other side"
+            if objection := _other_quality(one, [o for o in supporting if o.name == one.name]):
+                return objection
+        return None
+
+    def _supports(self, observed: Finding, concluded: Finding) -> bool:
+        """The concluded finding is the observed one, or may stand for it."""
+        if observed.name == concluded.name and (not is_chronic(observed) or is_minor(concluded)):
+            return True
         covers = self.labeler.covers
-        return any(label in covers.get(o, ()) or o in covers.get(label, ()) for o in others)
+        related = observed.name in covers.get(concluded.name, ())
+        old = is_chronic(observed) or searches("words.old", observed.piece)
+        return related and (not old or is_chronic(concluded) or concluded.name in names("incidental"))
+
+    def _omission(
+        self, observed: Sequence[Finding], concluded: Sequence[Finding], findings: str, impression: str
+    ) -> str | None:
+        """What the Findings are certain of and the Impression leaves out, by what it claims."""
+        named = [one for one in concluded if one.value != 0]
+        if not named and not self._says_something(findings, impression):
+            return "says nothing"
+        certain = [one for one in observed if one.value == 1]
+        left_out = [one for one in certain if not any(self._supports(one, other) for other in named)]
+        serious = find_serious(observed).intersection(left_out) if self._grades_acuity else {*left_out}
+        if named and any(is_acute(one) or not self._grades_acuity for one in serious):
+            return "leaves a serious finding out"
+        only_acute = searches("claims.acute", impression)
+        if named and not only_acute:
+            return None
+        strict = not only_acute and searches("claims.normal", impression)
+        wrong = serious or (strict and any(map(_is_abnormal, left_out)))
+        return "calls abnormal Findings normal" if wrong else None
+
+    def _says_something(self, findings: str, impression: str) -> bool:
+        if self.labeler([impression])[0] or any(searches(f"claims.{kind}", impression) for kind in ("acute", "stable")):
+            return True
+        words = (set(_WORD.findall(text.lower())) for text in (findings, impression))
+        shared = set.intersection(*words)
+        return any(not searches("claims.vague", word) for word in shared)
 
 
-def _on_the_other_side(findings: str, impression: str) -> set[str]:
-    """Observations with a side in both sections, and never the same side."""
-    observed, concluded = sides(findings), sides(impression)
-    return {name for name in observed.keys() & concluded.keys() if not observed[name] & concluded[name]}
+def _by_sentence(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
+    return ([*group] for _, group in groupby(findings, key=lambda one: one.sentence))
 
 
-def _without_harmless(findings: str) -> str:
-    """The sentences that describe nothing old or harmless."""
-    return "\n\n".join(sentence for sentence in sentences(findings) if not _HARMLESS.search(sentence))
+def _is_abnormal(finding: Finding) -> bool:
+    """More than "a normal chest" may leave out: neither incidental nor chronic, and more than minimal."""
+    minimal = finding.grades == {0}
+    return not (minimal or finding.name in names("incidental") or is_chronic(finding))
+
+
+def _both(asserted: Iterable[Finding], denied: Iterable[Finding]) -> bool:
+    """One finding is certain in the first and denied without any reservation in the second."""
+    certain = [one for one in asserted if one.value == 1]
+    return any(_denies(b, a) for a, b in product(certain, [one for one in denied if one.value == 0]))
+
+
+def _denies(denial: Finding, asserted: Finding) -> bool:
+    """The denial is of the same thing, on a side that may be the same, with no qualifier that the assertion lacks."""
+    if denial.name != asserted.name or (denial.sides and not denial.sides & asserted.sides):
+        return False
+    one_form = denial.name in names("many_forms") and not searches("words.generic", denial.mention)
+    if one_form and denial.mention.split()[-1][:5] not in asserted.mention:
+        return False
+    if searches("words.reserved", denial.sentence[: denial.sentence.lower().find(denial.mention)]):
+        return False
+    words = {*_WORDS.findall(denial.piece)} - {*_WORDS.findall(f"{denial.mention} {asserted.piece}")}
+    return all(searches("words.plain", word) for word in words)
+
+
+def _needs_none(concluded: Finding, observed: Sequence[Finding], *, explains: bool) -> bool:
+    """An Impression may say it without support: a possible cause of what has some, or a heart just below the limit."""
+    if concluded.name in names("unsupported") or (explains and concluded.value == -1):
+        return True
+    limit = (one for one in observed if one.name == concluded.name and searches("words.borderline", one.piece))
+    return max(concluded.grades, default=0) <= GRADES.index("mild") and any(limit)
+
+
+def _other_quality(one: Finding, same: Sequence[Finding]) -> str | None:
+    """A grade, size or course that none of the same findings has."""
+    near = [other for other in same if not other.sides or not one.sides or other.sides & one.sides]
+    grades = {grade for other in near for grade in other.grades}
+    if one.grades and grades and min(abs(a - b) for a, b in product(one.grades, grades)) > 1:
+        return "of another grade"
+    sizes = {size for other in near for size in other.sizes}
+    if one.sizes and sizes and not any(abs(a - b) <= max(2, 0.3 * max(a, b)) for a, b in product(one.sizes, sizes)):
+        return "of another size"
+    courses = {course for other in near for course in other.courses}
+    if one.courses and courses and not one.courses & courses and all(other.courses for other in near):
+        return "of another time"
+    return None
+
+
+def _position(findings: str, impression: str) -> str | None:
+    """The position of a device is bad in one section, and good or not worth a word in the other."""
+    observed, concluded = positions(findings), positions(impression)
+    claims = {kind for kind in ("acute", "normal") if searches(f"claims.{kind}", impression)}
+    if ("bad" in observed and "bad" not in concluded and (claims or "good" in concluded)) or (
+        "bad" in concluded and observed == {"good"}
+    ):
+        return "another position of a device"
+    return None
+
+
+def positions(text: str) -> set[str]:
+    """good and bad, as a text says of the position of any device."""
+    return {
+        kind
+        for sentence in sentences(text)
+        if searches("position.device", sentence)
+        for kind in ("bad", "good")
+        if searches(f"position.{kind}", sentence)
+    }

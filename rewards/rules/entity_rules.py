@@ -4,40 +4,49 @@ Its name is its own: it is not the RadGraph score.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import accumulate
 
-from radflow.rewards.rules.negation import cut_points, piece_bounds, sentences
+from radflow.rewards.rules.negation import cut_points, mentions, piece_bounds, sentences
 from radflow.rewards.rules.patterns import read_patterns
-from radflow.rewards.rules.report_text import examination
-from radflow.rewards.rules.terms import TermFile, read_statements
 
-OBSERVATIONS: tuple[TermFile, ...] = ("chexpert", "other_findings", "entities")
+# Tables of lexicons/entities.toml, in the order in which a word is looked up; a word of none is an observation.
+KINDS = ("nothing", "sides", "modifiers", "numbers", "anatomy", "qualities")
 _POLARITY = {1: "present", 0: "absent", -1: "uncertain"}
-_CUT = re.compile(r",|\band\b|\bor\b|\bwith\b", re.IGNORECASE)
+_CUT = re.compile(r",|\band\b|\bor\b|\bwith\b|\bwithout\b|\bbut\b|;", re.IGNORECASE)
+_WORD = re.compile(r"\d+(?:\.\d+)?|[^\W_]+(?:'[^\W_]+)*")
+# A phrase: words in a row, none of which is one of {0}.
+_PHRASE = r"\b(?!(?:{0})\b)\w[\w'.-]*(?: (?!(?:{0})\b)\w[\w'.-]*)*"
 
 Entity = tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Word:
+    """A word of a sentence that names something."""
+
+    text: str
+    kind: str
+    """One of KINDS, or observations."""
+    value: str
+    """present, absent or uncertain, as the phrase it is in."""
+    piece: int
+    """Where its piece of the sentence, between commas, "and", "or" and "with", begins."""
+
+
 @lru_cache(maxsize=65536)
 def entities(text: str) -> frozenset[Entity]:
-    """Entities and their relations.
+    """Entities and their relations, word by word as RadGraph has them.
 
-    An entity is (observation, polarity), the polarity present, absent or uncertain. A relation is (observation,
-    polarity, "located_at", location) or (observation, polarity, "modify", quality), for each location and quality in
-    the piece of a sentence, between commas, "and", "or" and "with", that holds the mention.
+    An entity is (observation, polarity), the polarity present, absent or uncertain, or (structure or side, "anatomy"),
+    of which those of an absent observation are told apart. A relation is (observation, polarity, word) for the
+    structures, sides, grades and numbers that belong to an observation. An observation that is present has its side and
+    "severe" in its name: on the other side it is another one.
     """
-    return frozenset(entity for sentence in sentences(examination(text)) for entity in _sentence_entities(sentence))
-
-
-def sides(text: str) -> dict[str, set[str]]:
-    """Observation -> left, right or both of them, of every one that is not absent and has its side stated."""
-    found: dict[str, set[str]] = {}
-    for name, value, *relation in entities(text):
-        if value != "absent" and relation and relation[0] == "located_at" and relation[1] in ("left", "right", "both"):
-            found.setdefault(name, set()).update(("left", "right") if relation[1] == "both" else relation[1:])
-    return found
+    return frozenset(entity for sentence in sentences(text) for entity in _sentence_entities(sentence))
 
 
 class EntityF1Rules:
@@ -62,22 +71,96 @@ def agreement_f1(candidate: str, reference: str, extract: Callable[[str], Abstra
 
 @lru_cache(maxsize=65536)
 def _sentence_entities(sentence: str) -> frozenset[Entity]:
+    words = list(_words(sentence))
+    heads = _heads(words)
+    names = _names(words, heads)
     found: set[Entity] = set()
-    cuts = cut_points(_CUT, sentence)
-    for said in (one for file in OBSERVATIONS for one in read_statements(file, sentence)):
-        entity = (said.name, _POLARITY[said.value])
-        start, end = piece_bounds(cuts, said.start, said.end)
-        piece = sentence[start:end]
-        found |= {entity, *((*entity, relation, name) for relation, name, p in _relations() if p.search(piece))}
+    for index, (word, head) in enumerate(zip(words, heads, strict=True)):
+        place = word.kind in ("sides", "anatomy")
+        if place:
+            found.add((word.text, "anatomy of an absent one" if words[head].value == "absent" else "anatomy"))
+        elif word.text != "normal":  # counts only with what is: a bare "Normal." agrees with no report
+            found.add((names[index], word.value))
+        if head != index and (place or word.kind in ("modifiers", "numbers")):
+            found.add((names[head], words[head].value, word.text))
     return frozenset(found)
 
 
+def _names(words: Sequence[Word], heads: Sequence[int]) -> list[str]:
+    """Texts of the words; an observation that is present has its side, if it is one, and "severe" in its name."""
+    said: dict[int, set[str]] = {}
+    for word, head in zip(words, heads, strict=True):
+        said.setdefault(head, set()).add(word.text)
+    names = [word.text for word in words]
+    for head, texts in said.items():
+        sides = texts & {"left", "right"}
+        if words[head].value == "present" and words[head].kind not in ("sides", "anatomy"):
+            names[head] = " ".join([*(texts & {"severe"}), *(sides if len(sides) == 1 else ()), names[head]])
+    return names
+
+
+def _heads(words: Sequence[Word]) -> list[int]:
+    """For each word the index of the observation that it belongs to; an observation belongs to itself.
+
+    That is the next in its piece, or else the one before, or else the next or the one before in the sentence. A quality
+    or a number is an observation if its piece has no other. Without observations each word belongs to itself.
+    """
+    complete = {word.piece for word in words if word.kind == "observations"}
+    own = [w.kind == "observations" or (w.kind in ("qualities", "numbers") and w.piece not in complete) for w in words]
+    indices = range(len(words))
+
+    def nearest(last: int, index: int) -> int:
+        return index if own[index] else last
+
+    before, after = list(accumulate(indices, nearest)), list(accumulate(reversed(indices), nearest))[::-1]
+    heads = []
+    for index in indices:
+        around = [i for i in (after[index], before[index]) if own[i]]
+        far = [(words[i].piece != words[index].piece, words[i].kind != "observations") for i in around]
+        heads.append(around[far.index(min(far))] if around else index)
+    return heads
+
+
+def _words(sentence: str) -> Iterator[Word]:
+    """The words that name something; those of a question, a plan or another time are left out."""
+    for text, pattern in _rewrites():
+        sentence = pattern.sub(text, sentence)
+    cuts = cut_points(_CUT, sentence)
+    for phrase, value in mentions(_phrase(), sentence):
+        if value is None:
+            continue
+        for match in _WORD.finditer(phrase.group().lower()):
+            start = phrase.start() + match.start()
+            piece = piece_bounds(cuts, start, start + 1)[0]
+            for text, kind in _read_word(match.group()):
+                yield Word(text, kind, _POLARITY[value], piece)
+
+
+@lru_cache(maxsize=65536)
+def _read_word(word: str) -> tuple[tuple[str, str], ...]:
+    """What a word of a report is: the words that stand for it, each with its kind; () if it names nothing."""
+    same, kinds = _tables()
+    texts = next((name for name, pattern in same.items() if pattern.fullmatch(word)), word).split()
+    read = [(text, next((k for k, p in kinds.items() if p.fullmatch(text)), "observations")) for text in texts]
+    return tuple((text, kind) for text, kind in read if kind != "nothing")
+
+
 @cache
-def _relations() -> tuple[tuple[str, str, re.Pattern[str]], ...]:
-    """Kind, name and pattern of each relation."""
+def _phrase() -> re.Pattern[str]:
     file = read_patterns("entities")
-    return tuple(
-        (relation, name, file.compile(wordings, f"{table}.{name}", r"\b(?:{})\b"))
-        for relation, table in (("located_at", "locations"), ("modify", "qualities"))
-        for name, wordings in file.content[table].items()
-    )
+    return file.compile(file.content["nothing"], "nothing", _PHRASE)
+
+
+@cache
+def _rewrites() -> list[tuple[str, re.Pattern[str]]]:
+    """What replaces a wording in a sentence, and the wordings."""
+    file = read_patterns("entities")
+    return [(n, file.compile(w, f"rewrite.{n}", r"\b(?:{})\b")) for n, w in file.content["rewrite"].items()]
+
+
+@cache
+def _tables() -> tuple[dict[str, re.Pattern[str]], dict[str, re.Pattern[str]]]:
+    """Words of the same meaning, by the one that stands for them; words by kind."""
+    file = read_patterns("entities")
+    same = {name: file.compile(wordings, f"same.{name}") for name, wordings in file.content["same"].items()}
+    return same, {kind: file.compile(file.content[kind], kind) for kind in KINDS}

@@ -8,7 +8,7 @@ mention, what denies it, which side it is on. Its scores are named `keyword_f1_r
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,8 @@ from typing import Any
 
 from radflow.rewards.rules.entity_rules import agreement_f1
 from radflow.rewards.rules.negation import cut_points, mentions, piece_bounds, sentences
+from radflow.rewards.rules.report_text import describe_with
+from radflow.rewards.types import Finding, Parser
 
 CAROTID = Path(__file__).parent / "lexicons" / "carotid.json"
 # What "..." may skip: words of the same piece of a sentence that do not negate.
@@ -83,17 +85,26 @@ class Lexicon:
         sides = _table(content["sides"], {"left", "right", "both"}, f"{path}: sides")
         return cls(content["name"], keywords, normal, denied, sides)
 
+    def mentions(self, text: str) -> list[Finding]:
+        """Every mention of a keyword, with the sides stated for it."""
+        return [
+            Finding(
+                keyword.name, 0 if self._denied_in_chinese(sentence, match) else value, self._sides(sentence, match)
+            )
+            for sentence in sentences(text)
+            for keyword in self.keywords
+            for match, value in mentions(keyword.pattern, sentence)
+            if value is not None
+        ]
+
     def find(self, text: str) -> set[Found]:
         """Every keyword that the text asserts or denies."""
-        found = set()
-        for sentence in sentences(text):
-            for keyword in self.keywords:
-                for match, value in mentions(keyword.pattern, sentence):
-                    if value is not None:
-                        present = value != 0 and not self._denied_in_chinese(sentence, match)
-                        sides = self._sides(sentence, match) if keyword.sided else {""}
-                        found |= {Found(keyword.name, side, present) for side in sides}
-        return found
+        sided = {keyword.name for keyword in self.keywords if keyword.sided}
+        return {
+            Found(mention.name, side, mention.value != 0)
+            for mention in self.mentions(text)
+            for side in (mention.sides or {""} if mention.name in sided else {""})
+        }
 
     def says_normal(self, text: str) -> bool:
         """A wording of normality occurs, or something is denied."""
@@ -110,13 +121,14 @@ class Lexicon:
             return True
         return any(word in after for word in self.denied["after"])
 
-    def _sides(self, sentence: str, match: re.Match[str]) -> set[str]:
+    def _sides(self, sentence: str, match: re.Match[str]) -> frozenset[str]:
         """Sides named in the piece that holds the keyword, else the last one named before it in the sentence."""
         start, end = piece_bounds(cut_points(_PIECE, sentence), match.start(), match.end())
         here = [side for _, side in self._named(sentence[start:end])]
         earlier = [side for _, side in self._named(sentence[:start])][-1:]
-        found = {side for name in here or earlier for side in (("left", "right") if name == "both" else (name,))}
-        return found or {""}
+        return frozenset(
+            side for name in here or earlier for side in (("left", "right") if name == "both" else (name,))
+        )
 
     def _named(self, text: str) -> list[tuple[int, str]]:
         """Start and side of every word for a side, in order."""
@@ -161,23 +173,34 @@ def _expect_keys(value: Any, keys: set[str], where: str, *, optional: Sequence[s
 
 
 class CarotidRules:
-    """Positive keyword labels of each text; uncertain counts as positive."""
+    """Positive keyword labels of each report or section; uncertain counts as positive.
+
+    Args:
+        parse: section parser; history, comparison, technique and the like are not read.
+    """
 
     labels = LABELS
     normal = "normal"
     ignorable = frozenset({"normal"})
     covers: Mapping[str, set[str]] = MappingProxyType({})
 
+    def __init__(self, parse: Parser) -> None:
+        self._described = describe_with(parse)
+
     def __call__(self, texts: Sequence[str]) -> list[set[str]]:
         return [self.certain(text) for text in texts]
 
     def certain(self, text: str) -> set[str]:
         """Labels asserted, hedged ones included."""
-        return set(_carotid(text) & set(LABELS))
+        return set(_carotid(self._described(text)) & set(LABELS))
 
     def abnormalities(self, text: str) -> set[str]:
         """Every label but that of a normal examination."""
         return self.certain(text) - self.ignorable
+
+    def findings(self, text: str) -> list[Finding]:
+        """Every keyword asserted or denied, with its side; the degrees of a stenosis are its grades."""
+        return list(_carotid_findings(self._described(text)))
 
 
 class KeywordMatch:
@@ -209,6 +232,17 @@ def positive_keywords(text: str, lexicon: Lexicon) -> frozenset[str]:
     if not present and lexicon.says_normal(text):
         return frozenset({lexicon.normal.name})
     return present
+
+
+@lru_cache(maxsize=65536)
+def _carotid_findings(text: str) -> tuple[Finding, ...]:
+    return tuple(_graded(mention) for mention in _lexicon().mentions(text))
+
+
+def _graded(mention: Finding) -> Finding:
+    if mention.name not in _STENOSIS:
+        return mention
+    return replace(mention, name="stenosis", grades=frozenset({_STENOSIS.index(mention.name) + 1}))
 
 
 @cache

@@ -12,8 +12,9 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
+from radflow.rewards.rules.elsewhere import without_other_sections
 from radflow.rewards.rules.patterns import read_patterns
 from radflow.rewards.rules.report_text import tidy
 
@@ -21,7 +22,8 @@ REACH = 300  # characters
 
 # A line that goes on in lower case was wrapped; a line that starts with a capital or a bullet is a new statement.
 _ENDS = (
-    r"(?<=[.!?;])\s",
+    r"(?<=[.!;])\s",
+    r"(?<=\w\?)\s",
     r"(?<=[a-z)]\.)(?=[A-Z])",
     r"\n\n",
     r"\n(?=[A-Z0-9*•-])",
@@ -40,7 +42,9 @@ class Cues:
     after: Mapping[str, re.Pattern[str]]
     """What they make of a mention -> cues after it."""
     ends: Mapping[str, re.Pattern[str]]
-    """What ends the reach of cues: clause, stop, cause."""
+    """What ends the reach of cues: clause, stop, list, cause."""
+    earlier: re.Pattern[str]
+    """What is told of another time."""
 
 
 @cache
@@ -51,7 +55,8 @@ def load_cues() -> Cues:
         for table in ("before", "after", "ends")
     )
     groups = "|".join(f"(?P<{name}>{cues.pattern})" for name, cues in before.items())
-    return Cues(re.compile(groups, re.IGNORECASE), after, ends)
+    earlier = file.compile(file.content["earlier"], "earlier", r"\b(?:{})")
+    return Cues(re.compile(groups, re.IGNORECASE), after, ends, earlier)
 
 
 def polarity(before: str, mention: str, after: str) -> int | None:
@@ -63,21 +68,27 @@ def polarity(before: str, mention: str, after: str) -> int | None:
     cues = load_cues()
     # All of a mention but its last word counts as before it: "the heart is not enlarged" denies an enlargement.
     before += mention[: mention.rstrip().rfind(" ") + 1]
-    found = {cue.lastgroup for cue in cues.before.finditer(before) if _reaches(cue, before, cues.ends)}
+    found = {cue.lastgroup for cue in cues.before.finditer(before) if _reaches(cue, before, after, cues.ends)}
     if "other" in found or cues.after["other"].match(after):
         return None
-    if cues.after["uncertain"].match(after):
+    if "anyhow" in found or cues.after["uncertain"].match(after):
         return -1
     if "denied" in found or cues.after["denied"].match(after):
         return 0
     return -1 if "uncertain" in found else 1
 
 
-def _reaches(cue: re.Match[str], before: str, ends: Mapping[str, re.Pattern[str]]) -> bool:
+def _reaches(cue: re.Match[str], before: str, after: str, ends: Mapping[str, re.Pattern[str]]) -> bool:
     """Nothing between a cue and the mention ends its reach; what hedges a cause hedges the finding named as one."""
+    if cue.lastgroup == "anyhow":
+        return True
     if ends["stop"].search(before, cue.end()):
         return False
-    return cue.lastgroup != "denied" or not ends["cause"].search(before, cue.end())
+    if cue.lastgroup != "denied":
+        return True
+    # "no A or B, C": C stands alone, unless the list has another "or" to come
+    over = ends["list"].search(before, cue.end()) and not ends["listed"].match(after)
+    return not over and not ends["cause"].search(before, cue.end())
 
 
 def mentions(pattern: re.Pattern[str], sentence: str) -> list[tuple[re.Match[str], int | None]]:
@@ -85,9 +96,13 @@ def mentions(pattern: re.Pattern[str], sentence: str) -> list[tuple[re.Match[str
     found = [*pattern.finditer(sentence)]
     if not found:
         return []
-    cuts = cut_points(load_cues().ends["clause"], sentence)
-    judged = []
+    cues = load_cues()
+    cuts, told = cut_points(cues.ends["clause"], sentence), [span.span() for span in cues.earlier.finditer(sentence)]
+    judged: list[tuple[re.Match[str], int | None]] = []
     for match in found:
+        if any(start <= match.start() < end for start, end in told):
+            judged.append((match, None))
+            continue
         start, end = piece_bounds(cuts, match.start(), match.end())
         # no cue reaches further than REACH; without a bound a text that never ends a sentence takes quadratic time
         start, end = max(start, match.start() - REACH), min(end, match.end() + REACH)
@@ -106,6 +121,10 @@ def piece_bounds(cuts: list[int], start: int, end: int) -> tuple[int, int]:
     return cuts[bisect_right(cuts, start) - 1], cuts[bisect_left(cuts, end)]
 
 
-def sentences(text: str) -> list[str]:
-    """Sentences of a text, with single spaces; the numbers of a list belong to none."""
-    return [" ".join(piece.split()) for piece in _SENTENCE_END.split(tidy(text)) if piece and piece.strip()]
+@lru_cache(maxsize=1 << 14)  # every part of a reward asks for those of the same report
+def sentences(text: str) -> tuple[str, ...]:
+    """Sentences of a text, with single spaces; the numbers of a list and sections about other parts of the body belong
+    to none.
+    """
+    pieces = _SENTENCE_END.split(without_other_sections(tidy(text)))
+    return tuple(" ".join(piece.split()) for piece in pieces if piece and piece.strip())

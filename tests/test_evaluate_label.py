@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
+from radflow import evaluate
+from radflow.evaluation.label import read_reports
 from radflow.rewards.rules.chexpert_rules import LABELS
-from radflow.rewards.rules.label import main, read_reports
 
 
 def run(tmp_path, *lines, out="labels.jsonl"):
@@ -14,7 +15,7 @@ def run(tmp_path, *lines, out="labels.jsonl"):
     source.write_text(
         "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8"
     )
-    main([str(source), "--out", str(target)])
+    evaluate.main(["label", str(source), "--out", str(target)])
     return [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
 
 
@@ -76,7 +77,7 @@ def test_a_folder_that_is_missing_is_named_before_the_work(tmp_path):
 
 def test_the_command_reads_and_writes_standard_streams():
     line = json.dumps({"id": "a", "findings": "No effusion.", "impression": "Normal."})
-    command = [sys.executable, "-m", "radflow.rewards.rules.label", "-"]
+    command = [sys.executable, evaluate.__file__, "label", "-"]
     done = subprocess.run(command, input=line, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["consistent"] is True
     shown = subprocess.run([*command[:-1], "--help"], capture_output=True, text=True, check=True)

@@ -1,26 +1,18 @@
-"""Label reports by rules: python -m radflow.rewards.rules.label reports.jsonl --out labels.jsonl
-
-Input: JSON lines, each an object with `id` (any string, number, true, false or null) and the report, whole under
-`report` or `text`, or as `findings` and `impression`, or one of them. Other keys are ignored, and so are blank lines.
-
-Output: for each input line, in order, one object with `id`; `labels`, the 14 CheXpert labels with 1 (present), 0
-(denied), -1 (uncertain) or null (not mentioned); `critical`, true if anything abnormal is asserted; and, if findings
-and impression are both given, `consistent`, true if they agree. docs/labeler.md says how well.
-"""
+"""`evaluate.py label`: label reports by rules."""
 
 import io
 import json
-import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from tqdm import tqdm
 from tyro.conf import Positional
 
-from radflow.rewards.rules.chexpert_rules import ChexpertRules, label_report
+from capo.journal import write_whole
+from radflow.data.sections import parse_sections
+from radflow.rewards.rules.chexpert_rules import ChexpertRules
 from radflow.rewards.rules.consistency import ConsistencyRules
 from radflow.rewards.rules.criticality import CriticalityRules
 
@@ -80,53 +72,43 @@ def read_reports(lines: Iterable[bytes], name: str) -> list[Report]:
 
 def label_reports(reports: Iterable[Report]) -> Iterator[dict[str, object]]:
     """Labels, criticality and consistency of each report as one JSON-able object."""
-    labeler = ChexpertRules()
+    labeler = ChexpertRules(parse_sections)
     judge_criticality, judge_consistency = CriticalityRules(labeler), ConsistencyRules(labeler)
     for report in reports:
         (judged,) = judge_criticality([report.text])
-        found: dict[str, object] = {"id": report.id, "labels": label_report(report.text), "critical": judged.critical}
+        found: dict[str, object] = {"id": report.id, "labels": labeler.values(report.text), "critical": judged.critical}
         if report.findings.strip() and report.impression.strip():
             (agreed,) = judge_consistency([report.findings], [report.impression])
             found["consistent"] = agreed > 0
         yield found
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    tyro.cli(label_file, args=arguments, prog="python -m radflow.rewards.rules.label", description=__doc__)
+def label(reports: Positional[str], out: str = "-") -> None:
+    """Label the reports of a file by rules.
 
+    Input: JSON lines, each an object with `id` (any string, number, true, false or null) and the report, whole under
+    `report` or `text`, or as `findings` and `impression`, or one of them. Other keys are ignored, and so are blank
+    lines.
 
-def label_file(reports: Positional[str], out: str = "-") -> None:
-    """Label the reports of a file.
+    Output: for each input line, in order, one object with `id`; `labels`, the 14 CheXpert labels with 1 (present), 0
+    (denied), -1 (uncertain) or null (not mentioned); `critical`, true if anything abnormal is asserted; and, if
+    findings and impression are both given, `consistent`, true if they agree. docs/labeler.md says how well.
 
     Args:
         reports: JSON lines; - reads standard input.
         out: JSON lines; - writes standard output.
     """
-    try:
-        content = sys.stdin.buffer.read() if reports == "-" else Path(reports).read_bytes()
-        read = read_reports(io.BytesIO(content), reports)
-        if out != "-" and not Path(out).parent.is_dir():  # before the work, not after it
-            raise ValueError(f"{out}: expected an existing folder, got none at {Path(out).parent}; create it")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    content = sys.stdin.buffer.read() if reports == "-" else Path(reports).read_bytes()
+    read = read_reports(io.BytesIO(content), reports)
+    if out != "-" and not Path(out).parent.is_dir():  # before the work, not after it
+        raise ValueError(f"{out}: expected an existing folder, got none at {Path(out).parent}; create it")
     labels = label_reports(tqdm(read, desc="label", unit="report", disable=None))
-    _write("".join(json.dumps(found) + "\n" for found in labels), out)
-
-
-def _write(content: str, out: str) -> None:
-    """All of it or nothing: a file under its name is complete."""
+    written = "".join(json.dumps(found) + "\n" for found in labels)
     if out == "-":
-        sys.stdout.buffer.write(content.encode("utf-8"))
-        sys.stdout.buffer.flush()
-        return
-    temporary = Path(f"{out}.{os.getpid()}.part")
-    temporary.write_bytes(content.encode("utf-8"))
-    os.replace(temporary, out)
+        sys.stdout.write(written)
+    else:
+        write_whole(Path(out), written)
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
-
-
-if __name__ == "__main__":
-    main()
