@@ -107,7 +107,7 @@ def _replace(text: str, table: tuple[re.Pattern[str], Mapping[str, str]]) -> str
 
 
 def _table(pairs: Mapping[str, str], after: str = "") -> tuple[re.Pattern[str], Mapping[str, str]]:
-    """Pattern of whole words, longest first, with an article before them, and what stands for each."""
+    """Pattern of whole words, longest first, with an article before them, and what replaces each."""
     known = {word.lower(): other for word, other in pairs.items()}
     words = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
     return re.compile(rf"(?P<article>\ban? )?(?<!\w)(?P<word>{words}){after}(?!\w)", re.IGNORECASE), known

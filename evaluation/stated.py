@@ -43,7 +43,7 @@ class Sentence:
     pieces: tuple[Piece, ...]
     silent: bool = False
     """It states nothing, neither something abnormal nor that something is normal: advice, or what a dropped finding
-    leaves behind."""
+    leaves."""
 
 
 @dataclass(frozen=True)

@@ -76,12 +76,12 @@ def _sentence_entities(sentence: str) -> frozenset[Entity]:
     names = _names(words, heads)
     found: set[Entity] = set()
     for index, (word, head) in enumerate(zip(words, heads, strict=True)):
-        place = word.kind in ("sides", "anatomy")
-        if place:
+        location = word.kind in ("sides", "anatomy")
+        if location:
             found.add((word.text, "anatomy of an absent one" if words[head].value == "absent" else "anatomy"))
         elif word.text != "normal":  # counts only with what is: a bare "Normal." agrees with no report
             found.add((names[index], word.value))
-        if head != index and (place or word.kind in ("modifiers", "numbers")):
+        if head != index and (location or word.kind in ("modifiers", "numbers")):
             found.add((names[head], words[head].value, word.text))
     return frozenset(found)
 

@@ -86,7 +86,7 @@ def _reaches(cue: re.Match[str], before: str, after: str, ends: Mapping[str, re.
         return False
     if cue.lastgroup != "denied":
         return True
-    # "no A or B, C": C stands alone, unless the list has another "or" to come
+    # "no A or B, C": C is a new statement, unless the list has another "or" to come
     over = ends["list"].search(before, cue.end()) and not ends["listed"].match(after)
     return not over and not ends["cause"].search(before, cue.end())
 
