@@ -16,7 +16,8 @@ Commands (`train.py COMMAND --help` explains each):
     watch RUN                              follow a running job
     export RUN                             adapter and merged model for others
 
-Options: --config FILE, --run-dir, --seed, --stages, and all keys of these sections of the config:
+Options: --config FILE, --preset paper (the method as printed, over the config), --run-dir, --seed, --stages, and all
+keys of these sections of the config:
     data          where studies come from: phantoms or a manifest
     model         checkpoint, LoRA, precision, image sizes and prompt
     warmup        label prediction that prepares an untrained vision tower
@@ -44,13 +45,12 @@ if __name__ == "__main__" and run_command("train.py", sys.argv[1:], TRAIN_COMMAN
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import cast
 
 import torch
 
-from capo.advantages import group_advantages
 from capo.clipping import critical_clip
 from capo.explore import composite_score, metric_names, select_hard
 from capo.journal import write_json, write_lines, write_whole
@@ -62,9 +62,9 @@ from capo.types import Policy
 from capo.warmup import LabelReader, read_labels
 from radflow.dashboard.live import Live
 from radflow.dashboard.studies import StudySource
-from radflow.data.sections import parse_sections
 from radflow.models.start import weights_dtype
 from radflow.pipeline import criticality
+from radflow.pipeline.batch import write_rollouts
 from radflow.pipeline.batches import rl_batches, sft_batches, warmup_batches
 from radflow.pipeline.comparison import (
     baseline_columns,
@@ -74,6 +74,7 @@ from radflow.pipeline.comparison import (
     rexrank,
     with_other_images,
 )
+from radflow.pipeline.credit import advantages_of
 from radflow.pipeline.export import export_policy
 from radflow.pipeline.generation import suppressed_mask
 from radflow.pipeline.policies import (
@@ -84,7 +85,7 @@ from radflow.pipeline.policies import (
     report_studies,
     save_policy,
 )
-from radflow.pipeline.rollouts import rollout_engine, sample, score, write_rollouts
+from radflow.pipeline.rollouts import reward_workers, rollout_engine, sample, sample_flat_groups_anew, score
 from radflow.pipeline.run import (
     PRODUCTS,
     Run,
@@ -100,7 +101,6 @@ from radflow.pipeline.run import (
 from radflow.pipeline.run_config import Config, parse_config, plain
 from radflow.pipeline.stage_loop import StageLoop
 from radflow.pipeline.validation import validate
-from radflow.rewards.workers import RewardWorkers
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -228,25 +228,33 @@ def reinforce(run: Run) -> None:
     loop = StageLoop(run, "rl", trainer, every=rl.checkpoint_every, identity={"selection": fingerprint(studies)})
     batches, suppressed = rl_batches(run, studies, first=loop.first), suppressed_mask(policy, run.processor)
     new_engine = partial(rollout_engine, policy, run, suppressed, num_studies=min(rl.studies_per_step, len(studies)))
-    kept, temperature = None if trainer.sharded else new_engine(), config.rollout.temperature
-    with RewardWorkers(config.reward, parse_sections, judge=config.judge) as workers:
+    engine = new_engine if trainer.sharded else cache(new_engine)
+    with reward_workers(run) as workers:
 
         def step(number: int) -> dict[str, float | None]:
             validation = validate(policy, run, number)
             chosen, prompts = next(batches)
             loop.phase("sampling")
-            rollouts = sample(kept or new_engine(), run, prompts, step=number)  # G reports per study
+            rollouts = sample(engine(), run, prompts, step=number)  # G reports per study
             batch = score(rollouts, run, chosen, prompts, workers)  # R of each report, eq. 4 to 7
-            advantages = group_advantages(batch.rewards, batch.group_index, eps=rl.advantage_eps)  # A, eq. 1
+            batch = sample_flat_groups_anew(batch, engine, run, workers, step=number)
+            advantages = advantages_of(batch, rl, run.reward.weights, run.processor.decode)  # A, eq. 1
             critical = batch.select(labels)
             clip = critical_clip(critical, eps_normal=rl.eps_normal, tightening=rl.tightening)  # eps_i, eq. 9
-            cases = batch.cases(advantages.advantages, critical, clip)
+            cases = batch.cases(advantages.advantages, critical, clip, masked=rl.truncated == "mask")
             loop.phase("update")
             began = time.perf_counter()
-            update = trainer.capo_step(cases, rl, temperature=temperature, suppressed=suppressed)  # eq. 8, KL
+            update = trainer.capo_step(  # eq. 8, KL
+                cases,
+                rl,
+                temperature=config.rollout.temperature,
+                suppressed=suppressed,
+                max_tokens=config.rollout.max_new_tokens,
+            )
             update["seconds_update"] = time.perf_counter() - began
             if run.ranks.is_main:
-                write_rollouts(run.folder / "rl" / "rollouts" / f"step_{number:06d}.jsonl", batch, cases)
+                path = run.folder / "rl" / "rollouts" / f"step_{number:06d}.jsonl"
+                write_rollouts(path, batch, advantages.advantages, critical, clip)
             return {**batch.metrics(advantages, critical), **update, **validation}
 
         loop.run(rl.steps, step, title="CAPO", shown="reward")

@@ -14,9 +14,10 @@ from checkpoint import SIZE, published_3b, random_policy, requests
 from harness import arguments, machine, peak_memory, start_watching_memory, write
 
 from capo.advantages import group_advantages
+from capo.config import OptimizerConfig, RlConfig
 from capo.rollout import rollout
 from capo.sampling import SamplingConfig
-from capo.trainer import OptimizerConfig, RlConfig, Trainer
+from capo.trainer import Trainer
 from capo.types import Case
 from radflow.data.phantoms import make_studies
 from radflow.models.lora import LoraConfig, add_lora, reference, trainable_table

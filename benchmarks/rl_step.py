@@ -69,9 +69,10 @@ def load_policy(folder: Path, work: Work, *, recompute: bool):
 
 def ours(folder: Path, work: Work, *, recompute: bool) -> Callable[[], float]:
     from capo.advantages import group_advantages
+    from capo.config import OptimizerConfig, RlConfig
     from capo.rollout import Engine
     from capo.sampling import SamplingConfig
-    from capo.trainer import OptimizerConfig, RlConfig, Trainer
+    from capo.trainer import Trainer
     from capo.types import Case
     from radflow.models.lora import cast_once, reference
 

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import capo.rollout
+from capo.config import OptimizerConfig
 from capo.packing import pack, report_logps
 from capo.rollout import Engine, Request
 from capo.sampling import SamplingConfig
 from capo.sft import sft_step
-from capo.trainer import OptimizerConfig, Trainer
+from capo.trainer import Trainer
 from radflow.data.phantoms import make_studies
 from radflow.models.lora import LoraConfig, LoraLinear, add_lora, cast_once, merge_lora
 from radflow.models.processing import ProcessorConfig, ReportProcessor

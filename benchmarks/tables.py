@@ -24,8 +24,8 @@ import torch
 from harness import RESULTS, write
 from study import runs
 from study.arms import CLAIMS, CLAIMS_OF, GRPO, OURS, TABLES, Arm, usual_seeds
-from study.figure import draw, read_courses
-from study.pages import claims_page, rows_page, sensitivity_page
+from study.figure import draw, draw_errors, read_courses
+from study.pages import claims_page, reader_page, rows_page, sensitivity_page
 from study.purpose import course, courses_page, purpose_page
 from study.values import per_seed
 from tqdm import tqdm
@@ -34,6 +34,7 @@ from radflow.pipeline.run_config import plain
 
 CORES = len(os.sched_getaffinity(0))
 SETTINGS = ("sensitivity", "regimes")  # tables with one setting per row
+METHODS = ("method", "outcome")  # whose claims are tested on what a reader cares about
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 
 
@@ -58,17 +59,14 @@ def main() -> None:
     known = {arm.name for arm in arms}
     claims = [c for c in CLAIMS[CLAIMS_OF[asked.table]] if {c.first.name, c.second.name} <= known]
     if claims:
-        write(f"{name}_tests", claims_page(values, claims, setting))
+        page_of = reader_page if asked.table in METHODS else claims_page
+        write(f"{name}_tests", page_of(values, claims, setting))
+    if asked.table in METHODS:  # docs/results.md shows that of chest phantoms
+        draw_errors(values, [arm for arm in arms if arm.writes == "policy"], FIGURES / f"errors_{asked.dataset}.svg")
 
 
 def write_purpose(asked: argparse.Namespace, folders: Sequence[Path], name: str, setting: str) -> None:
-    pair = {
-        arm.name: [
-            course(folder, arm.name, asked.dataset, seed, asked.encoder)
-            for seed, folder in zip(asked.seeds, folders, strict=True)
-        ]
-        for arm in (GRPO, OURS)
-    }
+    pair = {arm.name: [course(folder, arm.name) for folder in folders] for arm in (GRPO, OURS)}
     write(name, purpose_page(pair, setting))
     if asked.dataset == "chest":  # docs/results.md shows this figure
         write(f"{name}_courses", courses_page(pair, setting))

@@ -9,10 +9,12 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _NAMES = {
-    "advantages": "GroupAdvantages centred_advantages group_advantages leave_one_out_advantages",
+    "advantages": "GroupAdvantages batch_advantages centred_advantages decoupled_advantages estimate_advantages "
+    "group_advantages leave_one_out_advantages sum_parts variance_shares",
     "clipping": "critical_clip",
+    "config": "EditsConfig OptimizerConfig RlConfig",
     "explore": "ExploreConfig composite_score select_hard",
-    "kl": "corrected_k3 k1 k2 k3",
+    "kl": "KL_ESTIMATES corrected_k3 k1 k2 k3",
     "logprobs": "linear_logps",
     "loss": "OBJECTIVES LossTerms capo_loss dapo_loss dr_grpo_loss gspo_loss grpo_loss policy_loss report_mean "
     "sampler_weights sequence_ratio token_mean token_ratio",
@@ -22,7 +24,7 @@ _NAMES = {
     "rollout": "Engine Request",
     "sampling": "SamplingConfig sample_seed",
     "sft": "SftConfig sft_step",
-    "trainer": "OptimizerConfig RlConfig Trainer",
+    "trainer": "Trainer",
     "types": "Case Policy Prompt Rollout",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -1,5 +1,7 @@
 """Criticality of a case -> its clip range (paper eq. 9)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,5 +24,6 @@ def critical_clip(critical: Tensor, *, eps_normal: float = 0.2, tightening: floa
 
 
 def check_clip(eps_normal: float, tightening: float) -> None:
-    if not 0 < eps_normal < 1 or tightening < 1:
+    """Raise ValueError unless eps_normal is in (0, 1) and tightening at least 1 and finite; NaN is neither."""
+    if not (0 < eps_normal < 1 and 1 <= tightening < math.inf):
         raise ValueError(f"expected 0 < eps_normal < 1 and tightening >= 1, got {eps_normal} and {tightening}")

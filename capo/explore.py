@@ -34,8 +34,13 @@ class ExploreConfig:
     def __post_init__(self) -> None:
         check_range(self, "part_size", least=1)
         check_range(self, "fraction", above=0, most=1)
-        if not self.weights or any(w < 0 for w in self.weights.values()) or sum(self.weights.values()) == 0:
-            raise ValueError(f"expected explore.weights not negative and not all zero, got {dict(self.weights)}")
+        if self.threshold is not None:
+            check_range(self, "threshold")
+        weights = self.weights.values()
+        if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
+            raise ValueError(
+                f"expected explore.weights finite, not negative and not all zero, got {dict(self.weights)}"
+            )
 
 
 def metric_names(config: ExploreConfig) -> list[str]:

@@ -6,6 +6,8 @@ temperature-scaled distribution with the same tokens suppressed. Pass the result
 Source of k1 to k3: Schulman, "Approximating KL divergence", 2020.
 """
 
+from collections.abc import Callable, Mapping
+
 from torch import Tensor
 
 from capo.loss import log_ratio, token_ratio
@@ -38,3 +40,12 @@ def corrected_k3(logps: Tensor, behaviour_logps: Tensor, reference_logps: Tensor
     Source: DeepSeek-V3.2, arXiv:2512.02556, section 3.1.
     """
     return token_ratio(logps, behaviour_logps, mask) * k3(logps, reference_logps, mask)
+
+
+# By name, with the same arguments: logps, behaviour_logps, reference_logps and mask, [B, T] each -> [B, T].
+KL_ESTIMATES: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "k1": lambda logps, behaviour_logps, reference_logps, mask: k1(logps, reference_logps, mask),
+    "k2": lambda logps, behaviour_logps, reference_logps, mask: k2(logps, reference_logps, mask),
+    "k3": lambda logps, behaviour_logps, reference_logps, mask: k3(logps, reference_logps, mask),
+    "corrected_k3": corrected_k3,
+}

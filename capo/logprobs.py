@@ -1,11 +1,11 @@
 """Log-probabilities of chosen tokens from hidden states and the LM head, without storing [N, V] logits."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from math import inf
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # Temporary memory of a tile: small enough for a CPU's cache, and on a GPU tens of thousands of columns for a GEMM.
 TILE_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
@@ -18,72 +18,189 @@ def linear_logps(
     weight: Tensor,
     targets: Tensor,
     *,
+    bias: Tensor | None = None,
     temperature: float = 1.0,
     suppressed: Tensor | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution.
 
-        z = hidden weight^T / temperature, -inf where suppressed;   logp = z[target] - logsumexp(z)
+        z = (hidden weight^T + bias) / temperature, -inf where suppressed;   logp = z[target] - logsumexp(z)
 
     The vocabulary is read once in tiles, with a running maximum, as flash attention reads keys. The mean row of
     `weight` under each distribution is accumulated on the way. The gradient of `hidden` needs only that, so that with
     a frozen head forward and backward cost two matrix products. A trained head costs two more.
 
+    torch.compile sees one operator, torch.func.grad and vmap work, and nothing is read back from a GPU.
+
     Args:
         hidden: [N, D], float64, float32, bf16 or fp16. bf16 and fp16 are accumulated in float32.
         weight: [V, D].
         targets: [N] int64; never a suppressed token.
+        bias: [V], of the head.
         temperature: the one used when sampling.
         suppressed: [V] bool, tokens that were masked when sampling.
         chunk: vocabulary columns per tile; by default a tile fits TILE_BYTES. Does not change the result.
 
     Returns:
-        logps: [N] float32 (float64 for float64), differentiable once, in hidden and weight.
+        logps: [N] float32 (float64 for float64), differentiable once, in hidden, weight and bias.
         entropy: [N] likewise, in nats, no gradient.
 
     Raises:
         ValueError: a shape is not as above, or a target is suppressed or outside the vocabulary.
+        RuntimeError: such a target on another device than a CPU, which reports it asynchronously; second derivatives.
 
     Source: online softmax, arXiv:1805.02867; arXiv:2205.14135.
     """
-    check_head(hidden, weight, temperature, suppressed, chunk)
-    _check_targets(hidden, weight, targets, suppressed)
-    options = {"temperature": temperature, "suppressed": suppressed, "chunk": chunk}
-    logps, entropy = _LinearLogps.apply(hidden, weight, targets, options)  # type: ignore[no-untyped-call]
+    check_head(hidden, weight, bias, temperature, suppressed, chunk)
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(f"expected targets int64 [{len(hidden)}], got {targets.dtype} {[*targets.shape]}")
+    # A tensor in vmap does not say whether it needs a gradient.
+    needs_slope = torch.is_grad_enabled() and (hidden.requires_grad or torch._C._are_functorch_transforms_active())
+    inputs = hidden, weight, bias, targets, float(temperature), suppressed, chunk, needs_slope
+    logps, entropy, _, _ = _LinearLogps.apply(*inputs)  # type: ignore[no-untyped-call]
     return logps, entropy
 
 
+@torch.library.custom_op("capo::linear_logps", mutates_args=())
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    suppressed: Tensor | None,
+    chunk: int | None,
+    needs_slope: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """logps, entropy and logsumexp [N]; the gradient of each log-probability in its hidden state [N, D], or [0]."""
+    _check_targets(weight, targets, suppressed)
+    options: dict[str, Any] = {"bias": bias, "temperature": temperature, "suppressed": suppressed, "chunk": chunk}
+    logps, entropy, normalisers, slope = _outputs(hidden, needs_slope)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows in row_blocks(len(hidden)):
+            read = _read(hidden[rows], weight, targets[rows], needs_slope, options)
+            chosen, normalisers[rows], energy, mean = read
+            logps[rows] = chosen - normalisers[rows]
+            entropy[rows] = normalisers[rows] - energy
+            if mean is not None:
+                slope[rows] = mean.neg_().add_(weight[targets[rows]]).div_(temperature).to(slope.dtype)
+    return logps, entropy, normalisers, slope
+
+
+@_forward.register_fake
+def _(hidden: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(hidden, others[-1])
+
+
+def _outputs(hidden: Tensor, needs_slope: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logps, entropy, normalisers = (hidden.new_empty(hidden.shape[0], dtype=working_dtype(hidden)) for _ in range(3))
+    return logps, entropy, normalisers, hidden.new_empty(hidden.shape if needs_slope else 0)
+
+
 class _LinearLogps(torch.autograd.Function):
-    """Saves [N, D] and [N]: the gradient of each log-probability in its hidden state, and the log-normalisers."""
+    """Saves [N, D], the gradient of each log-probability in its hidden state; for a trained head its inputs too.
+
+    Both passes are opaque operators, whose loops over tiles torch.compile does not unroll. Not `register_autograd`:
+    torch.func refuses what it makes.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, options: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        logps, normalisers, entropy = (hidden.new_empty(len(hidden), dtype=working_dtype(hidden)) for _ in range(3))
-        slope = torch.empty_like(hidden) if needs_hidden else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            for rows in row_blocks(len(hidden)):
-                read = _read(hidden[rows], weight, targets[rows], needs_hidden, options)
-                chosen, normalisers[rows], energy, mean = read
-                logps[rows] = chosen - normalisers[rows]
-                entropy[rows] = normalisers[rows] - energy
-                if slope is not None and mean is not None:
-                    slope[rows] = mean.neg_().add_(weight[targets[rows]]).div_(options["temperature"]).to(slope.dtype)
-        ctx.save_for_backward(slope, *((hidden, weight, targets, normalisers) if needs_weight else ()))
-        ctx.options = options
-        ctx.mark_non_differentiable(entropy)
-        return logps, entropy
+    def forward(*inputs: Any) -> Any:
+        return _forward(*inputs)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_logps: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        slope, *for_weight = ctx.saved_tensors
-        grad_hidden = None if slope is None else (slope * grad_logps[:, None]).to(slope.dtype)
-        grad_weight = _weight_gradient(grad_logps, *for_weight, options=ctx.options) if for_weight else None
-        return grad_hidden, grad_weight, None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        hidden, weight, bias, targets, ctx.temperature, suppressed, ctx.chunk, _ = inputs
+        _, entropy, normalisers, slope = output
+        trained = any(ctx.needs_input_grad[1:3])
+        ctx.save_for_backward(slope, *((hidden, weight, bias, targets, normalisers, suppressed) if trained else ()))
+        ctx.mark_non_differentiable(entropy, normalisers)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_logps: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Dynamo gives every output a gradient and nests no Function; AOTAutograd refuses second derivatives itself.
+        compiling = torch.compiler.is_compiling()
+        if others[-1] is not None and not compiling:
+            _differentiable_once()
+        if grad_logps is None:
+            return (None,) * 8
+        slope, *head = ctx.saved_tensors
+        needs_hidden, *needs_head = ctx.needs_input_grad[:3]
+        grad_hidden = (slope * grad_logps[:, None]).to(slope.dtype) if needs_hidden else None
+        inputs = grad_logps, *head, ctx.temperature, ctx.chunk, *needs_head
+        head_gradient: Callable[..., tuple[Tensor, Tensor]] = _head_gradient if compiling else _HeadGradient.apply
+        grads = head_gradient(*inputs) if head else (None, None)
+        grad_weight, grad_bias = (grad if needed else None for grad, needed in zip(grads, needs_head, strict=True))
+        return grad_hidden, grad_weight, grad_bias, *(None,) * 5
+
+
+class _HeadGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return _head_gradient(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+        _differentiable_once()
+
+
+def _differentiable_once() -> NoReturn:
+    raise RuntimeError("linear_logps is differentiable once; for second derivatives compute all logits")
+
+
+@torch.library.custom_op("capo::linear_logps_head_gradient", mutates_args=())
+def _head_gradient(
+    grad_logps: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    normalisers: Tensor,
+    suppressed: Tensor | None,
+    temperature: float,
+    chunk: int | None,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor]:
+    """d logp / d z = onehot - p, tile by tile, times hidden [V, D], and summed [V]; what is not needed is [0]."""
+    dtype = working_dtype(hidden)
+    grad_weight, grad_bias = _head_outputs(weight, dtype, needs_weight, needs_bias)
+    options: dict[str, Any] = {"bias": bias, "temperature": temperature, "suppressed": suppressed, "chunk": chunk}
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows in row_blocks(len(hidden)):
+            scale = grad_logps[rows] / temperature
+            for columns, logits, _ in logit_tiles(hidden[rows], weight, **options):
+                slope = (logits - normalisers[rows, None]).exp_().mul_(-scale[:, None])
+                if needs_weight:
+                    grad_weight[columns] += product(slope.t(), hidden[rows], dtype)
+                if needs_bias:
+                    grad_bias[columns] += slope.sum(0)
+            if needs_weight:
+                grad_weight.index_add_(0, targets[rows], hidden[rows].to(dtype) * scale[:, None])
+            if needs_bias:
+                grad_bias.index_add_(0, targets[rows], scale)
+    return grad_weight.to(weight.dtype), grad_bias.to(weight.dtype if bias is None else bias.dtype)
+
+
+@_head_gradient.register_fake
+def _(_: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
+    grad_weight, grad_bias = _head_outputs(weight, weight.dtype, *others[-2:])
+    return grad_weight, grad_bias.to(weight.dtype if bias is None else bias.dtype)
+
+
+def _head_outputs(weight: Tensor, dtype: torch.dtype, needs_weight: bool, needs_bias: bool) -> tuple[Tensor, Tensor]:
+    grad_weight = weight.new_zeros(weight.shape if needs_weight else 0, dtype=dtype)
+    return grad_weight, weight.new_zeros(weight.shape[0] if needs_bias else 0, dtype=dtype)
 
 
 def _read(
@@ -114,22 +231,6 @@ def _read(
     return chosen, highest + total.log(), energy / total, mean
 
 
-def _weight_gradient(
-    grad_logps: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, normalisers: Tensor, *, options: dict[str, Any]
-) -> Tensor:
-    """d logp / d z = onehot - p, tile by tile, times hidden."""
-    dtype = working_dtype(hidden)
-    gradient = torch.zeros_like(weight, dtype=dtype)
-    with torch.autocast(hidden.device.type, enabled=False):
-        for rows in row_blocks(len(hidden)):
-            scale = grad_logps[rows] / options["temperature"]
-            for columns, logits, _ in logit_tiles(hidden[rows], weight, **options):
-                slope = (logits - normalisers[rows, None]).exp_().mul_(-scale[:, None])
-                gradient[columns] += product(slope.t(), hidden[rows], dtype)
-            gradient.index_add_(0, targets[rows], hidden[rows].to(dtype) * scale[:, None])
-    return gradient.to(weight.dtype)
-
-
 def working_dtype(hidden: Tensor) -> torch.dtype:
     """What logits are held and sums accumulated in: float64 for float64, float32 for everything else."""
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -147,9 +248,15 @@ def product(left: Tensor, right: Tensor, dtype: torch.dtype, out: Tensor | None 
 
 
 def logit_tiles(
-    hidden: Tensor, weight: Tensor, *, temperature: float, suppressed: Tensor | None, chunk: int | None
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None,
+    temperature: float,
+    suppressed: Tensor | None,
+    chunk: int | None,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Tiles of hidden weight^T / temperature, in the order of the vocabulary; `hidden` has at most MAX_ROWS rows.
+    """Tiles of (hidden weight^T + bias) / temperature, in the vocabulary's order; `hidden` has at most MAX_ROWS rows.
 
     Yields:
         columns; their logits [R, columns], in memory that the caller may overwrite and the next tile will; their rows
@@ -164,6 +271,8 @@ def logit_tiles(
         # Upcast once, as the caller multiplies by the tile again. CUDA multiplies half precision directly.
         tile = weight[columns] if weight.is_cuda else weight[columns].to(dtype)
         logits = product(hidden, tile.t(), dtype, out=space[: len(hidden) * len(tile)].view(len(hidden), len(tile)))
+        if bias is not None:
+            logits += bias[columns]
         if temperature != 1:
             logits /= temperature
         if suppressed is not None:
@@ -179,25 +288,33 @@ def tile_width(num_rows: int, weight: Tensor, dtype: torch.dtype) -> int:
 
 
 def check_head(
-    hidden: Tensor, weight: Tensor, temperature: float, suppressed: Tensor | None, chunk: int | None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    suppressed: Tensor | None,
+    chunk: int | None,
 ) -> None:
     """Raise ValueError for shapes and settings that would give a wrong number."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"expected hidden [N, D] and weight [V, D], got {[*hidden.shape]} and {[*weight.shape]}")
-    if temperature <= 0:
-        raise ValueError(f"expected a temperature above 0, got {temperature}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"expected bias [{len(weight)}], got {[*bias.shape]}")
+    if not 0 < temperature < inf:
+        raise ValueError(f"expected a finite temperature above 0, got {temperature}")
     if suppressed is not None and (suppressed.dtype != torch.bool or suppressed.shape != weight.shape[:1]):
         raise ValueError(f"expected suppressed bool [{len(weight)}], got {suppressed.dtype} {[*suppressed.shape]}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"expected a chunk of at least 1 column, got {chunk}")
 
 
-def _check_targets(hidden: Tensor, weight: Tensor, targets: Tensor, suppressed: Tensor | None) -> None:
-    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
-        raise ValueError(f"expected targets int64 [{len(hidden)}], got {targets.dtype} {[*targets.shape]}")
+def _check_targets(weight: Tensor, targets: Tensor, suppressed: Tensor | None) -> None:
+    """Refuse targets without a probability. Only a CPU can say which: elsewhere, reading it would wait for the GPU."""
     outside = (targets < 0) | (targets >= len(weight))
     bad = outside if suppressed is None else outside | suppressed[targets.clamp(0, len(weight) - 1)]
-    if bad.any():
+    if targets.device.type != "cpu":
+        torch._assert_async(~bad.any(), "linear_logps: a target is suppressed or outside the vocabulary")
+    elif bad.any():
         token = int(targets[bad][0])
         if not 0 <= token < len(weight):
             raise ValueError(f"expected targets in [0, {len(weight)}), got {token}; mask padding before calling")

@@ -32,7 +32,7 @@ class LossTerms:
     kl: Tensor  # [B, T] as given, 0 outside the mask
     clipped_low: Tensor  # [B, T] bool: r < 1 - low and A < 0, where the range stops the gradient
     clipped_high: Tensor  # [B, T] bool: r > 1 + high and A > 0
-    advantages: Tensor  # [B]
+    advantages: Tensor  # [B, T], of each token, 0 outside the mask
     mask: Tensor  # [B, T] bool
 
 
@@ -48,7 +48,7 @@ class LossOptions(TypedDict, total=False):
 def log_ratio(logps: Tensor, other_logps: Tensor, mask: Tensor) -> Tensor:
     """logps - other_logps in at least float32, [B, T]; 0 outside the mask. No gradient flows to `other_logps`."""
     # Half precision has 3 digits; the difference of two of its log-probabilities would have none left.
-    logps, other_logps = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (logps, other_logps))
+    logps, other_logps = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (logps, other_logps))
     # Mask before anything else: masking a result later would still send NaN gradients back from padding.
     return torch.where(mask, logps - other_logps.detach(), 0.0)
 
@@ -116,7 +116,7 @@ def check_sampler_cap(cap: float) -> None:
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: Tensor, clip_high: Tensor) -> Tensor:
-    """min(r A, clip(r, 1 - low, 1 + high) A) of each token, [B, T]; ratio [B, T], the others [B, 1].
+    """min(r A, clip(r, 1 - low, 1 + high) A) of each token, [B, T]; ratio [B, T], A [B, T] or [B, 1], ranges [B, 1].
 
     Source: PPO, arXiv:1707.06347, eq. 7. Unequal bounds: DAPO, arXiv:2503.14476.
     """
@@ -127,19 +127,21 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: Tensor, clip_
 def dual_clipped(surrogate: Tensor, advantages: Tensor, bound: float) -> Tensor:
     """max(surrogate, c A) where A < 0: no gradient to a bad report more than c times likelier than before.
 
-    surrogate [B, T], advantages [B, 1], bound c above 1 -> [B, T]. Source: arXiv:1912.09729, eq. 8.
+    surrogate [B, T], advantages [B, T] or [B, 1], bound c above 1 -> [B, T]. Source: arXiv:1912.09729, eq. 8.
     """
     return torch.where(advantages < 0, torch.maximum(surrogate, bound * advantages), surrogate)
 
 
 def report_mean(per_token: Tensor, mask: Tensor, *, num_reports: int) -> Tensor:
     """Mean over the step's reports of the mean over their tokens: sum_i (1/|o_i|) sum_t x_it / num_reports."""
+    _check_counts(num_reports=num_reports)
     lengths = mask.sum(-1).clamp(min=1)
     return (torch.where(mask, per_token, 0.0).sum(-1) / lengths).sum() / num_reports
 
 
 def token_mean(per_token: Tensor, mask: Tensor, *, num_tokens: int) -> Tensor:
     """Mean over the step's tokens: sum_it x_it / num_tokens."""
+    _check_counts(num_tokens=num_tokens)
     return torch.where(mask, per_token, 0.0).sum() / num_tokens
 
 
@@ -162,31 +164,30 @@ def policy_loss(
 
         L = -aggregate( w surrogate(ratio, A, clip_low, clip_high) - beta kl )
 
+    Advantages, ranges and weights are constants: no gradient flows to them.
+
     Args:
         logps: [B, T] log-probabilities under the policy being trained. bf16 and fp16 are computed on in float32.
         behaviour_logps: [B, T] under the policy that sampled, computed on the same path; no gradient.
-        advantages: [B], one per report.
+        advantages: A, [B] or [B, 1], one per report, or [B, T], one per token (credit by section).
         mask: [B, T] bool, True on report tokens, EOS included. What is outside it, NaN too, has no effect.
         ratio: `token_ratio` or `sequence_ratio`.
-        clip_low, clip_high: how far below and above 1 the ratio may go: numbers, [B] or [B, 1].
+        clip_low, clip_high: how far below and above 1 the ratio may go: numbers, [B] or [B, 1], 0 or more.
         aggregate: from per-token values [B, T] and the mask to a scalar, with the step's denominator bound.
         dual_clip: c of `dual_clipped`; None leaves the growth of a bad report's loss unbounded.
         kl: [B, T] from `capo.kl`; needed when beta > 0, otherwise only logged.
-        beta: weight of the KL term.
-        weights: [B, T] w, from `sampler_weights`; no gradient. They multiply the surrogate after its clips and not the
-            KL term. None is 1 everywhere.
+        beta: weight of the KL term, 0 or more.
+        weights: [B, T] w, from `sampler_weights`. They multiply the surrogate after its clips and not the KL term. None
+            is 1 everywhere.
 
     Raises:
-        ValueError: a shape, dtype or value is not as above.
+        ValueError: a shape, dtype or value is not as above. A range in a tensor on a device is not read; one that is
+            negative or NaN makes the loss NaN.
     """
     _check(logps, mask, {"behaviour_logps": behaviour_logps, "mask": mask, "kl": kl, "weights": weights})
-    if beta and kl is None:
-        raise ValueError(f"beta is {beta} but kl is missing; pass kl=k3(logps, reference_logps, mask) or beta=0")
-    if dual_clip is not None and dual_clip <= 1:
-        raise ValueError(f"expected dual_clip above 1, got {dual_clip}; None switches it off")
-    column = partial(_column, like=logps)
-    advantages = column(advantages, name="advantages")
-    low, high = column(clip_low, name="clip_low"), column(clip_high, name="clip_high")
+    _check_options(kl, beta, dual_clip)
+    advantages = _per_token(advantages, logps, mask)
+    low, high = _range(clip_low, logps, "clip_low"), _range(clip_high, logps, "clip_high")
     ratios = ratio(logps, behaviour_logps, mask)
     objective = clipped_surrogate(ratios, advantages, low, high)
     if dual_clip is not None:
@@ -196,9 +197,9 @@ def policy_loss(
     divergence = torch.zeros_like(ratios) if kl is None else torch.where(mask, kl, 0.0)
     loss = -aggregate(objective - beta * divergence if beta else objective, mask)
     ratios = ratios.detach()
-    clipped_low = mask & (ratios < 1 - low) & (advantages < 0)
-    clipped_high = mask & (ratios > 1 + high) & (advantages > 0)
-    return LossTerms(loss, ratios, divergence.detach(), clipped_low, clipped_high, advantages[:, 0], mask)
+    clipped_low = (ratios < 1 - low) & (advantages < 0)
+    clipped_high = (ratios > 1 + high) & (advantages > 0)
+    return LossTerms(loss, ratios, divergence.detach(), clipped_low, clipped_high, advantages, mask)
 
 
 def capo_loss(
@@ -284,6 +285,7 @@ def gspo_loss(
         L = -(1/N) sum_i min(s_i A_i, clip(s_i, 1 - low_i, 1 + high_i) A_i),   s_i as in `sequence_ratio`
 
     Its ranges are a thousand times narrower than GRPO's, because s_i is a geometric mean over the report's tokens.
+    Tokens share the gradient of s_i, so advantages per token act through their mean over the tokens not clipped.
     Other arguments as in `policy_loss`. Source: GSPO, arXiv:2507.18071, eq. 5 and 7, ranges of section 5.1.
     """
     batch, mean = (logps, behaviour_logps, advantages, mask), partial(report_mean, num_reports=num_reports)
@@ -308,39 +310,79 @@ def dr_grpo_loss(
     Its advantages are not divided by the std (`capo.advantages.centred_advantages`). `max_tokens` is the longest report
     that sampling allows. Other arguments as in `policy_loss`. Source: arXiv:2503.20783, section 3.2.
     """
+    _check_counts(num_reports=num_reports, max_tokens=max_tokens)
     batch, mean = (logps, behaviour_logps, advantages, mask), partial(token_mean, num_tokens=num_reports * max_tokens)
     return policy_loss(*batch, ratio=token_ratio, clip_low=clip, clip_high=clip, aggregate=mean, **options)
 
 
-# The losses that a run can optimise, with the same arguments: each divides by one of the two counts of the whole step.
+# The losses that a run can optimise, with the same arguments: each divides by some of the counts of the whole step.
 # DAPO and GSPO widen eps_i upwards by their own factor, so that a critical case is tighter by the same on both sides.
-def _capo(*batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, **options: Unpack[LossOptions]) -> LossTerms:
+def _capo(
+    *batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, max_tokens: int = 0, **options: Unpack[LossOptions]
+) -> LossTerms:
     return capo_loss(*batch, clip=clip, num_reports=num_reports, **options)
 
 
-def _dapo(*batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, **options: Unpack[LossOptions]) -> LossTerms:
+def _dapo(
+    *batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, max_tokens: int = 0, **options: Unpack[LossOptions]
+) -> LossTerms:
     return dapo_loss(*batch, clip_low=clip, clip_high=DAPO_UPPER * clip, num_tokens=num_tokens, **options)
 
 
-def _gspo(*batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, **options: Unpack[LossOptions]) -> LossTerms:
+def _gspo(
+    *batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, max_tokens: int = 0, **options: Unpack[LossOptions]
+) -> LossTerms:
     return gspo_loss(*batch, clip_low=clip, clip_high=GSPO_UPPER * clip, num_reports=num_reports, **options)
 
 
-OBJECTIVES: Mapping[str, Callable[..., LossTerms]] = {"capo": _capo, "dapo": _dapo, "gspo": _gspo}
+def _dr_grpo(
+    *batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, max_tokens: int, **options: Unpack[LossOptions]
+) -> LossTerms:
+    return dr_grpo_loss(*batch, clip=clip, num_reports=num_reports, max_tokens=max_tokens, **options)
 
 
-def _column(value: float | Tensor, like: Tensor, name: str) -> Tensor:
+OBJECTIVES: Mapping[str, Callable[..., LossTerms]] = {"capo": _capo, "dapo": _dapo, "gspo": _gspo, "dr_grpo": _dr_grpo}
+
+
+def _per_token(advantages: Tensor, logps: Tensor, mask: Tensor) -> Tensor:
+    """[B], [B, 1] or [B, T] as [B, T] without gradient, 0 outside the mask."""
+    rows, tokens = logps.shape
+    if tuple(advantages.shape) not in ((rows,), (rows, 1), (rows, tokens)):
+        expected = f"[B], [B, 1] or [B, T] with B = {rows} and T = {tokens}"
+        raise ValueError(f"expected advantages as {expected}, got {[*advantages.shape]}")
+    advantages = advantages.detach().to(logps.device, torch.promote_types(logps.dtype, torch.float32))
+    return torch.where(mask, advantages[:, None] if advantages.ndim == 1 else advantages, 0.0)
+
+
+def _range(value: Clip, like: Tensor, name: str) -> Tensor:
     """A number, [B] or [B, 1] as [B, 1]. A [T] tensor would broadcast over the wrong axis, unnoticed if B == T."""
-    if not isinstance(value, Tensor) and math.isnan(value):
-        raise ValueError(f"expected {name} as a number, got nan")
-    # Not in half precision: 1 - 3e-4 is 1 there.
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    value = torch.as_tensor(value, dtype=dtype, device=like.device)
-    if value.ndim == 0:
-        return value.expand(like.shape[0], 1)
-    if tuple(value.shape) not in ((like.shape[0],), (like.shape[0], 1)):
-        raise ValueError(f"expected {name} as a number or [B] or [B, 1] with B = {like.shape[0]}, got {[*value.shape]}")
-    return value.reshape(-1, 1)
+    rows, dtype = like.shape[0], torch.promote_types(like.dtype, torch.float32)  # in half precision 1 - 3e-4 is 1
+    if not isinstance(value, Tensor):
+        if not value >= 0:
+            raise ValueError(f"expected {name} of at least 0, got {value}")
+        return like.new_full((rows, 1), value, dtype=dtype)  # not torch.full: `like` may be a DTensor
+    if value.ndim and tuple(value.shape) not in ((rows,), (rows, 1)):
+        raise ValueError(f"expected {name} as a number or [B] or [B, 1] with B = {rows}, got {[*value.shape]}")
+    # Only a plain tensor in memory is read: reading would wait for a device, and needs a collective if it is sharded.
+    if type(value) is Tensor and value.is_cpu and not torch.compiler.is_compiling() and not (value >= 0).all():
+        raise ValueError(f"expected {name} of at least 0, got {float(value.min())}")
+    column = value.detach().to(like.device, dtype).reshape(-1, 1).expand(rows, 1)
+    return torch.where(column >= 0, column, torch.nan)
+
+
+def _check_options(kl: Tensor | None, beta: float, dual_clip: float | None) -> None:
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"expected beta of at least 0 and finite, got {beta}")
+    if beta and kl is None:
+        raise ValueError(f"beta is {beta} but kl is missing; pass kl=k3(logps, reference_logps, mask) or beta=0")
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"expected dual_clip above 1, got {dual_clip}; None switches it off")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if not count >= 1:
+            raise ValueError(f"expected {name} of at least 1, got {count}")
 
 
 def _check(logps: Tensor, mask: Tensor, others: Mapping[str, Tensor | None]) -> None:

@@ -1,6 +1,6 @@
 """Metrics of policy losses, summed on the device over micro-batches and read once at the end of a step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,7 +32,7 @@ class PolicyMetrics:
     tokens: int  # report tokens, counted in every pass
     effective_samples: float  # Kish: (sum r)^2 / sum r^2, in tokens; equals `tokens` if all ratios are equal
     reports: int  # counted in every pass
-    learning_reports: int  # of these, with an advantage other than 0
+    learning_reports: int  # of these, with a token whose advantage is not 0
 
 
 class LossMetrics:
@@ -41,8 +41,23 @@ class LossMetrics:
     def __init__(self) -> None:
         self._totals = _Totals()
 
-    def add(self, terms: LossTerms, *, critical: Tensor | None = None, entropy: Tensor | None = None) -> None:
-        """Add a micro-batch; critical [B] bool, None if all are normal; entropy [B, T] in nats."""
+    def add(
+        self,
+        terms: LossTerms,
+        *,
+        critical: Tensor | None = None,
+        entropy: Tensor | None = None,
+        sampled: Tensor | None = None,
+    ) -> None:
+        """Add a micro-batch.
+
+        Args:
+            critical: [B] bool; None if all are normal.
+            entropy: [B, T] in nats.
+            sampled: [B] bool, the reports that the policy sampled; the others count in the loss only. None: all.
+        """
+        if sampled is not None:
+            terms = _only(terms, sampled)
         totals, mask = self._totals, terms.mask
         if critical is None:
             critical = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
@@ -56,7 +71,7 @@ class LossMetrics:
         totals.add("kl", terms.kl)
         totals.add("tokens", mask)
         totals.add("reports", mask.any(-1))
-        totals.add("learning_reports", mask.any(-1) & (terms.advantages != 0))
+        totals.add("learning_reports", (terms.advantages != 0).any(-1))
         if entropy is not None:
             totals.add("entropy", torch.where(mask, entropy, 0.0))
         for name, rows in (("critical", critical), ("normal", ~critical)):
@@ -89,6 +104,20 @@ class LossMetrics:
             learning_reports=int(sums["learning_reports"]),
             **by_kind,
         )
+
+
+def _only(terms: LossTerms, rows: Tensor) -> LossTerms:
+    """The terms as if the other reports had no tokens; the loss stays."""
+    mask = terms.mask & rows[:, None]
+    return replace(
+        terms,
+        mask=mask,
+        ratio=torch.where(mask, terms.ratio, 1.0),
+        kl=torch.where(mask, terms.kl, 0.0),
+        clipped_low=terms.clipped_low & mask,
+        clipped_high=terms.clipped_high & mask,
+        advantages=torch.where(mask, terms.advantages, 0.0),
+    )
 
 
 class ScoringMetrics:

@@ -18,9 +18,10 @@ class SamplingConfig:
     temperature: float = 1.0
     """0 decodes greedily."""
     top_p: float = 1.0
-    """Keep the smallest set of tokens whose probability reaches this; 1 keeps all."""
+    """Keep the smallest set of tokens whose probability reaches this; 1 keeps all. Below 1, behaviour_logps are of
+    the truncated distribution: training needs 1."""
     top_k: int = 0
-    """Keep this many most probable tokens; 0 keeps all."""
+    """Keep this many most probable tokens; 0 keeps all. Training needs 0, as it needs top_p 1."""
     max_new_tokens: int = 128
     """A report without EOS after this many tokens is cut and marked truncated."""
     prefill_tokens: int = 16384

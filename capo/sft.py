@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from capo.checks import check_range
+from capo.config import OptimizerConfig
 from capo.packing import micro_batches, pack, report_logps
-from capo.trainer import OptimizerConfig, Trainer
+from capo.trainer import Trainer
 from capo.types import Prompt
 
 

@@ -3,107 +3,21 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from capo.checks import check_range
-from capo.clipping import check_clip
+from capo.config import OptimizerConfig, RlConfig
 from capo.fsdp import sharded_modules
-from capo.kl import k3
-from capo.loss import OBJECTIVES, LossTerms, check_sampler_cap, sampler_weights
+from capo.kl import KL_ESTIMATES, k3
+from capo.loss import OBJECTIVES, LossTerms, sampler_weights
 from capo.metrics import LossMetrics, ScoringMetrics
 from capo.packing import Layout, micro_batches, pack, report_logps
 from capo.ranks import Ranks
 from capo.types import Case, Policy
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up and decay, and how much is computed at one time."""
-
-    lr: float = 1e-5
-    """Peak learning rate (the paper: 1e-5 for LoRA)."""
-    final_lr_share: float = 0.1
-    """Learning rate of the last step, as a share of the peak; cosine in between."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay, on matrices only."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
-    token_budget: int = 8192
-    """Padded tokens of one micro-batch; lower it when memory is short. The gradient does not depend on it."""
-    max_bad_updates: int = 5
-    """The run stops after this many updates in a row whose gradient is not finite; such updates are skipped."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "lr", "max_grad_norm", above=0)
-        check_range(self, "token_budget", "max_bad_updates", least=1)
-        check_range(self, "warmup_steps", least=0)
-        check_range(self, "final_lr_share", least=0, most=1)
-
-
-@dataclass(frozen=True)
-class RlConfig:
-    """The objective, how many reports a step samples, and how often it uses them."""
-
-    steps: int = 1000
-    """Batches of rollouts."""
-    studies_per_step: int = 8
-    """Studies in a batch of rollouts."""
-    group_size: int = 4
-    """G, reports sampled for each study (the paper: 4)."""
-    vision: Literal["frozen", "trained"] = "frozen"
-    """The vision tower, when all weights are trained; frozen, its features are computed once per step."""
-    balance: float = 0.0
-    """0 draws studies with equal probability; 1 sets of Impression labels, however rare; in between, a power."""
-    objective: Literal["capo", "dapo", "gspo"] = "capo"
-    """capo: GRPO where tightening is 1. dapo: mean over tokens, upper range 1.4 eps. gspo: one ratio a report, upper
-    range 4/3 eps; its eps_normal is about 3e-4. All clip each case by its own eps."""
-    eps_normal: float = 0.2
-    """Clip range of normal cases."""
-    tightening: float = 4.0
-    """A critical case is clipped to eps_normal / tightening; 1 clips all cases by the same range."""
-    beta: float = 0.02
-    """Weight of the KL to the frozen SFT policy."""
-    sampler_correction: Literal["off", "token", "report"] = "off"
-    """Multiplies the policy term by the trainer's probability over the sampler's, of each token or of the whole report.
-    For bf16, where the two differ (sampler_gap_mean)."""
-    sampler_cap: float = 3.0
-    """Largest such weight (TRL: 3; verl: 2)."""
-    inner_epochs: int = 2
-    """Passes over a batch of rollouts. With 1 pass and 1 mini-batch the clip range has no effect."""
-    mini_batches: int = 1
-    """Optimiser steps in one pass; cases are split evenly."""
-    advantage_eps: float = 1e-4
-    """Added to the std of a group's rewards."""
-    checkpoint_every: int = 20
-    """Steps between checkpoints; a killed run repeats fewer than this."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-
-    def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"expected objective as one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
-        check_clip(self.eps_normal, self.tightening)
-        check_range(self, "beta", least=0)
-        if self.sampler_correction not in ("off", "token", "report"):
-            raise ValueError(f"expected sampler_correction as off, token or report, got {self.sampler_correction!r}")
-        check_sampler_cap(self.sampler_cap)
-        if self.sampler_correction == "off" and self.sampler_cap != type(self).sampler_cap:
-            raise ValueError(
-                f"sampler_cap is {self.sampler_cap} but sampler_correction is off; set it to token or report, or leave "
-                "sampler_cap out"
-            )
-        check_range(self, "steps", "studies_per_step", "inner_epochs", "mini_batches", "checkpoint_every", least=1)
-        check_range(self, "group_size", least=2)  # one report has no group to beat
-        check_range(self, "balance", least=0, most=1)
-        if self.mini_batches > self.studies_per_step:
-            most = f"at most {self.studies_per_step} (studies_per_step)"
-            raise ValueError(f"expected mini_batches of {most}, got {self.mini_batches}")
 
 
 @dataclass(frozen=True)
@@ -114,9 +28,10 @@ class _MicroBatch:
     features: list[Tensor] | None  # None when the vision tower is trained
     sampled_logps: Tensor  # [R, T], the sampler's own
     reference_logps: Tensor  # [R, T]
-    advantages: Tensor  # [R]
+    advantages: Tensor  # [R, T]
     critical: Tensor  # [R] bool
     clip: Tensor  # [R], eps_i of each report's case
+    sampled: Tensor  # [R] bool, False for edited copies
     behaviour_logps: Tensor | None = None  # [R, T], None before the first pass of the policy that sampled
 
 
@@ -202,20 +117,31 @@ class Trainer:
         config = self.config
         if self.num_updates < config.warmup_steps:
             return config.lr * (self.num_updates + 1) / config.warmup_steps
-        span = max(1, self.num_steps - config.warmup_steps)
+        span = max(1, self.num_steps - 1 - config.warmup_steps)  # the last step is at the end of the cosine
         progress = min(1.0, (self.num_updates - config.warmup_steps) / span)
         share = config.final_lr_share
         return config.lr * (share + (1 - share) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def capo_step(
-        self, cases: Sequence[Case], config: RlConfig, *, temperature: float, suppressed: Tensor | None
+        self,
+        cases: Sequence[Case],
+        config: RlConfig,
+        *,
+        temperature: float,
+        suppressed: Tensor | None,
+        max_tokens: int = 0,
     ) -> dict[str, float]:
         """One CAPO step (paper eq. 8): `inner_epochs` passes over a batch of rollouts, each report clipped by the range
         of its case, with the KL to the reference.
 
+        Edited copies add to the policy term: the loss is divided by the number of sampled reports (or their tokens), so
+        that these count as much as they would without copies. The KL and all metrics of log-probabilities are of
+        sampled reports, as its estimates hold for those only.
+
         Args:
             cases: one per study, with its reports, their advantages (eq. 1) and its clip range (eq. 9).
             temperature, suppressed: as when sampling; every log-probability here is of that distribution.
+            max_tokens: the longest report that sampling allows; the objective `dr_grpo` divides by it.
 
         Returns:
             Metrics of the step (docs/reading-a-run.md lists them).
@@ -234,14 +160,14 @@ class Trainer:
         own[1:] = [[self._score(micro, options, before) for micro in micros] for micros in own[1:]]
         for _ in range(config.inner_epochs):
             for mini_batch, micros in zip(mini_batches, own, strict=True):
-                counts = _counts(mini_batch)
+                counts = {**_counts(mini_batch), "max_tokens": max_tokens}
                 for index, micro in enumerate(micros):
                     logps, entropy = _logps(self.policy, micro.layout, micro.features, options)
                     if micro.behaviour_logps is None:
                         micro = micros[index] = _with_behaviour(micro, logps.detach(), entropy, before)
                     terms = _objective(micro, logps, config, counts)
                     torch.autograd.backward(terms.loss)
-                    losses.add(terms, critical=micro.critical)
+                    losses.add(terms, critical=micro.critical, sampled=micro.sampled)
                 steps.append(self.step())
         gradient = sum(step["grad_norm"] for step in steps) / len(steps)
         metrics = {**asdict(losses.read(self.ranks, num_updates=len(steps))), **before.read(self.ranks)}
@@ -270,16 +196,21 @@ class Trainer:
         layout = pack([case.prompt for case in cases], [[r.response_ids for r in case.rollouts] for case in cases])
         layout = layout.to(self.policy.device)
         features = self.policy(lambda: self.policy.features(layout.prompts)) if self.frozen_vision else None
-        logps = [rollout.behaviour_logps for case in cases for rollout in case.rollouts]
-        sampled = torch.cat([torch.zeros(0), *logps]).to(self.policy.device)
-        advantages = torch.cat([case.advantages for case in cases]).to(sampled)
-        critical = torch.tensor([case.critical for case in cases for _ in case.rollouts], dtype=torch.bool)
-        clip = torch.tensor([case.clip for case in cases for _ in case.rollouts], dtype=torch.float32)
+        reports = [(case, rollout) for case in cases for rollout in case.rollouts]
         assert self.reference is not None
         with self.reference() as policy:
             reference_logps, _ = _logps(policy, layout, features, options)
-        per_report = (advantages, critical.to(sampled.device), clip.to(sampled.device))
-        return _MicroBatch(layout, features, layout.pad(sampled), reference_logps, *per_report)
+        device = layout.mask.device
+        return _MicroBatch(
+            layout=layout,
+            features=features,
+            sampled_logps=_pad(layout, [rollout.behaviour_logps for _, rollout in reports]),
+            reference_logps=reference_logps,
+            advantages=_pad(layout, [row for case in cases for row in _token_advantages(case)]),
+            critical=torch.tensor([case.critical for case, _ in reports], dtype=torch.bool, device=device),
+            clip=torch.tensor([case.clip for case, _ in reports], dtype=torch.float32, device=device),
+            sampled=torch.tensor([rollout.edited is None for _, rollout in reports], dtype=torch.bool, device=device),
+        )
 
     @torch.no_grad()
     def _score(self, micro: _MicroBatch, options: dict[str, Any], before: ScoringMetrics) -> _MicroBatch:
@@ -314,16 +245,29 @@ def _logps(
     return policy(lambda: report_logps(policy, layout, features=features, **options))
 
 
+def _pad(layout: Layout, rows: Sequence[Tensor]) -> Tensor:
+    """Values of the tokens of each report, [T] each -> [R, T] float32 on the layout's device."""
+    return layout.pad(torch.cat([torch.zeros(0), *rows]).to(layout.mask.device, torch.float32))
+
+
+def _token_advantages(case: Case) -> list[Tensor]:
+    """Of the tokens of each report, [T] each."""
+    lengths = [len(rollout.response_ids) for rollout in case.rollouts]
+    rows = zip(case.advantages, lengths, strict=True)
+    return [row[:length] if row.ndim else row.expand(length) for row, length in rows]
+
+
 def _with_behaviour(micro: _MicroBatch, logps: Tensor, entropy: Tensor, before: ScoringMetrics) -> _MicroBatch:
     """With log-probabilities of the policy that sampled, in the very layout that is trained on.
 
     The sampler's own come from another path and differ in the last digits (in bf16 by more than a critical case's
-    clip range), so no ratio is taken of them: they are compared, and give the weights of `sampler_correction`.
+    clip range), so no ratio is taken of them: they are compared, and give the weights of `sampler_correction`. A copy
+    has none; with the trainer's its weight is 1.
     """
-    before.add(
-        micro.sampled_logps, logps, k3(logps, micro.reference_logps, micro.layout.mask), entropy, micro.layout.mask
-    )
-    return replace(micro, behaviour_logps=logps)
+    sampled = torch.where(micro.sampled[:, None], micro.sampled_logps, logps)
+    mask = micro.layout.mask & micro.sampled[:, None]
+    before.add(sampled, logps, k3(logps, micro.reference_logps, mask), torch.where(mask, entropy, 0.0), mask)
+    return replace(micro, sampled_logps=sampled, behaviour_logps=logps)
 
 
 def _objective(micro: _MicroBatch, logps: Tensor, config: RlConfig, counts: dict[str, int]) -> LossTerms:
@@ -333,14 +277,18 @@ def _objective(micro: _MicroBatch, logps: Tensor, config: RlConfig, counts: dict
     if config.sampler_correction != "off":
         level, cap = config.sampler_correction, config.sampler_cap
         weights = sampler_weights(behaviour, micro.sampled_logps, mask, level=level, cap=cap)
-    batch, kl = (logps, behaviour, micro.advantages, mask), k3(logps, micro.reference_logps, mask)
-    return OBJECTIVES[config.objective](*batch, clip=micro.clip, kl=kl, beta=config.beta, weights=weights, **counts)
+    own = mask & micro.sampled[:, None]
+    kl = KL_ESTIMATES[config.kl](logps, behaviour, micro.reference_logps, own)
+    batch, options = (logps, behaviour, micro.advantages, mask), {"kl": kl, "beta": config.beta, "weights": weights}
+    return OBJECTIVES[config.objective](*batch, clip=micro.clip, dual_clip=config.dual_clip, **options, **counts)
 
 
 def _counts(cases: Sequence[Case]) -> dict[str, int]:
-    """What the losses of a mini-batch are divided by, whichever rank and micro-batch its cases are in."""
-    lengths = [len(rollout.response_ids) for case in cases for rollout in case.rollouts]
-    return {"num_reports": len(lengths), "num_tokens": sum(lengths)}
+    """What the losses of a mini-batch are divided by, whichever rank and micro-batch its cases are in; 1 if every
+    report of it was cut and masked."""
+    rollouts = [rollout for case in cases for rollout in case.rollouts if rollout.edited is None]
+    num_tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+    return {"num_reports": max(1, len(rollouts)), "num_tokens": max(1, num_tokens)}
 
 
 def _num_tokens(case: Case) -> int:

@@ -66,21 +66,22 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled report, with everything later stages need and cannot recompute."""
+    """One sampled report, with everything later stages need and cannot recompute; or an edited copy of one."""
 
     study_id: str
-    sample: int  # index among the reports of its study
+    sample: int  # index among the reports of its study; of a copy, that of the report that it was made of
     response_ids: Tensor  # [T] int64; ends in EOS unless truncated
-    behaviour_logps: Tensor  # [T] float32, of the distribution sampled from
+    behaviour_logps: Tensor  # [T] float32, of the distribution sampled from; of a copy, which nobody sampled, 0
     truncated: bool  # the token limit came before EOS
+    edited: str | None = None  # of a copy: what was changed
 
 
 @dataclass(frozen=True)
 class Case:
-    """One study of an optimiser batch: its prompt, its G reports, and what the loss needs of them."""
+    """One study of an optimiser batch: its prompt, its G reports and copies, and what the loss needs of them."""
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
-    advantages: Tensor  # [G] float32, centred within the group; 0 where the reward is missing
+    advantages: Tensor  # [G] float32, or [G, T] of each token, T at least that of the longest report; 0 if missing
     critical: bool  # the reference report describes an abnormal finding; splits the metrics
     clip: float  # eps_i, the clip range of its reports (eq. 9, `capo.clipping.critical_clip`)

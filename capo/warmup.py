@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from capo.checks import check_range
-from capo.trainer import OptimizerConfig, Trainer
+from capo.config import OptimizerConfig
+from capo.trainer import Trainer
 from capo.types import Policy, Prompt
 
 

@@ -10,6 +10,7 @@ from capo.journal import write_whole
 from radflow.dashboard import charts
 from radflow.dashboard.charts import MOST_POINTS, Chart, Series
 from radflow.dashboard.checks import check_criticality, find_warnings
+from radflow.dashboard.held_out import pick_held_out
 from radflow.dashboard.render import flatten, render
 from radflow.dashboard.run_files import RunFiles, read_end
 from radflow.dashboard.studies import STUDIES_PER_STEP, StudySource, find_hardest, measure_spread, pick_rollouts
@@ -49,6 +50,7 @@ def build_dashboard(folder: Path, source: StudySource | None = None) -> Path:
         hardest=find_hardest(run, source),
         criticality=_count_critical(run),
         evaluation=list_metrics(run.evaluation),
+        held_out=pick_held_out(run, source),
         shown_steps=len(rollouts["steps"]),
         most_studies=STUDIES_PER_STEP,
         written=time.strftime("%Y-%m-%d %H:%M"),

@@ -105,11 +105,16 @@ def reward_charts(rows: Sequence[Row], spreads: Mapping[str, Series]) -> list[Ch
 def training_charts(rows: Sequence[Row], *, studies_per_step: int, inner_epochs: int) -> list[Chart]:
     """How the policy moves, and how long its steps take."""
     rows = [_with_rates(row, studies_per_step, inner_epochs) for row in rows]
-    parts = {key: label(key.removeprefix("reward_missing_")) for key in keys_with(rows, "reward_missing_")}
-    named = {"missing_rewards": "whole reward", **parts}
-    lines = [curve(rows, key, name, color=number) for number, (key, name) in enumerate(named.items(), 1)]
+    shares = Chart("Share of each part in the variance within groups", "", _by_part(rows, "variance_share_"))
+    lines = [curve(rows, "missing_rewards", "whole reward", color=1), *_by_part(rows, "reward_missing_", first=2)]
     missing = Chart("Missing rewards", "reports", lines)
-    return drop_empty([*_draw("policy", rows), missing, *_draw("update", rows), *_draw_time(rows)])
+    return drop_empty([shares, *_draw("policy", rows), missing, *_draw("update", rows), *_draw_time(rows)])
+
+
+def _by_part(rows: Sequence[Row], prefix: str, *, first: int = 0) -> list[Series]:
+    """One line per part of the reward, for metrics named by a prefix and the part; colours count from `first`."""
+    keys = enumerate(keys_with(rows, prefix), first)
+    return [curve(rows, key, label(key.removeprefix(prefix)), color=number) for number, key in keys]
 
 
 def held_out_charts(rows: Sequence[Row]) -> list[Chart]:
@@ -125,7 +130,8 @@ def other_charts(rows: Sequence[Row]) -> list[Chart]:
     """Whatever the charts above leave out, so that nothing that is logged is hidden."""
     drawn = {line["key"] for table in ("policy", "update") for chart in TABLES[table] for line in chart["lines"]}
     drawn |= {"step", "zero_std_groups", "missing_rewards"}
-    drawn |= {*keys_with(rows, "reward"), *keys_with(rows, "held_out_"), *keys_with(rows, "seconds_")}
+    prefixes = ("reward", "held_out_", "seconds_", "variance_share_")
+    drawn |= {key for prefix in prefixes for key in keys_with(rows, prefix)}
     others = [key for key in keys_with(rows, "") if key not in drawn]
     numeric = [key for key in others if any(_scaled(row.get(key)) is not None for row in rows)]
     return [Chart(key, "", [curve(rows, key, key)]) for key in numeric]

@@ -13,13 +13,17 @@ from typing import Any
 
 from radflow.dashboard.charts import TABLES
 from radflow.dashboard.run_files import Row, keys_with
+from radflow.rewards.registry import METRICS
 
 WINDOW = 20  # steps that are checked together; what lasts shorter is noise
 FIRST = 10  # steps that later ones are compared with
 COMPARED = 4  # held-out evaluations that are compared with as many before them
 MISSING_SHARE = 0.05
+DOMINANT_SHARE = 0.8  # of one part in the variance within groups, above which the others hardly change an advantage
 ONE_SIDED = 0.9  # share of critical, or of normal, references above which criticality tells cases hardly apart
 CLIP_METRICS = ("clip_low_critical", "clip_high_critical", "clip_low_normal", "clip_high_normal")
+# Metrics of which less is better; the first two count findings.
+LOWER = frozenset({"made_up_findings", "missed_findings", *(n for n, m in METRICS.items() if m.better == "lower")})
 Measured = Mapping[str, Any] | None
 
 
@@ -104,8 +108,22 @@ def check_held_out(history: History, config: Mapping[str, Any]) -> Measured:
     if not differ(earlier, later, least=0.02) or statistics.fmean(later) < statistics.fmean(earlier):
         return None
     rows = [row for row, _ in history.held_out]
-    drop, key = max((measure_fall(_known(rows, key)), key) for key in sorted(keys_with(rows, "held_out_")))
+    drop, key = max((_worsening(rows, key), key) for key in sorted(keys_with(rows, "held_out_")))
     return {"metric": key.removeprefix("held_out_"), "drop": drop} if drop else None
+
+
+def check_shares(history: History, config: Mapping[str, Any]) -> Measured:
+    """One part of the reward alone makes the differences within groups, and so the advantages.
+
+    Not if each part is normalised first (rl.advantage decoupled): the shares are then not what the advantages see.
+    """
+    if not history.long_enough or config["rl"].get("advantage", "group") == "decoupled":
+        return None
+    keys = keys_with(history.recent, "variance_share_")
+    means = [(statistics.fmean(known), key) for key in keys if (known := _known(history.recent, key))]
+    share, key = max(means, default=(0.0, ""))
+    part = key.removeprefix("variance_share_")
+    return {"part": part, "share": share} if share > DOMINANT_SHARE and len(means) > 1 else None
 
 
 def check_missing(history: History, config: Mapping[str, Any]) -> Measured:
@@ -138,6 +156,7 @@ CHECKS = {
     "clip range idle": check_clipping,
     "length grows": check_length,
     "reward hacking": check_held_out,
+    "one part decides": check_shares,
     "judge missing": check_missing,
 }
 
@@ -185,6 +204,11 @@ def find_warnings(rows: Iterable[Row], config: Mapping[str, Any]) -> list[RunWar
 def count_studies(row: Row, config: Mapping[str, Any]) -> float:
     """Studies of a step; `reports` counts each pass over them."""
     return row["reports"] / (config["rl"]["inner_epochs"] * config["rl"]["group_size"])
+
+
+def _worsening(rows: Sequence[Row], key: str) -> float:
+    sign = -1.0 if key.removeprefix("held_out_") in LOWER else 1.0
+    return measure_fall([sign * value for value in _known(rows, key)])
 
 
 def measure_fall(values: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
@@ -83,6 +83,13 @@ class RunFiles:
         parts = sorted((self.folder / "explore" / "predictions").glob("part_*.jsonl"))
         rows: list[dict[str, Any]] = [row for path in parts for row in read_lines(path)]
         return {row["id"]: row["report"] for row in rows}
+
+    def held_out(self) -> dict[str, tuple[str, str, str]]:
+        """Reference, SFT and CAPO report of every held-out study; none before the evaluation."""
+        files = [read_json(self.folder / "eval" / f"{name}.json") or {} for name in ("references", "sft", "capo")]
+        shared = [study_id for study_id in files[0] if all(study_id in file for file in files)]
+        texts = {i: tuple(str(file[i].get("report") or "") for file in files) for i in shared}
+        return cast(dict[str, tuple[str, str, str]], texts)
 
 
 def read_json(path: Path) -> Any:

@@ -136,6 +136,7 @@ def _describe_study(row: Row, parts: dict[str, int]) -> dict[str, Any]:
             **{key: report[key] for key in ("tokens", "truncated", "total")},
             "parts": [report["parts"].get(name) for name in parts],
             "advantage": report["advantage"],
+            "edited": report.get("edited"),  # what was changed, if the policy did not write it as it is
         }
         for number, report in enumerate(row["reports"][:REPORTS_PER_STUDY])
     ]
@@ -156,11 +157,11 @@ def _draw_small(ids: Sequence[str], source: StudySource) -> dict[str, list[str]]
 
 
 def measure_spread(run: RunFiles) -> dict[str, Series]:
-    """Mean and standard deviation of each part of the reward over the reports of evenly spaced steps."""
+    """Mean and standard deviation of each part of the reward over the policy's own reports of evenly spaced steps."""
     columns: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
     for step in evenly(run.rollout_steps(), SPREAD_STEPS):
         values: dict[str, list[float]] = defaultdict(list)
-        reports = [report for row in run.rollouts(step) for report in row["reports"]]
+        reports = [report for row in run.rollouts(step) for report in row["reports"] if not report.get("edited")]
         for name, value in (item for report in reports for item in report["parts"].items()):
             if value is not None:
                 values[name].append(value)

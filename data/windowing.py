@@ -1,5 +1,6 @@
 """Which grey levels of an image deeper than 8 bits become black and which white."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ class WindowConfig:
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ValueError(f"expected window.percentiles rising within 0 and 100, got {low} and {high}")
-        if self.levels is not None and not self.levels[0] < self.levels[1]:
+        if self.levels is not None and not -math.inf < self.levels[0] < self.levels[1] < math.inf:
             raise ValueError(f"expected window.levels rising, got {self.levels[0]} and {self.levels[1]}")
         if self.levels is not None and self.percentiles != (0.0, 100.0):
             got = f"{self.percentiles} and {self.levels}"

@@ -53,6 +53,8 @@ class EndpointConfig:
     def __post_init__(self) -> None:
         if (self.url is None) != (self.model is None):
             raise ValueError("expected endpoint.url and endpoint.model together, got one of them")
+        check_range(self, "backoff_s", least=0)
+        check_range(self, "timeout_s", above=0)
         if self.url is None:
             return
         if not self.allow_external and not is_loopback(self.url):

@@ -44,8 +44,10 @@ class LoraConfig:
     """Adapters on the layers between vision tower and language model too (Qwen3-VL: its DeepStack mergers as well)."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"expected rank of at least 1 and alpha above 0, got {self.rank} and {self.alpha}")
+        if self.rank < 1 or not 0 < self.alpha < math.inf:
+            raise ValueError(
+                f"expected rank of at least 1 and alpha above 0 and finite, got {self.rank} and {self.alpha}"
+            )
         try:
             re.compile(self.targets)
         except re.error as error:

@@ -7,22 +7,25 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from capo.stopping import StopRequested
 
-DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
+DEFAULT_CONFIG = CONFIGS / "demo.yaml"
 _NAMES = ("annotate", "compare", "dashboard", "export", "plan", "watch")
 TRAIN_COMMANDS = {name: f"pipeline.commands:{name}" for name in _NAMES}
 
 
 @dataclass(frozen=True)
 class Source:
-    """The YAML file, by default the demo's, and the sections whose options are asked for; None: no help is."""
+    """The YAML file, by default the demo's; what is laid over it; the sections whose options are asked for, None: no
+    help is."""
 
     config: Path = DEFAULT_CONFIG
+    preset: Literal["paper"] | None = None
     help: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=("-h",))] = None
 
 

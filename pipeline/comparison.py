@@ -12,10 +12,12 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from radflow.dashboard.checks import LOWER
 from radflow.data.nearest import nearest_indices
 from radflow.data.phantoms import state_labels
 from radflow.data.sections import parse_sections
 from radflow.data.studies import Study
+from radflow.pipeline.finding_errors import MADE_UP, MISSED, finding_errors
 from radflow.pipeline.tables import Table, with_direction
 from radflow.rewards.hierarchy import HierarchicalReward, LabelF1
 from radflow.rewards.registry import METRICS
@@ -26,12 +28,18 @@ T = TypeVar("T")
 Columns = dict[str, list[float | None]]  # metric -> one value per study; None: the reference does not define it
 
 TRUTH = "label_f1_true_state"  # phantoms only: the Impression against the true state, which no reward sees
-LABELS = {"total": "total reward", TRUTH: "label F1 of the Impression (true state)"}
+LABELS = {
+    "total": "total reward",
+    TRUTH: "label F1 of the Impression (true state)",
+    MADE_UP: "made-up findings",
+    MISSED: "missed findings",
+}
 
 
 def score_reports(reward: HierarchicalReward, reports: Sequence[str], studies: Sequence[Study]) -> Columns:
-    """The total reward and every metric of the reward, for every study; on phantoms the true state's label F1 too."""
-    columns = _score(reward, reports, studies)
+    """The total reward, every metric of the reward, made-up and missed findings, for every study; on phantoms the true
+    state's label F1 too."""
+    columns = _score(reward, reports, studies) | finding_errors(reward.labeler, reports, studies)
     truths = [state_labels(study.state) for study in studies if study.state is not None]
     if len(truths) == len(studies):
         impressions = reward.labeler([parse_sections(report).impression for report in reports])
@@ -82,7 +90,7 @@ def constant_reports(reward: HierarchicalReward, train: Sequence[Study], sample:
     bar = tqdm(reports, "constant baseline", unit="report", disable=None, leave=False)
     scored = ((report, _score(reward, [report] * len(studies), studies)) for report in bar)
     candidates = ((report, {name: _mean(values) for name, values in columns.items()}) for report, columns in scored)
-    return best_constants(candidates, lower=[name for name, metric in METRICS.items() if metric.better == "lower"])
+    return best_constants(candidates, lower=LOWER)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -111,7 +119,7 @@ def baseline_columns(
     scored = {report: score_reports(reward, [report] * len(test), test) for report in dict.fromkeys(constants.values())}
     constant = {name: scored[report][name] for name, report in constants.items()}
     chosen = scored[constants["label_f1_rules" if "label_f1_rules" in constants else "total"]]
-    constant |= {TRUTH: chosen[TRUTH]} if TRUTH in chosen else {}
+    constant |= {name: chosen[name] for name in (TRUTH, MADE_UP, MISSED) if name in chosen}
     nearest = score_reports(reward, nearest_reports(train, test), test)
     return {"best constant": constant, "nearest neighbour": nearest}
 
@@ -142,8 +150,9 @@ def render_table(rows: Sequence[Mapping], names: tuple[str, str], notes: Sequenc
         if row["studies"]:
             d, means = row["difference"], [f"{row[system]['mean']:.3f}" for system in ("first", "second")]
             shown = [*means, f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"]
-        entry = METRICS.get(row["metric"])
-        name = with_direction(entry.label, entry.better) if entry else LABELS.get(row["metric"], row["metric"])
+        metric = row["metric"]
+        label = METRICS[metric].label if metric in METRICS else LABELS.get(metric, metric)
+        name = with_direction(label, "lower" if metric in LOWER else "higher")
         body.append([name, *shown, *("unavailable" if row[b] is None else f"{row[b]:.3f}" for b in baselines)])
     table = Table("", ["metric", *names, "difference (95 % paired)", *baselines], body)
     return "\n".join([table.markdown(), "", *notes]) + "\n"

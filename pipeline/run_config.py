@@ -20,17 +20,17 @@ import torch
 import tyro
 import yaml
 
+from capo.config import RlConfig
 from capo.explore import ExploreConfig
 from capo.fsdp import ParallelConfig
 from capo.journal import write_json, write_whole
 from capo.sampling import SamplingConfig
 from capo.sft import SftConfig
-from capo.trainer import RlConfig
 from capo.warmup import WarmupConfig
 from radflow.dashboard.trackers import TrackingConfig
 from radflow.data.corpus import DataConfig
 from radflow.models.start import ModelConfig
-from radflow.pipeline.command_line import parse_source, suggest
+from radflow.pipeline.command_line import CONFIGS, parse_source, suggest
 from radflow.pipeline.generation import EvaluateConfig
 from radflow.rewards.config import RewardConfig
 from radflow.rewards.judge.config import ANSWERS_DEPEND_ON, JudgeConfig
@@ -76,6 +76,12 @@ class Config:
         slots, group = self.rollout.slots, self.rl.group_size
         if group > slots:
             raise ValueError(f"expected rollout.slots of at least rl.group_size, got {slots} and {group}")
+        sampling = self.rollout
+        if "rl" in self.stages.split(",") and (sampling.temperature == 0 or sampling.top_p < 1 or sampling.top_k):
+            raise ValueError(
+                "expected rollout.temperature above 0, top_p 1 and top_k 0, as the RL stage trains on the distribution "
+                f"that it samples from, got {sampling.temperature}, {sampling.top_p} and {sampling.top_k}"
+            )
         if self.model.training == "lora" and self.rl.vision == "trained":
             raise ValueError("expected rl.vision frozen with model.training lora, got trained; see model.lora.vision")
 
@@ -96,19 +102,25 @@ def config_hash(config: Config) -> str:
 
 
 def parse_config(words: Sequence[str]) -> Config:
-    """Config of a run from the command line: the YAML file that `--config` names, and the other options over it."""
+    """Config of a run from the command line: the YAML file that `--config` names, then that of `--preset`, then the
+    other options."""
     source, options = parse_source(words)
-    return read_config(Config, source.config, options)
+    preset = None if source.preset is None else CONFIGS / "presets" / f"{source.preset}.yaml"
+    return read_config(Config, source.config, options, preset=preset)
 
 
-def read_config(kind: type[C], path: Path, options: Sequence[str] = ()) -> C:
-    """A config from a YAML file, and dotted options over it; exits with a message that names the key of a mistake."""
+def read_config(kind: type[C], path: Path, options: Sequence[str] = (), *, preset: Path | None = None) -> C:
+    """A config from a YAML file, that of a preset over it, and dotted options over both; exits with a message that
+    names the key of a mistake."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        flags = _flags(loaded, kind, "", path)
+        flags = [flag for one in (path, preset) if one is not None for flag in _read_flags(one, kind)]
     except (OSError, yaml.YAMLError, ValueError) as error:
         sys.exit(f"error: {error}")
     return tyro.cli(kind, args=[*flags, *options], **TYRO)
+
+
+def _read_flags(path: Path, kind: type) -> list[str]:
+    return _flags(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, kind, "", path)
 
 
 def show_options(sections: Sequence[str]) -> None:

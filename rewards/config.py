@@ -1,5 +1,6 @@
 """Which reward is computed, of what parts, and with which weights (docs/rewards.md)."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,15 +57,17 @@ class RewardConfig:
         if self.workers < 0:
             raise ValueError(f"expected reward.workers of at least 0, got {self.workers}")
         weights = (self.syntax, self.domain, self.consistent, self.gamma)
-        if min(weights) < 0 or max(weights) == 0:
-            raise ValueError(f"expected reward weights not negative and not all zero, got {weights}")
+        if not all(0 <= weight < math.inf for weight in weights) or max(weights) == 0:
+            raise ValueError(f"expected reward weights finite, not negative and not all zero, got {weights}")
         if self.preset == "plugin" and self.plugin is None:
             raise ValueError("reward.preset plugin: expected reward.plugin, the module:function to call")
         if self.plugin is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.plugin):
             raise ValueError(f"expected reward.plugin as module:function, got {self.plugin!r}")
-        if self.plugin is not None and self.plugin_weight <= 0:
+        if not 0 < self.plugin_weight < math.inf:
             weight = self.plugin_weight
-            raise ValueError(f"expected reward.plugin_weight above 0, got {weight}; scale inside the plug-in")
+            raise ValueError(
+                f"expected reward.plugin_weight above 0 and finite, got {weight}; scale inside the plug-in"
+            )
 
     @property
     def gated(self) -> bool:

@@ -111,23 +111,31 @@ class HierarchicalReward:
         refused = self._refused(references)
         measured = self._own(candidates, references, respaced=True)
         groups = range(len(candidates)) if groups is None else groups
-        left_out: dict[int, set[str]] = {group: set() for group in groups}
-        for group, reference in zip(groups, references, strict=True):
-            left_out[group] |= refused.get(reference, set())
+        lacking: dict[int, set[str]] = {group: set() for group in groups}
         for name, lacks in measured.missing.items():
-            for group, lacking in zip(groups, lacks, strict=True):
-                left_out[group].update({name} if lacking else ())
+            for group, lacks_it in zip(groups, lacks, strict=True):
+                lacking[group].update({name} if lacks_it else ())
         pairs = enumerate(zip(candidates, references, groups, strict=True))
-        scores = tuple(self._score(measured, i, c, r, left_out[group]) for i, (c, r, group) in pairs)
+        scores = tuple(
+            self._score(measured, i, c, r, refused.get(r, frozenset()), lacking[group]) for i, (c, r, group) in pairs
+        )
         return Scored(scores, measured.seconds)
 
-    def _refused(self, references: Sequence[str]) -> dict[str, set[str]]:
+    def _refused(self, references: Sequence[str]) -> dict[str, AbstractSet[str]]:
         """Reference -> judges of consistency that refuse its own two sections."""
         distinct = [r for r in dict.fromkeys(references) if self.metrics.parse(r).status == "ok"]
         values = self._judge(distinct, distinct).values
         return {r: {name for name in values if values[name][i] == -1.0} for i, r in enumerate(distinct)}
 
-    def _score(self, measured: Measured, i: int, candidate: str, reference: str, left_out: AbstractSet[str]) -> Score:
+    def _score(
+        self,
+        measured: Measured,
+        i: int,
+        candidate: str,
+        reference: str,
+        refused: AbstractSet[str],
+        lacking: AbstractSet[str],
+    ) -> Score:
         parts: dict[str, float | None] = {}
         for name, column in measured.values.items():
             parts[name] = column[i]
@@ -136,25 +144,24 @@ class HierarchicalReward:
                 parts["syntax"] = sum(both) / len(SYNTAX)
         missing = tuple(name for name, lacks in measured.missing.items() if lacks[i])
         parts["guard"] = 1.0 if self.config.printed else guard(candidate, reference)
-        return Score(self._total(parts, missing, left_out), parts, missing, tuple(sorted(left_out)))
+        refused = refused if self.weights.keys() - refused else frozenset()
+        left_out = refused | lacking
+        terms = {name: term for name, term in self._terms(parts).items() if name not in {*refused, *missing}}
+        counted = [term for name, term in terms.items() if name not in left_out]
+        # If nothing else is left to compare, the reports that lack a part leave their group, and no other.
+        counted = counted or ([] if missing else [*terms.values()])
+        total = sum(counted) if counted else None
+        return Score(total, parts, missing, tuple(sorted(left_out)), terms)
 
-    def _total(
-        self, parts: Mapping[str, float | None], missing: Sequence[str], left_out: AbstractSet[str]
-    ) -> float | None:
-        """Eq. 4 and 5: the weighted sum of the parts, its positive terms times guard and truth."""
-        counted = {name: weight for name, weight in self.weights.items() if name not in left_out}
-        if not counted:
-            # Nothing would be left to compare: then the reports that lack a part leave their group, and no other.
-            if missing:
-                return None
-            counted = self.weights
-        known = {name: value for name in counted if (value := parts[name]) is not None}
-        terms = {name: counted[name] * max(value, LOWEST.get(name, value)) for name, value in known.items()}
+    def _terms(self, parts: Mapping[str, float | None]) -> dict[str, float]:
+        """Eq. 4 and 5: the weighted parts, the positive ones times guard and truth; 0 for one that a rule skips."""
+        values = {name: 0.0 if (value := parts[name]) is None else value for name in self.weights}
+        terms = {name: self.weights[name] * max(value, LOWEST.get(name, value)) for name, value in values.items()}
         factor = cast(float, parts["guard"])
         if self.config.gated:
             factor *= cast(float, parts[TRUTH])
             terms |= self._consistent(parts, terms)
-        return sum(factor * term if term > 0 else term for term in terms.values())
+        return {name: factor * term if term > 0 else term for name, term in terms.items()}
 
     def _consistent(self, parts: Mapping[str, float | None], terms: Mapping[str, float]) -> dict[str, float]:
         """What consistency earns: in proportion to the agreement of the Findings, and nothing if the report contradicts

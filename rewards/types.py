@@ -1,7 +1,7 @@
 """The carriers of rewards, and what every parser, metric and labeler offers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -17,6 +17,18 @@ class Score:
     parts: Mapping[str, float | None]
     missing: tuple[str, ...] = ()  # parts that could not be computed for this report
     left_out: tuple[str, ...] = ()  # parts that count in no total of its group, since a member lacks them
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """What each known part adds to the total, weighted and scaled; those left out too, unless no report has them."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A report of a group in which one finding was made right against the reference."""
+
+    report: str
+    about: str  # what was made right, and how
+    of: int  # index of the report that it was made of
+    score: Score
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Scored:
 
     scores: tuple[Score, ...]
     seconds: Mapping[str, float]  # part -> seconds it took for the whole batch
+    copies: tuple[Copy, ...] = ()  # made if the run asks for them
 
 
 class Sections(Protocol):

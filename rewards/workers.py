@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 import loky
 
 from radflow.rewards.config import RewardConfig
-from radflow.rewards.hierarchy import HierarchicalReward
+from radflow.rewards.editing import Editing, GroupScorer
 from radflow.rewards.judge.config import JudgeConfig
 from radflow.rewards.registry import build_reward
 from radflow.rewards.types import Parser, Scored
@@ -23,26 +23,37 @@ class RewardWorkers:
         config: of the reward; `config.workers` processes, with 0 each group is scored at once in this process.
         parse: section parser, a function that can be imported by name.
         judge: the language model that is asked, if the config asks one.
+        editing: which copies of the reports are made and scored too; None makes none.
     """
 
-    def __init__(self, config: RewardConfig, parse: Parser, *, judge: JudgeConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        parse: Parser,
+        *,
+        judge: JudgeConfig | None = None,
+        editing: Editing | None = None,
+    ) -> None:
         self._executor: loky.ProcessPoolExecutor | None = None
         if config.workers:
             # loky's processes import what they need and not the program that started them, which loads a model library.
             # One thread each: they are many, and the cores are wanted for decoding too.
             self._executor = loky.ProcessPoolExecutor(
-                config.workers, initializer=_prepare, initargs=(config, parse, judge), env={"OMP_NUM_THREADS": "1"}
+                config.workers,
+                initializer=_prepare,
+                initargs=(config, parse, judge, editing),
+                env={"OMP_NUM_THREADS": "1"},
             )
         else:
-            self._reward: HierarchicalReward = build_reward(config, parse, judge=judge)
+            self._score = GroupScorer(build_reward(config, parse, judge=judge), editing)
 
     def submit(self, candidates: Sequence[str], references: Sequence[str]) -> "Future[Scored]":
         """Begin to score the reports of one group, which are compared with one another; `scores_of` waits for them."""
         if self._executor is not None:
-            return self._executor.submit(_score, list(candidates), list(references))
+            return self._executor.submit(_score_in_worker, list(candidates), list(references))
         done: Future[Scored] = Future()
         try:
-            done.set_result(self._reward.scored(candidates, references, groups=[0] * len(candidates)))
+            done.set_result(self._score(candidates, references))
         except Exception as error:  # waits in the future, as a worker's would
             done.set_exception(error)
         return done
@@ -68,13 +79,13 @@ def scores_of(future: "Future[Scored]", *, study_id: str) -> Scored:
         raise RuntimeError(f"study {study_id}: its reports could not be scored: {error}") from error
 
 
-_reward: HierarchicalReward  # of a worker process, built by `_prepare`
+_score: GroupScorer  # of a worker process, built by `_prepare`
 
 
-def _prepare(config: RewardConfig, parse: Parser, judge: JudgeConfig | None) -> None:
-    global _reward
+def _prepare(config: RewardConfig, parse: Parser, judge: JudgeConfig | None, editing: Editing | None) -> None:
+    global _score
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    _reward = build_reward(config, parse, judge=judge)
+    _score = GroupScorer(build_reward(config, parse, judge=judge), editing)
 
 
 def _end_with(parent: int) -> None:
@@ -84,5 +95,5 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _score(candidates: list[str], references: list[str]) -> Scored:
-    return _reward.scored(candidates, references, groups=[0] * len(candidates))
+def _score_in_worker(candidates: list[str], references: list[str]) -> Scored:
+    return _score(candidates, references)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+REFERENCE = "Findings: Small left pleural effusion. No pneumothorax. Impression: Small left pleural effusion."
 PARTS = ("bleu2", "rouge_l", "entity_f1_rules", "label_f1_rules")
 CONFIG = {
     "run_dir": "runs/made",
@@ -156,6 +157,9 @@ def make_run(
     row = {"metric": "total", "studies": 6, "first": interval, "second": interval, "difference": interval}
     table = {"studies": 6, "seed": 5, "rows": [{**row, "best constant": 2.5}], "notes": ["SFT: 50.0 % distinct"]}
     (folder / "eval").mkdir()
+    reports = {"references": REFERENCE, "sft": "Findings: Right pneumothorax. Impression: Pneumothorax.", "capo": text}
+    for name, report in reports.items():
+        (folder / f"eval/{name}.json").write_text(json.dumps({i: {"report": report} for i in ids[-6:]}))
     (folder / "eval/table.json").write_text(json.dumps(table))
     (folder / "eval/table.md").write_text("| metric |\n")
     return folder

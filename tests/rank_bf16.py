@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from capo.config import OptimizerConfig, RlConfig
 from capo.fsdp import ParallelConfig, gathered, shard_policy, sharded_modules
 from capo.packing import pack, report_logps
 from capo.ranks import Ranks
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
-from capo.trainer import OptimizerConfig, RlConfig, Trainer
+from capo.trainer import Trainer
 from capo.types import Case
 from radflow.data.phantoms import make_studies
 from radflow.models.lora import LoraConfig, adapters, add_lora, merge_lora

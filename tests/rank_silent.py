@@ -5,8 +5,9 @@ import time
 
 import torch
 
+from capo.config import OptimizerConfig
 from capo.ranks import Ranks
-from capo.trainer import OptimizerConfig, Trainer
+from capo.trainer import Trainer
 
 ranks = Ranks.from_environment(timeout_s=3)
 ranks.stage = "rl"

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from capo.advantages import group_advantages
+from capo.config import OptimizerConfig, RlConfig
 from capo.fsdp import ParallelConfig, gathered, shard_policy, sharded_modules
 from capo.ranks import Ranks
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
 from capo.sft import sft_step
-from capo.trainer import OptimizerConfig, RlConfig, Trainer
+from capo.trainer import Trainer
 from capo.types import Case
 from radflow.data.phantoms import make_studies
 from radflow.models.adapter_files import save_adapter

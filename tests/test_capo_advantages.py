@@ -5,12 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capo.advantages import centred_advantages, group_advantages, leave_one_out_advantages
+from capo.advantages import (
+    batch_advantages,
+    centred_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+)
 
 # Hundredths: sums and differences of them stay exact enough that equal rewards are equal.
 rewards_of_four = st.lists(st.integers(-500, 500).map(lambda x: x / 100), min_size=4, max_size=4)
 ONE_GROUP = torch.zeros(4, dtype=torch.int64)
-EVERY = [group_advantages, centred_advantages, leave_one_out_advantages]
+EVERY = [group_advantages, batch_advantages, centred_advantages, leave_one_out_advantages]
 
 
 def double(*values):
@@ -25,6 +30,16 @@ def test_one_group_by_hand():
     torch.testing.assert_close(group_advantages(rewards, groups, eps=1.0).advantages, expected / 2)
     torch.testing.assert_close(centred_advantages(rewards, groups).advantages, expected)
     torch.testing.assert_close(leave_one_out_advantages(rewards, groups).advantages, expected * 1.5)
+    torch.testing.assert_close(batch_advantages(rewards, groups, eps=1.0).advantages, expected / 2)
+
+
+def test_batch_divides_every_group_by_the_std_of_all_rewards_by_hand():
+    # rewards 0, 2 and 4, 10, and one that is missing: deviations 1 and 3, mean 4, squares 16, 4, 0, 36, std sqrt(56/3)
+    rewards, groups = torch.tensor([0.0, 2.0, 4.0, 10.0, math.nan]), torch.tensor([0, 0, 1, 1, 1])
+    expected = torch.tensor([-1.0, 1.0, -3.0, 3.0, 0.0])
+    found = batch_advantages(rewards, groups, eps=0.5)
+    torch.testing.assert_close(found.advantages, expected / (math.sqrt(56 / 3) + 0.5))
+    assert (found.num_zero_std, found.num_missing) == (0, 1)
 
 
 def test_missing_reward_leaves_its_group_and_touches_nobody():

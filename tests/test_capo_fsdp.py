@@ -10,10 +10,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from capo import fsdp, ranks
 from capo.checkpoint import Checkpoints
+from capo.config import OptimizerConfig
 from capo.fsdp import ParallelConfig, build_mesh, gathered, shard_policy
 from capo.ranks import Ranks, choose_backend
 from capo.sft import sft_step
-from capo.trainer import OptimizerConfig, Trainer
+from capo.trainer import Trainer
 from radflow.pipeline.generation import build_prompt
 
 CPU, META = torch.device("cpu"), torch.device("meta")

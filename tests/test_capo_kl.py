@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capo.kl import corrected_k3, k1, k2, k3
+from capo.kl import KL_ESTIMATES, corrected_k3, k1, k2, k3
 
 WHOLE = torch.ones(1, 3, dtype=torch.bool)
 P, Q, SAMPLER = (torch.tensor([x], dtype=torch.float64) for x in ([0.5, 0.3, 0.2], [0.2, 0.2, 0.6], [0.1, 0.6, 0.3]))
@@ -61,10 +61,19 @@ def test_k3_is_never_negative_and_nothing_is_clamped(logp, reference):
     torch.testing.assert_close(float(value), math.expm1(gap) - gap, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("estimate", [k1, k2, k3])
-def test_padding_is_zero_in_value_and_gradient(estimate):
+def test_every_estimate_by_name_by_hand():
+    # policy 1/2, reference 1/4, sampled with probability 1/8: only the corrected one uses the ratio of 4
+    logps, behaviour, reference = (torch.tensor([[x]]).log() for x in (0.5, 0.125, 0.25))
+    mask, log2 = torch.ones(1, 1, dtype=torch.bool), math.log(2)
+    expected = {"k1": log2, "k2": log2**2 / 2, "k3": log2 - 0.5, "corrected_k3": 4 * (log2 - 0.5)}
+    found = {name: float(estimate(logps, behaviour, reference, mask)) for name, estimate in KL_ESTIMATES.items()}
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", list(KL_ESTIMATES))
+def test_padding_is_zero_in_value_and_gradient(name):
     logps = torch.tensor([[-1.0, math.nan]], requires_grad=True)
     mask = torch.tensor([[True, False]])
-    values = estimate(logps, torch.tensor([[-1.5, math.inf]]), mask)
+    values = KL_ESTIMATES[name](logps, torch.tensor([[-2.0, math.nan]]), torch.tensor([[-1.5, math.inf]]), mask)
     values.sum().backward()
     assert values[0, 1] == 0 and logps.grad[0, 1] == 0 and logps.grad.isfinite().all()

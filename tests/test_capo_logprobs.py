@@ -1,5 +1,8 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
+import torch._dynamo.testing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import capo.logprobs
@@ -16,11 +19,15 @@ def inputs(n=7, d=5, v=11, seed=0, dtype=torch.float64):
     return hidden.requires_grad_(), weight.requires_grad_(), targets, suppressed
 
 
-def dense(hidden, weight, targets, temperature, suppressed):
-    logits = (hidden @ weight.t()) / temperature
+def dense(hidden, weight, targets, temperature, suppressed, bias=0.0):
+    logits = (hidden @ weight.t() + bias) / temperature
     logps = logits.masked_fill(suppressed, -torch.inf).log_softmax(-1)
     kept = logps[:, ~suppressed]
     return logps.gather(1, targets[:, None])[:, 0], -(kept.exp() * kept).sum(-1)
+
+
+def head_bias(dtype=torch.float64):
+    return torch.linspace(-2, 3, 11, dtype=dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("rows", [2, 2048])
@@ -28,14 +35,15 @@ def dense(hidden, weight, targets, temperature, suppressed):
 def test_equals_the_dense_path_in_value_and_gradient(chunk, rows, monkeypatch):
     monkeypatch.setattr(capo.logprobs, "MAX_ROWS", rows)
     hidden, weight, targets, suppressed = inputs()
-    out = torch.arange(1.0, 8.0, dtype=torch.float64)
-    expected, expected_entropy = dense(hidden, weight, targets, 0.7, suppressed)
-    expected_grads = torch.autograd.grad(expected @ out, (hidden, weight))
-    logps, entropy = linear_logps(hidden, weight, targets, temperature=0.7, suppressed=suppressed, chunk=chunk)
-    grads = torch.autograd.grad(logps @ out, (hidden, weight))
-    torch.testing.assert_close(logps, expected)
-    torch.testing.assert_close(entropy, expected_entropy)
-    torch.testing.assert_close(grads, expected_grads)
+    bias, out = head_bias(), torch.arange(1.0, 8.0, dtype=torch.float64)
+    for given, learned in (({}, (hidden, weight)), ({"bias": bias}, (hidden, weight, bias))):
+        expected, expected_entropy = dense(hidden, weight, targets, 0.7, suppressed, **given)
+        expected_grads = torch.autograd.grad(expected @ out, learned)
+        options = {"temperature": 0.7, "suppressed": suppressed, "chunk": chunk, **given}
+        logps, entropy = linear_logps(hidden, weight, targets, **options)
+        torch.testing.assert_close(logps, expected)
+        torch.testing.assert_close(entropy, expected_entropy)
+        torch.testing.assert_close(torch.autograd.grad(logps @ out, learned), expected_grads)
 
 
 def test_a_gpu_multiplies_tens_of_thousands_of_columns_at_a_time_a_cpu_what_fits_its_cache():
@@ -47,10 +55,20 @@ def test_a_gpu_multiplies_tens_of_thousands_of_columns_at_a_time_a_cpu_what_fits
         assert tile_width(2048, weight, torch.float32) == 512 * 2**20 // (16 * 2**10) == 32_768
 
 
+def test_a_bias_decides_alone_where_the_head_is_zero():
+    # softmax of log 1, log 2, log 5 is 1/8, 1/4, 5/8, whatever the hidden state; d logp / d bias = onehot - p
+    bias = torch.tensor([1.0, 2.0, 5.0]).log().requires_grad_()
+    logps, _ = linear_logps(torch.randn(1, 4), torch.zeros(3, 4), torch.tensor([1]), bias=bias, chunk=2)
+    logps.sum().backward()
+    torch.testing.assert_close(logps.exp(), torch.tensor([0.25]))
+    torch.testing.assert_close(bias.grad, torch.tensor([-0.125, 0.75, -0.625]))
+
+
 def test_gradcheck():
     hidden, weight, targets, suppressed = inputs()
+    options = {"temperature": 0.7, "suppressed": suppressed, "chunk": 4}
     assert torch.autograd.gradcheck(
-        lambda h, w: linear_logps(h, w, targets, temperature=0.7, suppressed=suppressed, chunk=4)[0], (hidden, weight)
+        lambda h, w, b: linear_logps(h, w, targets, bias=b, **options)[0], (hidden, weight, head_bias())
     )
 
 
@@ -86,13 +104,145 @@ def test_large_logits_neither_overflow_nor_lose_the_target():
     assert linear_logps(hidden, weight, torch.tensor([0]), chunk=1)[0] == -2e4
 
 
-def test_only_what_is_trained_gets_a_gradient():
+@pytest.mark.parametrize("trained", [(0,), (1,), (2,), (0, 2), (1, 2), ()])
+def test_only_what_is_trained_gets_a_gradient(trained):
     hidden, weight, targets, _ = inputs()
-    linear_logps(hidden, weight.detach(), targets)[0].sum().backward()
-    assert hidden.grad is not None
-    linear_logps(hidden.detach(), weight, targets)[0].sum().backward()
-    assert weight.grad is not None
-    assert not linear_logps(hidden.detach(), weight.detach(), targets)[0].requires_grad
+    tensors = (hidden, weight, head_bias())
+    expected = torch.autograd.grad(linear_logps(hidden, weight, targets, bias=tensors[2])[0].sum(), tensors)
+    tensors = [x.detach().requires_grad_(i in trained) for i, x in enumerate(tensors)]
+    logps, entropy = linear_logps(tensors[0], tensors[1], targets, bias=tensors[2])
+    assert logps.requires_grad == bool(trained) and not entropy.requires_grad
+    if trained:
+        logps.sum().backward()
+    for i, tensor in enumerate(tensors):
+        assert tensor.grad is None if i not in trained else torch.equal(tensor.grad, expected[i])
+
+
+def test_a_frozen_head_saves_one_number_per_hidden_value_and_a_trained_one_its_inputs():
+    hidden, weight, targets, _ = inputs()
+    for head, numbers in ((weight.detach(), 7 * 5), (weight, 2 * 7 * 5 + 11 * 5 + 2 * 7)):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()), lambda x: x):
+            linear_logps(hidden, head, targets)
+        assert sum(saved) == numbers
+
+
+def gradients(call, tensors):
+    """Values, and gradients of the tensors that need one; out differs per row, so that no mix-up cancels."""
+    logps, entropy = call(*tensors)
+    learned = [x for x in tensors if x.requires_grad]
+    return logps, entropy, *torch.autograd.grad(logps @ torch.linspace(1, 2, len(logps), dtype=logps.dtype), learned)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])  # inductor would need a C++ compiler
+def test_compiles_to_one_graph_with_the_same_values_and_gradients(backend, trained):
+    torch._dynamo.reset()
+    hidden, weight, targets, suppressed = inputs()
+    tensors = (hidden, weight.detach().requires_grad_(trained), head_bias().detach().requires_grad_(trained))
+
+    def call(hidden, weight, bias):
+        options = {"bias": bias, "temperature": 0.7, "suppressed": suppressed}
+        logps, entropy = linear_logps(hidden.tanh(), weight, targets, **options)
+        return 2 * logps, entropy
+
+    compiled = torch.compile(call, fullgraph=True, backend=backend)
+    torch.testing.assert_close(gradients(compiled, tensors), gradients(call, tensors))
+
+
+def test_one_compiled_graph_serves_batches_of_every_length():
+    torch._dynamo.reset()
+    hidden, weight, targets, _ = inputs()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(linear_logps, fullgraph=True, dynamic=True, backend=counter)
+    for length in (2, 5, 7):
+        found = compiled(hidden[:length], weight, targets[:length])
+        torch.testing.assert_close(found, linear_logps(hidden[:length], weight, targets[:length]))
+    assert counter.frame_count == 1
+
+
+def test_a_compiled_call_refuses_bad_targets_too():
+    hidden, weight, targets, _ = inputs()
+    compiled = torch.compile(linear_logps, fullgraph=True, backend="aot_eager")
+    with pytest.raises(ValueError, match=r"in \[0, 11\), got 11"):
+        compiled(hidden, weight, targets + 1)
+
+
+def test_only_a_cpu_call_reads_a_value(monkeypatch):
+    # Tensors without values, which raise where one is read: on a GPU that would wait for all work before it.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    hidden, weight, targets, suppressed = (x.detach().to("meta") for x in inputs())
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(suppressed.any())
+    bias, forward, backward = weight[:, 0], capo.logprobs._forward, capo.logprobs._head_gradient
+    logps, _, normalisers, slope = forward._init_fn(hidden, weight, bias, targets, 0.7, suppressed, 4, True)
+    assert slope.shape == hidden.shape
+    head = (hidden, weight, bias, targets, normalisers, suppressed)
+    assert [x.shape for x in backward._init_fn(logps, *head, 0.7, 4, True, True)] == [(11, 5), (11,)]
+
+
+@pytest.mark.parametrize("argnums", [(0,), (1,), (2,), (0, 1, 2)])
+def test_torch_func_gives_the_same_gradients(argnums):
+    hidden, weight, targets, suppressed = inputs()
+    tensors = (hidden, weight, head_bias())
+
+    def loss(hidden, weight, bias):
+        logps, entropy = linear_logps(hidden, weight, targets, bias=bias, temperature=0.7, suppressed=suppressed)
+        return (logps * torch.arange(1.0, 8.0)).sum() + entropy.sum()
+
+    expected = torch.autograd.grad(loss(*tensors), [tensors[i] for i in argnums])
+    found, value = torch.func.grad_and_value(loss, argnums=argnums)(*(x.detach() for x in tensors))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(value, loss(*tensors).detach())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_of_each_token_by_vmap_sum_to_the_gradient_of_all():
+    hidden, weight, targets, _ = inputs()
+
+    def logp(hidden, weight, target):
+        return linear_logps(hidden[None], weight, target[None])[0][0]
+
+    each = torch.func.vmap(torch.func.grad(logp, argnums=(0, 1)), in_dims=(0, None, 0))
+    for_hidden, for_weight = each(hidden.detach(), weight.detach(), targets)
+    expected = torch.autograd.grad(linear_logps(hidden, weight, targets)[0].sum(), (hidden, weight))
+    torch.testing.assert_close((for_hidden, for_weight.sum(0)), expected)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_the_gradient_of_a_vmap_is_that_of_its_members():
+    # Inside, a tensor does not say that it needs a gradient.
+    hidden, weight, targets, _ = inputs()
+    batches = torch.stack([hidden.detach(), 2 * hidden.detach()])
+
+    def total(batches, weight):
+        return torch.func.vmap(lambda each: linear_logps(each, weight, targets)[0])(batches).sum()
+
+    found = torch.func.grad(total, argnums=(0, 1))(batches, weight.detach())
+    batches.requires_grad_()
+    expected = torch.autograd.grad(
+        sum(linear_logps(each, weight, targets)[0].sum() for each in batches), (batches, weight)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["hidden", "weight", "bias"])
+def test_a_second_derivative_is_an_error_and_not_zero(name):
+    # The square would give the second derivative 2 alone if that of the log-probability were dropped in silence.
+    hidden, weight, targets, _ = inputs()
+    tensors = {"hidden": hidden, "weight": weight, "bias": head_bias()}
+    of = tensors[name]
+    loss = linear_logps(hidden, weight, targets, bias=tensors["bias"])[0].sum() + of.square().sum()
+    (first,) = torch.autograd.grad(loss, of, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(first.sum(), of)
+
+
+def test_a_second_derivative_by_torch_func_is_an_error():
+    hidden, weight, targets, _ = inputs()
+    first = torch.func.grad(lambda h: linear_logps(h, weight, targets)[0].sum())
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.func.grad(lambda h: first(h).sum())(hidden.detach())
 
 
 def test_bad_targets_are_errors_not_minus_infinity():
@@ -105,6 +255,15 @@ def test_bad_targets_are_errors_not_minus_infinity():
         linear_logps(hidden, weight, targets[:-1])
     with pytest.raises(ValueError, match="hidden"):
         linear_logps(hidden[:, :-1], weight, targets)
+    with pytest.raises(ValueError, match=r"expected bias \[11\], got \[10\]"):
+        linear_logps(hidden, weight, targets, bias=torch.zeros(10))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_divides_to_nothing_is_refused(temperature):
+    hidden, weight, targets, _ = inputs()
+    with pytest.raises(ValueError, match="expected a finite temperature above 0"):
+        linear_logps(hidden, weight, targets, temperature=temperature)
 
 
 def test_no_tokens():

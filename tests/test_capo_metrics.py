@@ -85,3 +85,16 @@ def test_kl_and_gap_by_kind_by_hand():
     only_normal.add(terms)
     found = only_normal.read()
     assert (found.kl_critical, found.ratio_gap_max_critical, found.ratio_gap_max_normal) == (0.0, 0.0, 1.0)
+
+
+def test_a_report_learns_if_any_of_its_tokens_does():
+    # one advantage per token: only the first; none; only outside the mask; two that add up to 0
+    terms = terms_of(
+        [[1.0, 1.0]] * 4,
+        [[1.0, 0.0], [0.0, 0.0], [0.0, 2.0], [1.0, -1.0]],
+        [[True, True], [True, True], [True, False], [True, True]],
+        0.2,
+    )
+    metrics = LossMetrics()
+    metrics.add(terms)
+    assert (metrics.read().learning_reports, metrics.read().reports) == (2, 4)

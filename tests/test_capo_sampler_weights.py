@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capo.config import RlConfig
 from capo.kl import k3
 from capo.loss import (
     OBJECTIVES,
@@ -20,7 +21,6 @@ from capo.loss import (
     token_ratio,
 )
 from capo.metrics import ScoringMetrics
-from capo.trainer import RlConfig
 
 NAN = math.nan
 LEVELS = ("token", "report")
@@ -38,7 +38,9 @@ LOSSES = {
         *a, ratio=token_ratio, clip_low=0.2, clip_high=0.2, aggregate=lambda x, mask: (x * mask).sum(), **k
     ),
     **{
-        f"objective {name}": lambda *a, f=f, **k: f(*a, clip=torch.full((4,), 0.1), num_reports=4, num_tokens=12, **k)
+        f"objective {name}": lambda *a, f=f, **k: f(
+            *a, clip=torch.full((4,), 0.1), num_reports=4, num_tokens=12, max_tokens=6, **k
+        )
         for name, f in OBJECTIVES.items()
     },
 }
@@ -208,7 +210,7 @@ def test_what_cannot_be_is_refused():
         sampler_weights(BEHAVIOUR, SAMPLED, MASK, level="sequence", cap=3.0)
     with pytest.raises(ValueError, match="expected weights of the shape of logps"):
         grpo_loss(BEHAVIOUR, SAMPLED, torch.ones(3), MASK, num_reports=3, weights=torch.ones(3, 1))
-    with pytest.raises(ValueError, match="expected sampler_correction as off, token or report, got 'sequence'"):
+    with pytest.raises(ValueError, match="expected sampler_correction as one of off, token, report, got 'sequence'"):
         RlConfig(sampler_correction="sequence")
     for cap in (1.0, 0.5, math.inf, NAN):
         with pytest.raises(ValueError, match=r"expected sampler_cap above 1 and finite, .*agree on"):

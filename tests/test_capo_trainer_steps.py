@@ -8,7 +8,8 @@ import pytest
 import torch
 from toy_policy import TextPrompt, ToyPolicy, make_rollout, record_gradients
 
-from capo.trainer import OptimizerConfig, RlConfig, Trainer
+from capo.config import OptimizerConfig, RlConfig
+from capo.trainer import Trainer
 from capo.types import Case
 
 ONCE = RlConfig(inner_epochs=1, beta=0.0)
@@ -163,7 +164,7 @@ def test_gradients_are_scaled_to_the_largest_norm_before_the_update():
 
 
 def test_learning_rate_ends_at_its_final_share_and_stays_there():
-    trainer = Trainer(ToyPolicy(), OptimizerConfig(lr=1.0, final_lr_share=0.2), num_steps=2)
+    trainer = Trainer(ToyPolicy(), OptimizerConfig(lr=1.0, final_lr_share=0.2), num_steps=3)
     rates = []
     for _ in range(4):
         rates.append(trainer.learning_rate())

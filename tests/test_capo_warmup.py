@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from capo.trainer import OptimizerConfig, Trainer
+from capo.config import OptimizerConfig
+from capo.trainer import Trainer
 from capo.warmup import LabelReader, WarmupConfig, read_labels
 from radflow.models.qwen_vl import load
 from radflow.pipeline.generation import build_prompt

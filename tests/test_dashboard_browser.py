@@ -2,7 +2,7 @@
 
 import pytest
 from browser import Browser, chromium
-from made_run import healthy_rows, make_run, write_lines
+from made_run import healthy_rows, make_run, rollout_rows, study_ids, write_lines
 
 from radflow.dashboard.build import build_dashboard
 from radflow.dashboard.compare import compare_runs
@@ -25,6 +25,9 @@ def dashboard(tmp_path_factory):
         row | {f"reward_{EVIL}": 0.5, "clip_low_critical": 0.0, "clip_high_critical": 0.0} for row in healthy_rows(30)
     ]
     write_lines(folder / "rl/metrics.jsonl", rows)
+    edited = rollout_rows(0, study_ids(4), EVIL)
+    edited[0]["reports"][1]["edited"] = f"missed {EVIL}: added"
+    write_lines(folder / "rl/rollouts/step_000000.jsonl", edited)
     return build_dashboard(folder)
 
 
@@ -55,6 +58,28 @@ def test_the_dashboard_is_drawn_and_fits(browser, dashboard, width, dark):
     browser.frame()
     assert all(browser.run("[...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('svg').length)"))
     assert browser.run("document.documentElement.scrollWidth") == width
+
+
+def test_the_first_screen_shows_a_study_and_its_marks_are_not_told_apart_by_colour_alone(browser, dashboard):
+    browser.open(dashboard, width=1280, height=800)
+    assert browser.run("document.querySelector('.compared').getBoundingClientRect().bottom") <= 800
+    kinds = ("right", "inexact", "wrong", "denied", "stated")
+    style = (
+        "(s => [s.borderBottomStyle, s.borderBottomWidth].join())(getComputedStyle(document.querySelector('mark.{}')))"
+    )
+    looks = [browser.run(style.format(kind)) for kind in kinds]
+    assert (
+        len(set(looks[:4])) == 4 and looks[4] == looks[0]
+    )  # what is stated is in the reference, where nothing is right
+    assert browser.run("[...document.querySelectorAll('.compared mark')].every(mark => mark.title)")
+    check_quiet(browser)
+
+
+def test_an_edited_report_has_a_badge_that_says_what_was_changed(browser, dashboard):
+    browser.open(dashboard)
+    badges = browser.run("[...document.querySelectorAll('#studies .badge.edited')].map(e => [e.textContent, e.title])")
+    assert badges == [["edited", f"missed {EVIL}: added"]]
+    check_quiet(browser)
 
 
 def change(browser, selector, value):
@@ -98,7 +123,8 @@ def test_the_controls_of_the_rollouts_work(browser, dashboard):
 def test_values_are_read_with_pointer_and_keys(browser, dashboard):
     browser.open(dashboard)
     tip = "document.querySelector('figure.chart .tip')"
-    browser.run("document.querySelector('figure.chart .plot svg').focus()")
+    browser.run("document.querySelector('figure.chart').scrollIntoView({behavior: 'instant', block: 'center'})")
+    browser.run("document.querySelector('figure.chart .plot svg').focus({preventScroll: true})")
     browser.key("End")
     assert browser.run(f"{tip}.textContent").startswith("step 30reward: ")
     browser.key("ArrowLeft")

@@ -98,6 +98,14 @@ def test_a_reward_that_rises_while_held_out_studies_get_worse():
     assert "label_f1" in warning.text and "total" not in warning.text
 
 
+@pytest.mark.parametrize(("slope", "warned"), [(0.02, True), (-0.02, False)])
+def test_more_errors_are_worse_and_fewer_are_not(slope, warned):
+    def change(step):
+        return {"held_out_missed_findings": 3 + slope * step, "held_out_total": 2.0} if step % 5 == 0 else {}
+
+    assert ("reward hacking" in found(with_change(change, count=100))) == warned
+
+
 def test_held_out_studies_that_get_worse_with_the_reward_are_not_hacking():
     rows = with_change(
         lambda step: {"reward": 3 - 0.02 * step, **({"held_out_f1": 0.9 - 0.005 * step} if step % 5 == 0 else {})}
@@ -122,6 +130,55 @@ def test_whole_rewards_that_are_missing_count_too():
 
 def test_a_row_without_any_reward_is_read():
     assert found([healthy_row(step, RANDOM, reward=None, reward_std=None) for step in range(40)]) == {}
+
+
+def with_shares(share, part="consistency_rules", count=40):
+    """Two thirds of the rest for one other part, one third for another; noise that averages out."""
+
+    def change(step):
+        own = share + (0.05 if step % 2 else -0.05)
+        return {
+            f"variance_share_{part}": own,
+            "variance_share_syntax": (1 - own) * 2 / 3,
+            "variance_share_label_f1_rules": (1 - own) / 3,
+        }
+
+    return with_change(change, count=count)
+
+
+def test_a_part_that_makes_nearly_all_of_the_variance_is_named():
+    warning = found(with_shares(0.92))["one part decides"]
+    # alternately 0.87 and 0.97, so that 20 steps have a mean of 0.92
+    assert warning.step == 19 and warning.until is None
+    assert "consistency_rules makes 92% of" in warning.text and "rl.advantage: decoupled" in warning.text
+
+
+@pytest.mark.parametrize(
+    ("advantage", "warned"),
+    [("group", True), ("batch", True), ("centred", True), ("leave_one_out", True), ("decoupled", False)],
+)
+def test_parts_that_are_normalised_first_may_have_any_share(advantage, warned):
+    assert ("one part decides" in found(with_shares(0.92), advantage=advantage)) == warned
+
+
+def test_shares_below_four_fifths_and_a_single_part_are_no_warning():
+    assert "one part decides" not in found(with_shares(0.79))
+    assert "one part decides" in found(with_shares(0.81))
+    alone = with_change(lambda step: {"variance_share_truth_rules": 1.0})
+    assert "one part decides" not in found(alone)
+
+
+def test_a_share_falls_and_the_warning_ends_and_steps_without_shares_count_for_nothing():
+    def change(step):
+        share = None if step % 10 == 0 else 0.95 if step < 40 else -0.05
+        return {"variance_share_bleu2": share, "variance_share_rouge_l": None if share is None else 1 - share}
+
+    warnings = [w for w in find_warnings(with_change(change, count=80), CONFIG) if w.kind == "one part decides"]
+    first, second = warnings
+    # Of any 20 steps 18 have shares. With k of them new, bleu2 has 0.95 - k / 18 on average: 0.8 or less from k = 3 on,
+    # steps 41 to 43. rouge_l has 0.05 + k / 18: more than 0.8 from k = 14 on, step 55 (50 has none).
+    assert "bleu2 makes" in first.text and (first.step, first.until) == (19, 43)
+    assert "rouge_l makes" in second.text and (second.step, second.until) == (55, None)
 
 
 def test_three_standard_errors_by_hand():

@@ -165,6 +165,46 @@ def test_texts_of_models_and_data_stay_texts(tmp_path):
     assert report["text"].startswith("<script>alert(1)</script>") and "{{ 7 * 7 }}" in page.text()
 
 
+def edit_first(folder, step, **changed):
+    """Change the first report of each study of a step's rollouts."""
+    path = folder / f"rl/rollouts/step_{step:06d}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["reports"][0] |= changed
+    write_lines(path, rows)
+
+
+def test_edited_reports_are_named_and_count_in_no_mean(tmp_path):
+    folder = make_run(tmp_path / "run", steps=3)
+    edit_first(folder, 1, edited="missed Edema: added", parts={"bleu2": 9.0})
+    edit_first(folder, 2, edited=None)
+    page = read_dashboard(folder)
+    shown = [step["studies"][0]["reports"] for step in page.data()["rollouts"]["steps"]]
+    assert [[report["edited"] for report in reports] for reports in shown] == [
+        [None] * 4,
+        ["missed Edema: added", None, None, None],
+        [None] * 4,
+    ]
+    (bleu2,) = next(c for c in page.data()["charts"].values() if c["title"] == "BLEU-2")["series"]
+    # 0, 0.25, 0.5, 0.75: mean 0.375, deviation 0.2795; without the first: mean 0.5, deviation sqrt(0.125 / 3) = 0.2041
+    assert bleu2["high"] == pytest.approx([0.6545, 0.7041, 0.6545], abs=1e-3)
+
+
+def test_shares_of_the_variance_are_lines_of_one_chart_and_what_a_run_lacks_is_no_chart(tmp_path):
+    folder = make_run(tmp_path / "run", steps=12)
+    optional = {"Edited reports", "Gain of an edit", "Groups drawn anew"}
+    titles = {chart["title"] for chart in read_dashboard(folder).data()["charts"].values()}
+    assert not titles & {*optional, "Share of each part in the variance within groups"}
+    new = {"edited_reports": 3, "edit_gain": 0.4, "resampled_groups": 2, "reward_overlong": -0.1}
+    new |= {"variance_share_bleu2": -0.01, "variance_share_consistency_rules": 1.01}
+    write_lines(folder / "rl/metrics.jsonl", [row | new for row in healthy_rows(12)])
+    page = read_dashboard(folder)
+    charts = {chart["title"]: chart for chart in page.data()["charts"].values()}
+    assert optional | {"Punishment near the token limit"} <= charts.keys() and not new.keys() & charts.keys()
+    shares = charts["Share of each part in the variance within groups"]["series"]
+    assert [(line["name"], line["y"][0]) for line in shares] == [("BLEU-2", -0.01), ("Consistency (rules)", 1.01)]
+
+
 def test_a_huge_report_is_cut_visibly(tmp_path):
     folder = make_run(tmp_path / "run", text="x" * 2_000_000, steps=3, studies=1)
     assert build_dashboard(folder).stat().st_size < 1_000_000

@@ -7,7 +7,7 @@ import time
 import pytest
 from small_run import ROOT, count_lines, start_run
 
-from radflow.dashboard.run_files import RunFiles, reward_parts
+from radflow.dashboard.run_files import RunFiles, keys_with, reward_parts
 
 SHOWN = ["--stages", "sft,explore,criticality,rl", "--warmup.steps", "0", "--sft.steps", "3", "--rl.steps", "5"]
 TRACKED = ["--evaluate.validate-every", "2", "--evaluate.validate-studies", "3", "--tracking.tensorboard", "True"]
@@ -78,6 +78,7 @@ def test_every_metric_that_a_run_logs_is_explained(tracked):
     run = RunFiles.read(tracked[0])
     # one row of the page for the parts of any reward
     parts = {f"{kind}_{part}" for part in reward_parts(run.steps["rl"]) for kind in ("reward", "seconds")}
+    parts |= set(keys_with(run.steps["rl"], "variance_share_"))
     for key in {key for stage in ("sft", "rl") for row in run.steps[stage] for key in row} - parts - {"step"}:
         assert f"`{key}`" in page or key.startswith("held_out_"), key
 

@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from capo.trainer import OptimizerConfig, Trainer
+from capo.config import OptimizerConfig
+from capo.trainer import Trainer
 from radflow.models.lora import (
     LANGUAGE,
     MERGER,

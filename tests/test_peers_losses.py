@@ -14,9 +14,9 @@ from verl.trainer.ppo.core_algos import agg_loss, compute_policy_loss_vanilla, g
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 from verl.workers.config import ActorConfig
 
+from capo.config import RlConfig
 from capo.kl import corrected_k3, k1, k2, k3
 from capo.loss import capo_loss, dapo_loss, dr_grpo_loss, grpo_loss, gspo_loss, sampler_weights
-from capo.trainer import RlConfig
 
 REPORTS, TOKENS = 6, 9
 CRITICAL = torch.tensor([True, False, True, False, False, True])
@@ -126,11 +126,11 @@ def verl_loss(batch, loss_type, low, high, *, level="token", beta=0.0, delta=Non
     # verl divides by a report's tokens + 1e-8. Numerators larger by the same factor leave the rest to compare exactly.
     lengths = mask.sum(-1, keepdim=True)
     undo = (lengths + 1e-8) / lengths.clamp(min=1) if loss_type == "grpo" else torch.ones_like(lengths)
-    advantages = batch.advantages[:, None].expand(REPORTS, TOKENS) * undo
+    advantages = batch.advantages if batch.advantages.ndim == 2 else batch.advantages[:, None].expand(REPORTS, TOKENS)
     loss, _ = policy_loss(
         old_log_prob=batch.behaviour,
         log_prob=batch.logps,
-        advantages=advantages,
+        advantages=advantages * undo,
         response_mask=mask,
         loss_agg_mode=mode,
         config=config,
@@ -210,6 +210,35 @@ def test_dual_clip(peer, seed):
     assert ((batch.logps - batch.behaviour).exp() > 3.0)[batch.mask].any()
     ours = capo_loss(*batch.args, clip=PER_CASE, num_reports=REPORTS, dual_clip=3.0)
     agree(batch, ours, PEERS[peer](batch, "grpo", PER_CASE, PER_CASE, delta=3.0))
+
+
+@pytest.mark.parametrize("peer", ["trl", "verl"])  # Liger takes one per report
+@every_seed
+@pytest.mark.parametrize("name", ["capo", "dapo", "gspo", "dr_grpo"])
+def test_advantages_per_token(peer, seed, name):
+    batch = Batch(seed, spread=2.0)
+    draws = torch.randn(REPORTS, TOKENS, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    batch.advantages = batch.advantages[:, None] + 2 * draws * (torch.arange(TOKENS) >= 4)  # a section paid on its own
+    args = (batch.logps, batch.behaviour, batch.advantages, batch.mask)
+    loss, options, (loss_type, changed) = {
+        "capo": (capo_loss, {"clip": PER_CASE, "num_reports": REPORTS}, ("grpo", {})),
+        "dapo": (dapo_loss, {"num_tokens": batch.tokens, "clip_low": PER_CASE, "clip_high": PER_CASE}, ("dapo", {})),
+        "gspo": (
+            gspo_loss,
+            {"num_reports": REPORTS, "clip_low": PER_CASE, "clip_high": PER_CASE},
+            ("grpo", {"level": "sequence"}),
+        ),
+        "dr_grpo": (
+            dr_grpo_loss,
+            {"num_reports": REPORTS, "max_tokens": 32, "clip": PER_CASE},
+            ("dr_grpo", {"max_tokens": 32}),
+        ),
+    }[name]
+    ours, theirs = loss(*args, **options), PEERS[peer](batch, loss_type, PER_CASE, PER_CASE, **changed)
+    if (peer, name) != ("verl", "gspo"):
+        return agree(batch, ours, theirs)
+    # The value agrees; verl's gradient is GSPO-token's (arXiv:2507.18071, section 4.3), by each token's own advantage.
+    torch.testing.assert_close(theirs, ours.loss, **EXACT)
 
 
 def peers_weights(peer, behaviour, sampled, mask, level):

@@ -1,16 +1,20 @@
 """The table of a run: the reward's own metrics, two policies, two baselines."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from capo.explore import ExploreConfig, composite_score, metric_names, select_hard
+from radflow.data.phantoms import make_studies, perfect_report
 from radflow.data.sections import parse_sections
 from radflow.data.studies import Study
 from radflow.pipeline import comparison
+from radflow.pipeline.finding_errors import MADE_UP, MISSED, finding_errors
 from radflow.rewards.config import RewardConfig
 from radflow.rewards.registry import build_reward
+from radflow.rewards.rules.chexpert_rules import ChexpertRules
 
 NORMAL = "Findings: The heart is normal. No effusion. Impression: No acute abnormality."
 EFFUSION = "Findings: The heart is normal. Small left effusion. Impression: Small left effusion."
@@ -38,12 +42,14 @@ def test_a_report_without_impression_scores_zero_on_it_and_a_reference_without_i
 def test_columns_are_the_parts_of_the_reward_and_what_is_asked_for_beside_them():
     mine = build_reward(RewardConfig(preset="bleu"), parse_sections, also=["label_f1_rules", "bleu2"])
     columns = comparison.score_reports(mine, [EFFUSION], [study(0, EFFUSION)])
-    assert columns == {"total": [1.0], "bleu2": [1.0], "label_f1_rules": [1.0]}
+    assert columns == {"total": [1.0], "bleu2": [1.0], "label_f1_rules": [1.0], MADE_UP: [0.0], MISSED: [0.0]}
     table = comparison.render_table(comparison.comparison_rows(columns, columns), ("a", "b"), [])
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:5]] == [
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:7]] == [
         "total reward",
         "BLEU-2",
         "label F1 of the Impression (rules)",
+        "made-up findings (lower is better)",
+        "missed findings (lower is better)",
     ]
 
 
@@ -81,7 +87,8 @@ def test_a_plugin_is_explored_by_and_is_a_column():
     mine = build_reward(config, parse_sections, explore=metric_names(explored), also=["brevity"])
     studies = [study(0, EFFUSION), study(1, NORMAL)]
     rows = comparison.score_rows(mine, [EFFUSION, NORMAL + " And more."], studies)
-    assert [row["brevity"] for row in rows] == [1.0, 0.0] and list(rows[0]) == ["id", "report", "total", *mine.weights]
+    assert [row["brevity"] for row in rows] == [1.0, 0.0]
+    assert list(rows[0]) == ["id", "report", "total", *mine.weights, MADE_UP, MISSED]
     columns = {name: [row[name] for row in rows] for name in metric_names(explored)}
     assert select_hard(composite_score(columns, explored), explored) == [1]
     table = comparison.render_table(comparison.comparison_rows(columns, columns), ("a", "b"), [])
@@ -116,3 +123,18 @@ def test_other_images_come_from_another_study_and_nothing_else_changes():
     for before, after in zip(studies, swapped, strict=True):
         assert after.images is not before.images and after.report == before.report and after.id == before.id
     assert {id(s.images[0]) for s in swapped} == {id(s.images[0]) for s in studies}
+
+
+def test_a_perfect_report_makes_nothing_up_and_misses_nothing_of_the_true_state():
+    studies = make_studies("chest", num_train=40, num_val=0, num_test=0, seed=0)
+    perfect = ["Findings: {} Impression: {}".format(*perfect_report(study.state)) for study in studies]
+    labeler = ChexpertRules(parse_sections)
+    assert finding_errors(labeler, perfect, studies) == {MADE_UP: [0.0] * 40, MISSED: [0.0] * 40}
+    silent = finding_errors(labeler, ["Findings: Normal. Impression: Normal."] * 40, studies)
+    assert sum(silent[MISSED]) > 0 and sum(silent[MADE_UP]) == 0
+
+
+def test_findings_are_compared_with_the_reference_where_no_true_state_is_known():
+    said, reference = "Findings: Cardiomegaly. Left pleural effusion.", "Findings: Cardiomegaly. Pneumothorax."
+    study = SimpleNamespace(state=None, report=reference)
+    assert finding_errors(ChexpertRules(parse_sections), [said], [study]) == {MADE_UP: [1.0], MISSED: [1.0]}

@@ -1,71 +1,18 @@
-"""A batch of rollouts: when its groups are scored, and what it makes of the scores."""
+"""The rollouts of a step: when groups are scored, what becomes of long reports, and which groups are sampled anew."""
 
-import dataclasses
-import json
-from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
 import torch
+from toy_batch import CopyingWorkers, ToyWorkers, collect, decode, encode, report, reports_of, train_on
 
-from capo.advantages import group_advantages
-from capo.clipping import critical_clip
+from capo.config import RlConfig
 from capo.ranks import Ranks
-from capo.stopping import StopRequested
-from capo.types import Rollout
+from capo.sampling import sample_seed
+from capo.stopping import StopRequested, StopSignal
 from radflow.pipeline.generation import with_progress
-from radflow.pipeline.rollouts import all_gather_batch, score_groups, write_rollouts
-from radflow.rewards.types import Score, Scored
-
-
-@dataclasses.dataclass
-class ToyPrompt:
-    study_id: str
-
-
-@dataclasses.dataclass
-class CountedPrompt(ToyPrompt):
-    num_tokens: int = 3
-
-
-@dataclasses.dataclass
-class ToyStudy:
-    id: str
-    report: str
-
-
-class ToyWorkers:
-    """Gives every report its length as reward, and None to the empty one."""
-
-    def __init__(self):
-        self.submitted = []
-
-    def submit(self, candidates, references):
-        self.submitted.append((candidates, references))
-        future = Future()
-        scores = tuple(Score(float(len(c)) if c else None, {"part": None}) for c in candidates)
-        future.set_result(Scored(scores, {"part": 0.25}))
-        return future
-
-
-def report(study, sample, length):
-    return Rollout(study, sample, torch.zeros(length, dtype=torch.int64), torch.zeros(length), truncated=False)
-
-
-def collect(written, workers):
-    studies = [ToyStudy("a", "ref a"), ToyStudy("b", "ref b")]
-    prompts = [ToyPrompt(study.id) for study in studies]
-    return score_groups(written, studies, prompts, 2, lambda ids: "x" * len(ids), workers)
-
-
-LABELS = {"a": True, "b": False}
-
-
-def train_on(batch, labels=LABELS, eps=1e-4, **clip):
-    """The cases that train.py makes of a batch, and the metrics of the step."""
-    advantages, critical = group_advantages(batch.rewards, batch.group_index, eps=eps), batch.select(labels)
-    cases = batch.cases(advantages.advantages, critical, critical_clip(critical, **clip))
-    return cases, batch.metrics(advantages, critical)
+from radflow.pipeline.rollouts import punish, sample_flat_groups_anew
+from radflow.rewards.types import Score
 
 
 def test_a_group_is_scored_before_the_next_one_has_ended():
@@ -77,7 +24,7 @@ def test_a_group_is_scored_before_the_next_one_has_ended():
         assert not workers.submitted
         yield report("b", 0, 2)
         # group b is complete: its rewards are under way while a is still being written
-        assert workers.submitted == [(("xx", "xxx"), ["ref b", "ref b"])]
+        assert workers.submitted == [(["xx", "xxx"], ["ref b", "ref b"])]
         yield report("a", 1, 4)
 
     batch = collect(written(), workers)
@@ -88,170 +35,194 @@ def test_a_group_is_scored_before_the_next_one_has_ended():
     assert row["reward"] == 2.5 and row["length"] == 2.5
 
 
-def test_a_missing_reward_leaves_its_group_and_is_counted():
-    written = [report("a", 0, 1), report("a", 1, 4), report("b", 0, 0), report("b", 1, 3)]
-    batch = collect(written, ToyWorkers())
-    cases, row = train_on(batch)
-    assert row["missing_rewards"] == 1 and row["critical_studies"] == 1
-    assert cases[1].advantages.tolist() == [0.0, 0.0] and cases[0].advantages[1] > 0 > cases[0].advantages[0]
-    assert row["reward"] == pytest.approx(8 / 3)  # 1, 4 and 3
-
-
-def test_a_step_without_any_reward_teaches_nothing_and_says_so():
-    batch = collect([report(study, i, 0) for study in "ab" for i in (0, 1)], ToyWorkers())
-    cases, row = train_on(batch)
-    assert row["reward"] is None and row["missing_rewards"] == 4
-    assert all(case.advantages.tolist() == [0.0, 0.0] for case in cases)
-
-
-class LackingWorkers(ToyWorkers):
-    """The second part of a group's first report cannot be computed, so that it counts for none of the group."""
-
-    def submit(self, candidates, references):
-        future = Future()
-        lacking = Score(1.0, {"part": 0.5, "judge": None}, missing=("judge",), left_out=("judge",))
-        whole = Score(2.0, {"part": 1.5, "judge": 1.0}, left_out=("judge",))
-        future.set_result(Scored((lacking, *[whole] * (len(candidates) - 1)), {"part": 0.25, "judge": 2.0}))
-        return future
-
-
-def test_missing_parts_are_counted_and_their_seconds_summed():
-    batch = collect([report(study, i, 1) for study in "ab" for i in (0, 1)], LackingWorkers())
-    _, row = train_on(batch)
-    assert row["reward_missing_judge"] == 2 and "reward_missing_part" not in row
-    assert row["reward_judge"] == 1.0 and row["reward_part"] == 1.0  # means over the reports that have one
-    assert row["seconds_judge"] == 4.0 and row["seconds_part"] == 0.5
-
-
-class TwoRanks(Ranks):
-    """What the second of two ranks would see: JSON makes lists of tuples, as the real exchange does."""
-
-    def __init__(self):
-        super().__init__(1, 2)
-        self.stage = "rl"
-
-    def all_gather(self, mine):
-        half = {**mine, "rows": mine["rows"][:1]}, {**mine, "rows": mine["rows"][1:], "seconds": [7.0, 8.0]}
-        return json.loads(json.dumps(half))
-
-
-def exchanged(batch, build=None):
-    """The batch as the rank knows it that sampled all of it, and as the other rank gets it."""
-    batch = dataclasses.replace(batch, prompts=tuple(CountedPrompt(p.study_id) for p in batch.prompts))
-    return batch, all_gather_batch(batch, batch.studies, TwoRanks(), build)
-
-
-def test_scores_survive_the_exchange_between_ranks_whole():
-    batch, there = exchanged(collect([report(study, i, 1) for study in "ab" for i in (0, 1)], LackingWorkers()))
-    assert there.scores == batch.scores and there.texts == batch.texts
-    assert there.seconds_parts == {"part": 1.0, "judge": 8.0}  # both ranks sent the sums of this one
-    assert (there.seconds_rollout, there.seconds_reward) == (7.0, 8.0)  # of the slower rank
-
-
-def test_a_failed_reward_is_missing_on_every_rank():
-    # Sent as 0.0 it would be the best report of a group with negative rewards, and the worst of any other.
-    written = [report("a", 0, 1), report("a", 1, 4), report("b", 0, 0), report("b", 1, 3)]
-    batch, there = exchanged(collect(written, ToyWorkers()))
-    assert [[score.total for score in group] for group in there.scores] == [[1.0, 4.0], [None, 3.0]]
-    cases, row = train_on(there)
-    assert row["missing_rewards"] == 1 and cases[1].advantages.tolist() == [0.0, 0.0]
-    assert row["reward"] == train_on(batch)[1]["reward"]
-
-
-def test_reports_survive_the_exchange_between_ranks_token_by_token():
-    written = [
-        Rollout(study, i, torch.tensor([5, 6 + i]), torch.tensor([-0.5, -0.25 - i]), truncated=i == 1)
-        for study in "ab"
-        for i in (0, 1)
-    ]
-    batch, there = exchanged(collect(written, ToyWorkers()))
-    for mine, other in zip(sum(batch.groups, ()), sum(there.groups, ()), strict=True):
-        for field in ("study_id", "sample", "truncated"):
-            assert getattr(mine, field) == getattr(other, field)
-        assert torch.equal(mine.response_ids, other.response_ids)
-        assert torch.equal(mine.behaviour_logps, other.behaviour_logps)
-
-
-def test_the_prompt_of_another_ranks_study_is_built_once_and_only_when_it_is_read():
-    batch, built = collect([report(study, i, 1) for study in "ab" for i in (0, 1)], ToyWorkers()), []
-    mine = dataclasses.replace(batch, studies=batch.studies[:1], prompts=(CountedPrompt("a", num_tokens=5),))
-
-    class OtherHalf(TwoRanks):
-        def all_gather(self, rows):
-            assert rows["rows"][0]["length"] == 5
-            other = {**rows["rows"][0], "id": "b", "length": 9}
-            return [rows, {**rows, "rows": [other]}]
-
-    def build(study):
-        built.append(study.id)
-        return SimpleNamespace(next_position=12)
-
-    groups = {"groups": mine.groups[:1], "texts": mine.texts[:1], "scores": mine.scores[:1]}
-    there = all_gather_batch(dataclasses.replace(mine, **groups), batch.studies, OtherHalf(), build)
-    assert [(p.study_id, p.num_tokens) for p in there.prompts] == [("a", 5), ("b", 9)] and not built
-    assert there.prompts[1].next_position == there.prompts[1].next_position == 12 and built == ["b"]
-
-
-def test_a_rank_that_was_stopped_stops_all():
-    class StoppedElsewhere(TwoRanks):
-        def all_gather(self, mine):
-            return [mine, None]
-
-    batch = collect([report(study, i, 1) for study in "ab" for i in (0, 1)], ToyWorkers())
-    batch = dataclasses.replace(batch, prompts=tuple(CountedPrompt(p.study_id) for p in batch.prompts))
-    with pytest.raises(StopRequested, match="stopped in stage rl"):
-        all_gather_batch(batch, batch.studies, StoppedElsewhere(), build=None)
-
-
-def test_the_rollout_file_tells_missing_from_skipped(tmp_path):
-    batch = collect([report(study, i, 1) for study in "ab" for i in (0, 1)], LackingWorkers())
-    cases, _ = train_on(batch)
-    write_rollouts(tmp_path / "step.jsonl", batch, cases)
-    first = rows_of(tmp_path / "step.jsonl")[0]["reports"][0]
-    assert first["parts"]["judge"] is None and first["missing"] == first["left_out"] == ["judge"]
-
-
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_the_rollout_file_holds_what_the_loss_used(tmp_path):
-    written = [report("a", 0, 1), report("a", 1, 4), report("b", 0, 0), report("b", 1, 3)]
-    batch = collect(written, ToyWorkers())
-    cases, _ = train_on(batch, {"a": False, "b": True}, eps_normal=0.3, tightening=3.0)
-    write_rollouts(tmp_path / "step.jsonl", batch, cases)
-    normal, critical = rows_of(tmp_path / "step.jsonl")
-    assert (normal["id"], normal["critical"], normal["eps"]) == ("a", False, pytest.approx(0.3))
-    assert (critical["id"], critical["critical"], critical["eps"]) == ("b", True, pytest.approx(0.1))
-    assert (normal["reference"], critical["reference"]) == ("ref a", "ref b")
-    for row, case, lengths, totals in (
-        (normal, cases[0], [1, 4], [1.0, 4.0]),
-        (critical, cases[1], [0, 3], [None, 3.0]),
-    ):
-        reports = row["reports"]
-        assert [r["advantage"] for r in reports] == case.advantages.tolist()
-        assert [r["tokens"] for r in reports] == [len(r["report"]) for r in reports] == lengths
-        assert [r["total"] for r in reports] == totals and not any(r["truncated"] for r in reports)
-
-
-def test_advantages_are_those_of_equation_1():
-    written = [report("a", 0, 1), report("a", 1, 4), report("b", 0, 2), report("b", 1, 2)]
-    cases, row = train_on(collect(written, ToyWorkers()), eps=1.0)
-    # rewards 1 and 4: mean 2.5, std 3 / sqrt(2)
-    size = 1.5 / (3 / 2**0.5 + 1)
-    assert cases[0].advantages.tolist() == pytest.approx([-size, size]) and not cases[1].advantages.any()
-    assert [(case.prompt.study_id, case.critical) for case in cases] == [("a", True), ("b", False)]
-    assert (row["zero_std_groups"], row["missing_rewards"], row["critical_studies"]) == (1, 0, 1)
-
-
-def test_metrics_are_means_over_the_reports_of_a_step():
-    written = [report("a", 0, 1), report("a", 1, 4), report("b", 0, 2), report("b", 1, 5)]
-    written[0] = dataclasses.replace(written[0], truncated=True)
-    _, row = train_on(collect(written, ToyWorkers()))
-    assert (row["reward"], row["length"], row["truncated"]) == (3.0, 3.0, 0.25)
-    assert row["reward_std"] == pytest.approx(2.5**0.5) and row["reward_part"] is None
-
-
 def test_the_bar_passes_every_report_on():
     reports = [report("a", i, i + 1) for i in range(3)]
     assert list(with_progress(iter(reports), "title", 3)) == reports
+
+
+# reports near the token limit
+
+
+def penalised(num_tokens, *, limit=40, margin=16):
+    return punish(Score(2.0, {"part": 0.5}, terms={"part": 2.0}), num_tokens, limit, margin)
+
+
+@pytest.mark.parametrize(("num_tokens", "penalty"), [(3, 0.0), (24, 0.0), (25, 1 / 16), (32, 0.5), (40, 1.0)])
+def test_a_long_report_is_punished_by_hand(num_tokens, penalty):
+    # 0 up to 16 tokens before the limit of 40, half a point in the middle, 1 at the limit
+    found = penalised(num_tokens)
+    assert found.total == pytest.approx(2.0 - penalty)
+    assert found.parts == {"part": 0.5, "overlong": -penalty} and found.terms == {"part": 2.0, "overlong": -penalty}
+
+
+def test_a_missing_reward_stays_missing_however_long_its_report_is():
+    found = punish(Score(None, {"judge": None}, missing=("judge",)), 40, 40, 16)
+    assert found.total is None and found.terms == {} and found.parts == {"judge": None, "overlong": -1.0}
+
+
+def test_only_a_run_that_punishes_long_reports_does_so():
+    written = reports_of({"a": [1, 8], "b": [10, 0]})
+    plain = collect(written, max_tokens=10)
+    assert [[score.total for score in group] for group in plain.scores] == [[1.0, 8.0], [10.0, None]]
+    batch = collect(written, max_tokens=10, truncated="punish", truncated_margin=4)
+    assert [[score.total for score in group] for group in batch.scores] == [[1.0, 7.5], [9.0, None]]
+    cases, row = train_on(batch)
+    assert batch.part_names == ["part", "overlong"] and row["reward_overlong"] == pytest.approx(-(0.5 + 1) / 4)
+    # the group in which a reward is missing has one left: nothing to compare
+    assert cases[1].advantages.tolist() == [0.0, 0.0] and row["missing_rewards"] == 1
+
+
+def test_a_truncated_report_that_is_masked_leaves_the_loss_and_stays_in_the_mean():
+    written = [report("a", 0, 1), report("a", 1, 2), report("a", 2, 6, truncated=True), *reports_of({"b": [3, 4, 5]})]
+    batch = collect(written, group_size=3)
+    whole, row = train_on(batch)
+    masked, same = train_on(batch, masked=True)
+    assert [len(case.rollouts) for case in masked] == [2, 3] and row == same
+    # rewards 1, 2, 6: mean 3 and std sqrt(7), the report that left included
+    assert masked[0].advantages.tolist() == pytest.approx([-2 / 7**0.5, -1 / 7**0.5], rel=1e-3)
+    assert torch.equal(masked[0].advantages, whole[0].advantages[:2]) and row["truncated"] == pytest.approx(1 / 6)
+
+
+def test_a_case_of_truncated_reports_only_is_empty_when_they_are_masked():
+    batch = collect([report("a", i, 2 + i, truncated=True) for i in (0, 1)] + reports_of({"b": [1, 3]}))
+    cases, _ = train_on(batch, masked=True)
+    assert cases[0].rollouts == () and cases[0].advantages.shape == (0,) and len(cases[1].rollouts) == 2
+
+
+# edited copies
+
+
+def test_copies_join_the_group_after_its_reports_with_their_own_tokens_and_scores():
+    batch = collect(reports_of({"a": [1, 4], "b": [2, 3]}), CopyingWorkers(more=2))
+    assert [[len(r.response_ids) for r in group] for group in batch.groups] == [[1, 4, 3], [2, 3, 4]]
+    assert [[r.edited for r in group] for group in batch.groups] == [[None, None, "missed: effusion"]] * 2
+    assert batch.texts == (("x", "xxxx", "xyy"), ("xx", "xxx", "xxyy"))
+    assert [group[2].total for group in batch.scores] == [3.0, 4.0]
+    copy = batch.groups[0][2]
+    assert (copy.study_id, copy.sample, copy.truncated) == ("a", 0, False) and not copy.behaviour_logps.any()
+    assert batch.sampled.tolist() == [True, True, False] * 2
+
+
+def test_a_copy_longer_than_sampling_allows_is_left_out():
+    batch = collect(reports_of({"a": [1, 4], "b": [2, 3]}), CopyingWorkers(more=2), max_tokens=3)
+    assert [[r.edited is not None for r in group] for group in batch.groups] == [[False, False, True], [False, False]]
+    assert [len(texts) for texts in batch.texts] == [len(scores) for scores in batch.scores] == [3, 2]
+
+
+def test_a_copy_near_the_limit_is_punished_as_a_report_is():
+    batch = collect(
+        reports_of({"a": [1, 4], "b": [2, 3]}), CopyingWorkers(4), max_tokens=6, truncated="punish", truncated_margin=2
+    )
+    assert [group[2].total for group in batch.scores] == [4.5, 5.0]  # 5 - 1/2 and 6 - 1
+
+
+# groups without spread
+
+
+class FakeEngine:
+    """Writes for each attempt the lengths that a test gives it, last report first, and notes what it was asked."""
+
+    def __init__(self, attempts):
+        self.attempts, self.asked = iter(attempts), []
+        self.policy = torch.nn.ModuleDict({"model": torch.nn.Linear(1, 1)})
+
+    def rollout(self, requests, *, stop):
+        self.asked.append([(request.prompt.study_id, request.seeds) for request in requests])
+        lengths = next(self.attempts)
+        for request in reversed(requests):
+            for sample in reversed(range(len(request.seeds))):
+                yield report(request.prompt.study_id, sample, lengths[request.prompt.study_id][sample])
+
+
+def run_of(ranks=None, **rl):
+    config = SimpleNamespace(
+        seed=7, rl=RlConfig(**{"group_size": 2, **rl}), rollout=SimpleNamespace(max_new_tokens=100)
+    )
+    processor = SimpleNamespace(encode_report=encode, decode=decode)
+    return SimpleNamespace(config=config, ranks=ranks or Ranks(), stop=StopSignal(), processor=processor)
+
+
+def lengths_of(batch):
+    return {
+        study.id: [len(r.response_ids) for r in group] for study, group in zip(batch.studies, batch.groups, strict=True)
+    }
+
+
+def seeds(stage, name):
+    return tuple(sample_seed(7, stage, 5, name, i) for i in (0, 1))
+
+
+def test_only_groups_without_spread_are_sampled_anew_from_other_numbers_until_they_have_some():
+    batch = collect(reports_of({"a": [2, 2], "b": [1, 5], "c": [4, 4], "d": [0, 3]}), names="abcd")
+    engine = FakeEngine([{"a": [3, 4], "c": [5, 5], "d": [0, 0]}, {"c": [1, 2], "d": [6, 6]}])
+    workers = ToyWorkers()
+    found = sample_flat_groups_anew(batch, lambda: engine, run_of(resample=2), workers, step=5)
+    # d has one known reward, with nothing to compare it with; it has two equal ones in the end, and counts so
+    assert [name for name, _ in engine.asked[0]] == ["a", "c", "d"]
+    assert [name for name, _ in engine.asked[1]] == ["c", "d"]
+    assert engine.asked[0][0] == ("a", seeds("rl 1", "a")) and engine.asked[1][0] == ("c", seeds("rl 2", "c"))
+    assert seeds("rl 1", "c") != seeds("rl 2", "c") != seeds("rl", "c")
+    assert lengths_of(found) == {"a": [3, 4], "b": [1, 5], "c": [1, 2], "d": [6, 6]}
+    assert found.groups[1] is batch.groups[1] and found.studies == batch.studies and found.prompts == batch.prompts
+    assert found.texts[2] == ("x", "xx") and [s.total for s in found.scores[2]] == [1.0, 2.0]
+    assert train_on(found, dict.fromkeys("abcd", False))[1]["resampled_groups"] == 5
+    # of each attempt, the group that ended first
+    assert [references[0] for _, references in workers.submitted] == ["ref d", "ref c", "ref a", "ref d", "ref c"]
+    assert found.seconds_parts == {"part": 4 * 0.25 + 5 * 0.25}  # of all attempts
+
+
+def test_nothing_is_sampled_anew_unless_asked_and_no_longer_than_needed():
+    batch = collect(reports_of({"a": [2, 2], "b": [1, 5]}))
+    assert sample_flat_groups_anew(batch, lambda: FakeEngine([]), run_of(), ToyWorkers(), step=5) is batch
+    found = sample_flat_groups_anew(
+        batch, lambda: FakeEngine([{"a": [1, 2]}]), run_of(resample=9), ToyWorkers(), step=5
+    )
+    assert lengths_of(found) == {"a": [1, 2], "b": [1, 5]} and found.resampled == 1
+
+
+def test_a_group_that_only_copies_give_spread_is_flat():
+    batch = collect(reports_of({"a": [2, 2], "b": [1, 5]}), CopyingWorkers())
+    assert batch.flat_groups() == [0]
+    found = sample_flat_groups_anew(
+        batch, lambda: FakeEngine([{"a": [1, 3]}]), run_of(resample=1), CopyingWorkers(), step=5
+    )
+    assert found.texts[0] == ("x", "xxx", "xyy") and found.texts[1] == batch.texts[1]
+
+
+class TwoRanks(Ranks):
+    """The second of two ranks, which is sent what the first has to say."""
+
+    def __init__(self, first):
+        super().__init__(1, 2)
+        self.first, self.stage = first, "rl"
+
+    def all_gather(self, mine):
+        return [next(self.first), mine]
+
+
+def test_each_rank_samples_its_share_of_the_flat_groups_anew():
+    batch = collect(reports_of({"a": [2, 2], "b": [3, 3], "c": [4, 4]}), names="abc")
+    other = {"logps": [], "truncated": False, "edited": None, "parts": {}, "missing": [], "left_out": []}
+    reports = [
+        {**other, "tokens": [0] * n, "sample": i, "text": "x" * n, "total": n, "terms": {"part": n}}
+        for i, n in enumerate((1, 2))
+    ]
+    rows = [{"id": name, "length": 3, "reports": reports} for name in "ac"]
+    first = iter([{"rows": rows, "seconds": [0.0, 0.0], "seconds_parts": {}}])
+    engine = FakeEngine([{"b": [7, 8]}])
+    found = sample_flat_groups_anew(batch, lambda: engine, run_of(TwoRanks(first), resample=1), ToyWorkers(), step=5)
+    assert engine.asked == [[("b", seeds("rl 1", "b"))]]
+    assert lengths_of(found) == {"a": [1, 2], "b": [7, 8], "c": [1, 2]} and found.resampled == 3
+
+
+def test_a_stop_while_groups_are_sampled_anew_is_passed_on():
+    class Stopped(FakeEngine):
+        def rollout(self, requests, *, stop):
+            raise StopRequested("stopped")
+            yield
+
+    batch = collect(reports_of({"a": [2, 2], "b": [1, 5]}))
+    with pytest.raises(StopRequested):
+        sample_flat_groups_anew(
+            batch, lambda: Stopped([]), run_of(TwoRanks(iter([None])), resample=1), ToyWorkers(), step=5
+        )

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from radflow.pipeline.command_line import DEFAULT_CONFIG, parse_source
-from radflow.pipeline.run_config import open_run, plain, read_config
+from radflow.pipeline.run_config import open_run, parse_config, plain, read_config
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ def test_the_default_config_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source, others = parse_source([])
     assert (source.config, others) == (DEFAULT_CONFIG, []) and DEFAULT_CONFIG.is_file()
+
+
+def test_a_preset_goes_over_the_file_and_options_go_over_it():
+    assert parse_config([]).rl.advantage == "decoupled" and not parse_config([]).reward.printed
+    config = parse_config(["--rl.beta", "0.3", "--preset", "paper", "--rl.kl", "k2"])
+    assert (config.rl.advantage, config.rl.beta, config.rl.kl, config.reward.printed) == ("group", 0.3, "k2", True)
 
 
 def test_unknown_key_of_the_file_is_refused_with_the_nearest_name(tmp_path):

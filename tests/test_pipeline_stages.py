@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from capo.config import OptimizerConfig
 from capo.fsdp import ParallelConfig, shard_policy
 from capo.ranks import Ranks
 from capo.stopping import StopRequested, StopSignal
-from capo.trainer import OptimizerConfig, Trainer
+from capo.trainer import Trainer
 from radflow import train
 from radflow.models import qwen_vl
 from radflow.models.start import ModelConfig

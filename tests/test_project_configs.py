@@ -1,13 +1,16 @@
 """Every YAML of configs/ is a config of train.py, and those named after a model hold what they promise."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
+from capo.config import RlConfig
 from radflow.pipeline.run_config import Config, read_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+PRESET = Path(__file__).parent.parent / "configs" / "presets" / "paper.yaml"
 PAPER = ["qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_4b", "mimic_cxr", "rexgradient", "carotid_us"]
 
 
@@ -75,6 +78,12 @@ def test_any_metric_can_be_explored_by_from_yaml_and_command_line(tmp_path):
     ("options", "said"),
     [
         (("--rollout.slots", "3"), "expected rollout.slots of at least rl.group_size, got 3 and 4"),
+        (("--rollout.temperature", "0"), "expected rollout.temperature above 0, top_p 1 and top_k 0"),
+        (("--rollout.top-p", "0.9"), "trains on the distribution that it samples from, got 1.0, 0.9 and 0"),
+        (("--rollout.top-k", "50"), "expected rollout.temperature above 0, top_p 1 and top_k 0"),
+        (("--rollout.temperature", "nan"), "expected temperature"),
+        (("--rl.objective", "gspo", "--rl.credit", "section"), "expected credit report with objective gspo"),
+        (("--rl.dual-clip", "1"), "expected dual_clip above 1"),
         (("--rl.vision", "trained"), "expected rl.vision frozen with model.training lora"),
         (("--evaluate.part-size", "0"), "expected part_size of at least 1"),
         (("--evaluate.validate-every", "-1"), "validate_every of at least 0"),
@@ -85,3 +94,25 @@ def test_impossible_settings_are_refused_by_their_key(tmp_path, refuse, options,
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump({"model": {"path": "Some/Model"}}))
     assert said in refuse(lambda words: read(path, *words), options)
+
+
+@pytest.mark.parametrize("name", ["demo", *PAPER])
+def test_the_papers_preset_is_the_paper_whatever_the_config_says(name):
+    (path,) = [path for path in CONFIGS if path.stem == name]
+    changed = ["--rl.advantage", "decoupled"] if name == "demo" else []
+    config = read_config(Config, path, preset=PRESET)
+    rl, reward = config.rl, config.reward
+    assert (rl.advantage, rl.credit, rl.edits.share, rl.objective, rl.kl) == ("group", "report", 0, "capo", "k3")
+    assert (rl.group_size, rl.eps_normal, rl.tightening, rl.dual_clip) == (4, 0.2, 4, None)
+    assert reward.printed and (reward.syntax, reward.domain, reward.consistent, reward.gamma) == (1, 1, 1, 1)
+    assert config.explore.fraction == 0.1 and config.criticality.definition == "paper"
+    assert read_config(Config, path, changed, preset=PRESET).rl.advantage == (changed or [None, "group"])[1]
+
+
+def test_the_paper_states_its_numbers_and_the_preset_holds_them_all():
+    stated = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
+    assert {"rl", "reward", "explore", "criticality", "rollout"} == stated.keys()
+    every = {one.name for one in fields(RlConfig)}
+    left = {"steps", "studies_per_step", "beta", "inner_epochs", "mini_batches", "checkpoint_every", "optimizer"}
+    left |= {"truncated_margin", "sampler_cap", "advantage_eps"}  # of use with other choices only, or not printed
+    assert stated["rl"].keys() == every - left  # a new key of the method must be decided there

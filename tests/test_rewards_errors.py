@@ -90,6 +90,13 @@ def test_a_sentence_that_is_said_of_both_sides_is_no_exchange_of_sides():
     assert errors(candidate, reference) == []
 
 
+def test_a_side_that_the_reference_gives_to_the_finding_in_other_words_is_true():
+    # The reference says the same of the other side in the candidate's very words: no side was exchanged.
+    reference = "There is a large left effusion. A small right effusion is present."
+    assert "side" not in dict(errors("A moderate left effusion is present.", reference))
+    assert "side" in dict(errors("A moderate left effusion is present.", "A small right effusion is present."))
+
+
 def test_advice_after_a_sentence_without_a_full_stop_is_found():
     reference = "No acute cardiopulmonary process is seen"
     found = errors(f"{reference} Emergency surgery is recommended.", reference)

@@ -3,7 +3,11 @@
 import types
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from capo.advantages import sum_parts
 from capo.explore import ExploreConfig
 from radflow.data.sections import parse_sections
 from radflow.rewards.config import RewardConfig
@@ -309,6 +313,59 @@ def test_skipped_by_the_parser_rule_is_not_missing(judged):
 def test_where_the_missing_part_is_the_whole_reward_only_its_report_leaves():
     empty, full = plugin("words", preset="plugin", printed=True)(["", "a b"], [REFERENCE] * 2, groups=[0, 0])
     assert empty.total is None and empty.missing == ("words",) and full.total == 2
+
+
+# terms, what each part adds to the total
+
+PARTLY = "Findings: The heart is enlarged. No pneumothorax. Impression: Cardiomegaly."
+TERMS = ["syntax", "entity_f1_rules", "consistency_rules", "label_f1_rules"]
+
+
+def test_terms_are_weighted_scaled_and_add_up_to_the_total():
+    (score,) = reward(syntax=0.5, domain=2, consistent=3, gamma=4)([PARTLY], [REFERENCE])
+    parts, truth = score.parts, 1 / 2
+    assert list(score.terms) == TERMS and sum(score.terms.values()) == pytest.approx(score.total)
+    assert score.terms["syntax"] == pytest.approx(truth * 0.5 * parts["syntax"])
+    assert score.terms["consistency_rules"] == pytest.approx(truth * 3 * parts["entity_f1_rules"])
+    assert score.terms["label_f1_rules"] == pytest.approx(truth * 4 * 2 / 3)
+    (printed,) = reward(printed=True)([PARTLY], [REFERENCE])
+    assert [*printed.terms.values()] == pytest.approx([printed.parts[name] for name in TERMS])
+
+
+def test_a_part_that_a_rule_skips_adds_nothing_and_a_missing_one_has_no_term(judged):
+    candidates = [REFERENCE, MILD, "No headers at all."]
+    whole, mild, bare = judged("Mild")(candidates, [REFERENCE] * 3, groups=[7, 7, 7])
+    assert bare.terms["label_f1_rules"] == 0 and bare.terms["consistency_llm"] == -1
+    assert "consistency_llm" not in mild.terms and len(mild.terms) == 3
+    # left out of the total, for a sibling lacks it, and known all the same
+    assert whole.terms["consistency_llm"] == pytest.approx(1.0) and whole.total == pytest.approx(3.0)
+
+
+def test_a_part_that_the_reference_refuses_has_no_term():
+    inconsistent = "Findings: Large left effusion. Impression: Normal chest."
+    (score,) = reward()([REFERENCE], [inconsistent])
+    assert "consistency_rules" not in score.terms and score.left_out == ("consistency_rules",)
+    (alone,) = reward(syntax=0, domain=0, gamma=0)([inconsistent], [inconsistent])
+    assert alone.terms == {"consistency_rules": -1.0}
+
+
+INCONSISTENT = "Findings: Large left effusion. Impression: Normal chest."
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1)), min_size=1, max_size=8), st.integers(0, 3))
+@settings(max_examples=25, deadline=None)
+def test_the_sum_of_the_parts_that_a_group_shares_is_the_total(rows, kind):
+    """The same rule written twice: for reports with their reference, and for the columns of a step."""
+    texts = [REFERENCE, "", "No headers at all.", PARTLY]
+    options = [{}, {"preset": "plugin", "printed": True}, {"syntax": 0, "domain": 0, "gamma": 0}, {"gamma": 0}][kind]
+    references = [(REFERENCE, INCONSISTENT)[group] for _, group in rows]
+    groups = [group for _, group in rows]
+    mine = plugin("words", **options)
+    scores = mine([texts[i] for i, _ in rows], references, groups=groups)
+    names = list(dict.fromkeys(name for score in scores for name in score.terms))
+    terms = [[score.terms.get(name, float("nan")) for name in names] for score in scores]
+    totals = sum_parts(torch.tensor(terms, dtype=torch.float64).reshape(len(rows), len(names)), torch.tensor(groups))
+    assert [None if total != total else pytest.approx(total) for total in totals.tolist()] == [s.total for s in scores]
 
 
 def test_seconds_are_told_for_every_metric():

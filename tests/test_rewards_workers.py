@@ -8,8 +8,9 @@ import sys
 import pytest
 from tiny_encoders import tiny_bert, tiny_chexbert, tiny_roberta
 
-from radflow.data.sections import parse_sections
+from radflow.data.sections import parse_sections, render_report
 from radflow.rewards.config import RewardConfig
+from radflow.rewards.editing import Editing, GroupScorer
 from radflow.rewards.metrics.bertscore import BertScoreConfig
 from radflow.rewards.metrics.chexbert import ChexbertConfig
 from radflow.rewards.registry import build_reward
@@ -49,6 +50,17 @@ def test_what_is_submitted_together_is_one_group(workers):
     assert [score.left_out for score in scored.scores] == [("silent_on_empty",)] * 4
     assert [score.missing for score in scored.scores] == [(), (), (), ("silent_on_empty",)]
     assert scored.seconds["bleu2"] > 0 and "silent_on_empty" in scored.seconds
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_copies_are_made_where_the_reports_are_scored(workers):
+    candidates = ["Findings: No pneumothorax. Impression: Normal chest.", REFERENCE, "no headers"]
+    config, edits = RewardConfig(workers=workers), Editing(1.0, False, render_report)
+    wanted = GroupScorer(build_reward(config, parse_sections), edits)(candidates, [REFERENCE] * 3)
+    with RewardWorkers(config, parse_sections, editing=edits) as pool:
+        found = scores_of(pool.submit(candidates, [REFERENCE] * 3), study_id="s")
+    assert found.scores == wanted.scores
+    assert found.copies == wanted.copies and found.seconds["edits"] > 0
 
 
 @pytest.fixture(scope="module")

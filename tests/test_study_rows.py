@@ -105,7 +105,7 @@ def test_the_page_of_settings_has_what_each_cost_and_chose(study):
 
 def test_a_course_begins_with_the_sft_policy_and_ends_with_the_result(study):
     runs.run_arm(*study, arms.OURS)
-    points = purpose.course(study[2], "ours", *study[:2], study[3])
+    points = purpose.course(study[2], "ours")
     assert [point["step"] for point in points] == [0, 1, 2]
     assert (points[0]["kl"], points[0]["worse"]) == (0.0, 0.0)
     followed = {row["id"] for row in runs.read_lines(study[2] / "ours/rl/held_out/step_000000.jsonl")}

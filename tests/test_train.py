@@ -101,7 +101,8 @@ def test_exploration_may_read_metrics_that_are_no_parts_of_the_reward(tmp_path, 
     options += ["--evaluate.metrics", "rouge_l", "--explore.weights", "entity_f1_rules", "1", "label_f1_rules", "1"]
     train.main(["--run-dir", str(tmp_path / "run"), *SMALL, *options])
     row = json.loads((tmp_path / "run/explore/scores.jsonl").read_text().splitlines()[0])
-    names = ["total", "bleu2", "entity_f1_rules", "label_f1_rules", "rouge_l", "label_f1_true_state"]
+    names = ["total", "bleu2", "entity_f1_rules", "label_f1_rules", "rouge_l"]
+    names += ["made_up_findings", "missed_findings", "label_f1_true_state"]
     assert list(row) == ["id", "s", *names] and row["total"] <= row["bleu2"]
 
 
@@ -140,7 +141,7 @@ def refused(monkeypatch, *argv):
 
 def test_another_config_in_the_same_folder_is_refused(finished, monkeypatch):
     message = refused(monkeypatch, "--run-dir", str(finished), *SMALL, "--rl.beta", "0.5")
-    assert "rl.beta was 0.06, is 0.5" in message
+    assert "rl.beta was 0.1, is 0.5" in message
 
 
 def test_a_stage_whose_input_is_missing_names_it(tmp_path, monkeypatch):

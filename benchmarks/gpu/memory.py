@@ -8,7 +8,8 @@ from gpu.runner import Setting
 
 from capo import sft
 from capo.advantages import group_advantages
-from capo.trainer import OptimizerConfig, RlConfig, Trainer
+from capo.config import OptimizerConfig, RlConfig
+from capo.trainer import Trainer
 from capo.types import Case, Rollout
 from radflow.models.lora import LoraConfig, add_lora, reference
 from radflow.models.processing import Prompt

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from capo.checkpoint import Checkpoints
+from capo.config import OptimizerConfig
 from capo.fsdp import ParallelConfig, build_mesh, shard, shard_policy, sharded_modules
 from capo.ranks import Ranks
 from capo.sft import sft_step
-from capo.trainer import OptimizerConfig, Trainer
+from capo.trainer import Trainer
 from radflow.models.qwen_vl import QwenVL, local, whole
 
 GRADIENTS = Bar(at_most=1e-3)

@@ -5,8 +5,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from study.arms import Arm
 from study.purpose import QUANTITIES, Point
+from study.values import Seed
 
+Values = Mapping[str, Sequence[Seed | None]]
 COLOURS = {"grpo": ("GRPO", "#b5482a"), "ours": ("CAPO", "#1f5f8b")}
 
 
@@ -55,3 +58,24 @@ def mean_course(courses: Sequence[Sequence[Point]]) -> list[Point]:
         {name: statistics.fmean(point[name] for point in points) for name in points[0]}
         for points in zip(*courses, strict=True)
     ]
+
+
+def draw_errors(values: Values, arms: Sequence[Arm], path: Path) -> None:
+    """Missed against made-up findings per study: small points are seeds, large ones their means."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "radflow"
+    figure, panel = pyplot.subplots(figsize=(5.2, 4), layout="constrained")
+    for arm in arms:
+        seeds = [(seed["made_up_findings"], seed["missed_findings"]) for seed in values[arm.name] if seed is not None]
+        (dots,) = panel.plot(*zip(*seeds, strict=True), "o", alpha=0.35, markersize=4)
+        mean = [statistics.fmean(column) for column in zip(*seeds, strict=True)]
+        panel.plot(*mean, "o", color=dots.get_color(), markersize=9, label=arm.title)
+    panel.set(xlabel="made-up findings per study", ylabel="missed findings per study")
+    panel.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)

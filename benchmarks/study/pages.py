@@ -21,18 +21,27 @@ NAMES = {
     "label_f1_rules": "label F1 (rules)",
     "keyword_f1_rules": "keyword F1 (rules)",
     TRUTH: "label F1 (true state)",
-    "hallucinated": "made-up findings",
-    "dropped": "missed findings",
+    "made_up_findings": "made-up findings",
+    "missed_findings": "missed findings",
     "wrong": "made up or missed",
     "distinct": "distinct reports",
+    "kl critical": "KL to SFT, critical",
+    "worse critical": "critical studies worse than SFT",
+    "made_up_findings critical": "made-up findings, critical",
+    "missed_findings critical": "missed findings, critical",
+    "label_f1_rules critical": "label F1 (rules), critical",
 }
+SHOWN = tuple(name for name in NAMES if " " not in name)
 # The reward, the part of it that is about labels, and what no hierarchical reward holds; of errors fewer is better.
-TESTED = ("total", "label_f1_rules", TRUTH, "wrong", "hallucinated", "bertscore")
+TESTED = ("total", "label_f1_rules", TRUTH, "wrong", "made_up_findings", "bertscore")
+# What a reader of the reports cares about, and for CAPO against GRPO the critical studies.
+READER = (TRUTH, "label_f1_rules", "made_up_findings", "missed_findings", "bleu2", "entity_f1_rules", "distinct")
+OF_CRITICAL = tuple(name for name in NAMES if name.endswith(" critical"))
 
 
 def rows_page(values: Values, arms: Sequence[Arm], setting: str) -> dict[str, object]:
     """One row per arm: mean over seeds and half the width of the 95 % interval of each metric."""
-    shown = [name for name in NAMES if known(values, name)]
+    shown = [name for name in SHOWN if known(values, name)]
     rows = [
         [arm.title, str(len(done(values[arm.name]))), *(cell_or_dash(values[arm.name], name) for name in shown)]
         for arm in arms
@@ -45,11 +54,26 @@ def rows_page(values: Values, arms: Sequence[Arm], setting: str) -> dict[str, ob
 
 
 def claims_page(values: Values, claims: Sequence[Claim], setting: str) -> dict[str, object]:
-    """One row per claim and tested metric: the paired difference with its interval, effect size and p."""
-    claims, rows = [claim for claim in claims if common(values, claim)], []
-    for name in (name for name in TESTED if known(values, name)):
-        tests = [compared(values, claim, name) for claim in claims]
-        for claim, test, holm_p in zip(claims, tests, corrected_p(tests), strict=True):
+    """One row per claim and tested metric: the paired difference with its interval, effect size and p, corrected over
+    the claims of a metric."""
+    claims = [claim for claim in claims if common(values, claim)]
+    families = [[(claim, name) for claim in claims] for name in TESTED if known(values, name)]
+    return tests_page(values, families, setting)
+
+
+def reader_page(values: Values, claims: Sequence[Claim], setting: str) -> dict[str, object]:
+    """The same on what a reader cares about, corrected over the metrics of a claim."""
+    claims = [claim for claim in claims if common(values, claim)]
+    shown = [name for name in (*READER, *OF_CRITICAL) if all(has(values, claim, name) for claim in claims)]
+    return tests_page(values, [[(claim, name) for name in shown] for claim in claims], setting)
+
+
+def tests_page(values: Values, families: Sequence[Sequence[tuple[Claim, str]]], setting: str) -> dict[str, object]:
+    """One row per claim and metric; p is corrected within a family."""
+    rows = []
+    for family in families:
+        tests = [compared(values, claim, name) for claim, name in family]
+        for (claim, name), test, holm_p in zip(family, tests, corrected_p(tests), strict=True):
             rows.append([claim.title, NAMES[name], str(test.seeds), *test_cells(test), p_value(holm_p)])
     return {
         "setting": f"{setting}: difference ± half of its 95 % interval; d_z; p of the paired t-test, and after Holm",
@@ -94,6 +118,11 @@ def sensitivity_page(values: Values, arms: Sequence[Arm], folders: Sequence[Path
 def known(values: Values, name: str) -> bool:
     """Every seed of every arm that is done has a value."""
     return all(seed.get(name) is not None for seeds in values.values() for seed in done(seeds))
+
+
+def has(values: Values, claim: Claim, name: str) -> bool:
+    """Both rows of a claim have a value on every seed."""
+    return all(seed.get(name) is not None for pair in common(values, claim) for seed in pair)
 
 
 def done(seeds: Sequence[Seed | None]) -> list[Seed]:

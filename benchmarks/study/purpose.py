@@ -9,32 +9,31 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from study.errors import finding_errors
 from study.pages import test_cells
-from study.runs import base_of, read_result
+from study.runs import read_result
 from study.seeds import compare
 
 from capo.journal import read_lines
 from radflow.pipeline.comparison import TRUTH
+from radflow.pipeline.finding_errors import MADE_UP, MISSED
 
 Point = Mapping[str, float]
 QUANTITIES = {
     "kl": "KL to SFT, critical",
     "worse": "critical studies worse than SFT",
-    "hallucinated": "made-up findings per critical study",
-    "dropped": "missed findings per critical study",
+    MADE_UP: "made-up findings per critical study",
+    MISSED: "missed findings per critical study",
     TRUTH: "label F1 (true state), critical",
 }
 
 
-def course(folder: Path, arm: str, dataset: str, seed: int, encoder: Path) -> list[Point]:
+def course(folder: Path, arm: str) -> list[Point]:
     """A point for each time that held-out studies were reported, and one for the end: mean total reward over all of
     them, and over the critical ones what `QUANTITIES` names.
 
     Raises:
         ValueError: the run has none; `evaluate.validate_every` was 0.
     """
-    run = base_of(dataset, seed, folder, encoder)
     steps = read_lines(folder / arm / "rl" / "metrics.jsonl")
     paths = sorted((folder / arm / "rl" / "held_out").glob("step_*.jsonl"))
     if not paths:
@@ -43,22 +42,18 @@ def course(folder: Path, arm: str, dataset: str, seed: int, encoder: Path) -> li
     ids = [row["id"] for row in followed[0]]
     end = {row["id"]: row for row in read_result(folder, arm)}
     followed[len(steps)] = [end[study_id] for study_id in ids]
-    studies = {study.id: study for study in run.corpus.test}
     critical = {row["id"] for row in read_result(folder, "sft") if row["critical"]} & set(ids)
     before = {row["id"]: float(row["total"]) for row in followed[0]}
     points = []
     for step, reports in followed.items():
         rows = [row for row in reports if row["id"] in critical]
-        errors = finding_errors(
-            run.reward.labeler, [str(row["report"]) for row in rows], [studies[str(row["id"])] for row in rows]
-        )
         points.append(
             {
                 "step": step,
                 "total": statistics.fmean(float(row["total"]) for row in reports),
                 "kl": recent(steps, step, "kl_critical"),
                 "worse": statistics.fmean(float(row["total"]) < before[row["id"]] - 1e-9 for row in rows),
-                **{name: statistics.fmean(row[name] for row in errors) for name in ("hallucinated", "dropped")},
+                **{name: statistics.fmean(float(row[name]) for row in rows) for name in (MADE_UP, MISSED)},
                 **({TRUTH: statistics.fmean(float(row[TRUTH]) for row in rows)} if TRUTH in rows[0] else {}),
             }
         )

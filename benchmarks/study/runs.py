@@ -13,7 +13,6 @@ from pathlib import Path
 
 from study.arms import Arm
 from study.drift import kl_to_reference
-from study.errors import finding_errors
 
 from capo.journal import read_lines, write_json, write_lines
 from capo.ranks import Ranks
@@ -22,6 +21,7 @@ from radflow import train
 from radflow.data.corpus import Corpus
 from radflow.data.sections import parse_sections
 from radflow.pipeline.comparison import constant_reports, nearest_reports, score_rows, with_other_images
+from radflow.pipeline.finding_errors import MADE_UP, MISSED
 from radflow.pipeline.generation import ReportWriter
 from radflow.pipeline.policies import load_policy, report_studies
 from radflow.pipeline.run import PRODUCTS, Run, build_run, hard_studies
@@ -46,6 +46,8 @@ DATASETS: Mapping[str, tuple[Path, Mapping[str, object]]] = {
         },
     ),
 }
+# The rows of the paper's tables have the paper's advantages; those of `method` and `outcome` say theirs.
+PAPERS_ADVANTAGES: Mapping[str, object] = {"rl.advantage": "group", "rl.edits.share": 0}
 KL_STRIDE = 2  # every second held-out study is sampled once more for its KL to the SFT policy
 SHARED = ("start", "warmup", "sft", "criticality.jsonl")  # what an arm takes over from the seed's base
 
@@ -53,7 +55,14 @@ SHARED = ("start", "warmup", "sft", "criticality.jsonl")  # what an arm takes ov
 def config_of(dataset: str, seed: int, folder: Path, changes: Mapping[str, object], encoder: Path) -> Config:
     """The dataset's config with an arm's changes."""
     path, of_study = DATASETS[dataset]
-    given = {"seed": seed, "run-dir": folder, "reward.bertscore.path": encoder, **of_study, **changes}
+    given = {
+        "seed": seed,
+        "run-dir": folder,
+        "reward.bertscore.path": encoder,
+        **of_study,
+        **PAPERS_ADVANTAGES,
+        **changes,
+    }
     words = []
     for key, value in given.items():
         words += [f"--{key}", *map(str, value if isinstance(value, tuple) else (value,))]
@@ -100,15 +109,15 @@ def run_arm(dataset: str, seed: int, folder: Path, encoder: Path, arm: Arm) -> N
 def results(run: Run, arm: Arm) -> list[dict[str, object]]:
     """One row per held-out study: id, critical, report, every metric, wrong findings, KL to the SFT policy."""
     if arm.writes != "policy":
-        return add_errors(run, score_rows(run.reward, blind_reports(run, arm.writes), run.corpus.test))
+        return complete(run, score_rows(run.reward, blind_reports(run, arm.writes), run.corpus.test))
     if arm.policy_of is not None:
-        return add_errors(run, report_again(run, arm))
+        return complete(run, report_again(run, arm))
     began = time.process_time()
     stage = {"nothing": lambda _: "sft", "rl": run_rl, "sft": run_sft_again}[arm.trains](run)
     note_cost(run.folder, "train", time.process_time() - began)
     size = run.config.evaluate.part_size
     rows = report_studies(run, stage, run.corpus.test, run.folder / "reports", part_size=size, title=run.folder.name)
-    return add_errors(run, rows, None if stage == "sft" else stage)
+    return complete(run, rows, None if stage == "sft" else stage)
 
 
 def report_again(run: Run, arm: Arm) -> list[dict[str, object]]:
@@ -181,18 +190,18 @@ def run_sft_again(run: Run) -> str:
     return "again/sft"
 
 
-def add_errors(run: Run, rows: Sequence[Mapping[str, object]], stage: str | None = None) -> list[dict[str, object]]:
-    """The rows with made-up and missed findings and criticality, and with the KL of the policy of `stage`, if any."""
+def complete(run: Run, rows: Sequence[Mapping[str, object]], stage: str | None = None) -> list[dict[str, object]]:
+    """The rows with wrong findings (made up or missed) and criticality, and with the KL of the policy of `stage`, if
+    any."""
     studies = run.corpus.test
-    errors = finding_errors(run.reward.labeler, [str(row["report"]) for row in rows], studies)
     critical = CriticalityRules(run.reward.labeler)([study.report for study in studies])
     kl: list[float | None] = [None] * len(studies)
     if stage is not None:
         policy, reference = (load_policy(run.folder / name / "model", run) for name in (stage, "sft"))
         kl[::KL_STRIDE] = kl_to_reference(policy, reference, run, studies[::KL_STRIDE])
     return [
-        {**row, **wrong, "critical": label.critical, "kl": divergence}
-        for row, wrong, label, divergence in zip(rows, errors, critical, kl, strict=True)
+        {**row, "wrong": row[MADE_UP] + row[MISSED], "critical": label.critical, "kl": divergence}
+        for row, label, divergence in zip(rows, critical, kl, strict=True)
     ]
 
 

@@ -2,7 +2,8 @@
 
 function mean(values) { return values.reduce((a, b) => a + b, 0) / Math.max(1, values.length); }
 
-function totals(study) { return study.reports.map((report) => report.total).filter((total) => total !== null); }
+// Of the reports as the policy wrote them: an edited copy says nothing about it.
+function totals(study) { return study.reports.filter((report) => !report.edited && report.total !== null).map((report) => report.total); }
 
 const STUDY_ORDERS = {
   drawn: () => 0,
@@ -43,6 +44,12 @@ function best(values) {
   return known.length > 1 && Math.max(...known) > Math.min(...known) ? Math.max(...known) : null;
 }
 
+function editedLine(report) {
+  if (!report.edited) return [];
+  const badge = element("span", { class: "badge edited", title: report.edited }, "edited");
+  return [element("p", { class: "edit" }, badge, ` ${report.edited}`)];
+}
+
 function reportColumn(report, study, options) {
   const { rollouts } = data;
   const most = Math.max(...study.reports.map((r) => Math.abs(r.advantage)));
@@ -56,7 +63,7 @@ function reportColumn(report, study, options) {
   if (report.truncated) values.append(element("div", {}, element("dt", {}, "cut at the token limit"), element("dd", {}, "yes")));
   return element("div", { class: top !== null && report.total === top ? "first" : "" },
     element("p", { class: "head" }, element("strong", {}, `Report ${report.number}`), element("span", { class: "muted" }, `adv. ${fixed(report.advantage, true)}`)),
-    advantageBar(report.advantage, most), reportText(report.text, study.reference, options.mark), values);
+    advantageBar(report.advantage, most), ...editedLine(report), reportText(report.text, study.reference, options.mark), values);
 }
 
 function studyCard(study, options) {

@@ -1,6 +1,7 @@
 """Settings of the LLM judge: endpoint, retries and budget."""
 
 import ipaddress
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -77,13 +78,13 @@ class JudgeConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"expected judge.{name} of at least {least}, got {getattr(self, name)}")
         for name in ("timeout_s", "claim_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"expected judge.{name} above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"expected judge.{name} above 0 and finite, got {getattr(self, name)}")
         optional = ("max_calls", "max_money", "temperature")
         for name in (*optional, "backoff_s", "backoff_max_s", "breaker_rest_s", "input_price", "output_price"):
             number = getattr(self, name)
-            if number is not None and not number >= 0:
-                raise ValueError(f"expected judge.{name} not negative, got {number}")
+            if number is not None and not 0 <= number < math.inf:
+                raise ValueError(f"expected judge.{name} not negative and finite, got {number}")
         if self.max_money is not None and self.input_price == self.output_price == 0:
             raise ValueError("judge.max_money needs judge.input_price and judge.output_price, both are 0")
 

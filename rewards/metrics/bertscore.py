@@ -47,8 +47,8 @@ class BertScoreConfig:
                 "expected bertscore num_layers and token_budget of at least 1 and cache_mb not negative, got "
                 f"{self.num_layers}, {self.token_budget} and {self.cache_mb}"
             )
-        if self.baseline is not None and not self.baseline < 1:
-            raise ValueError(f"expected a bertscore baseline below 1, got {self.baseline}")
+        if self.baseline is not None and not -math.inf < self.baseline < 1:
+            raise ValueError(f"expected a finite bertscore baseline below 1, got {self.baseline}")
 
     @property
     def rescaling(self) -> float | None:

@@ -43,7 +43,7 @@ class FindingErrors:
     """
 
     def __init__(self, labeler: Labeler) -> None:
-        self.findings, self.covers = labeler.findings, labeler.covers
+        self.labeler, self.findings, self.covers = labeler, labeler.findings, labeler.covers
         self._remembered = lru_cache(maxsize=1 << 12)(self._find)  # several metrics ask for the same pair
 
     def __call__(self, candidate: str, reference: str) -> list[FindingError]:
@@ -69,8 +69,18 @@ class FindingErrors:
     def _changed(self, candidate: str, reference: str) -> list[tuple[Kind, str]]:
         """Sentences about a finding that differ from one of the reference in nothing but sides or grades."""
         changed = [change for change in changed_sentences(candidate, reference) if self._asserts(change.sentence)]
-        sides: list[tuple[Kind, str]] = [("side", change.sentence) for change in changed if change.side]
+        true = _asserted(self.findings(reference))
+        sides: list[tuple[Kind, str]] = [
+            ("side", change.sentence)
+            for change in changed
+            if change.side and not self._has_true_side(change.sentence, true)
+        ]
         return sides + [("grade" if c.steps > 1 else "inexact", c.sentence) for c in changed if c.steps]
+
+    def _has_true_side(self, sentence: str, true: Mapping[str, Sequence[Finding]]) -> bool:
+        """Whether the reference has each finding of a sentence on the one side that the sentence names."""
+        said = [finding for finding in self.findings(sentence) if finding.value]
+        return all(len(finding.sides) == 1 and finding.sides <= _sides(true.get(finding.name, ())) for finding in said)
 
     def _asserts(self, sentence: str) -> bool:
         return any(finding.value for finding in self.findings(sentence))

@@ -6,18 +6,21 @@ from radflow.data.phantoms import state_labels
 from radflow.data.studies import Study
 from radflow.rewards.types import Labeler
 
+MADE_UP, MISSED = "made_up_findings", "missed_findings"
 
-def finding_errors(labeler: Labeler, reports: Sequence[str], studies: Sequence[Study]) -> list[dict[str, int]]:
-    """`hallucinated`, `dropped`, and their sum `wrong`: numbers of abnormal labels of each whole report.
 
-    Against the true state where it is known (phantoms), which also has what the radiologist left out; otherwise
-    against the reference report.
+def finding_errors(labeler: Labeler, reports: Sequence[str], studies: Sequence[Study]) -> dict[str, list[float | None]]:
+    """MADE_UP and MISSED: for each study, the number of abnormal labels of the whole report that are not true, and of
+    true ones that it does not assert.
+
+    True is the state if it is known (phantoms), which also has what the radiologist left out; otherwise the reference.
     """
-    rows = []
+    errors: dict[str, list[float | None]] = {MADE_UP: [], MISSED: []}
     for report, study in zip(reports, studies, strict=True):
         said, true = _abnormal(labeler, labeler([report])[0]), _abnormal(labeler, _truth(labeler, study))
-        rows.append({"hallucinated": len(said - true), "dropped": len(true - said), "wrong": len(said ^ true)})
-    return rows
+        errors[MADE_UP].append(float(len(said - true)))
+        errors[MISSED].append(float(len(true - said)))
+    return errors
 
 
 def _truth(labeler: Labeler, study: Study) -> set[str]:
