@@ -314,8 +314,8 @@ def _worth(donor: _Donor, wanted: frozenset[Topic], task: _Task) -> tuple[float,
     """Says most of what is wanted, repeats nothing, is of this section, adds least, is most like the first sentence of
     the reference about it: later ones tell of changes."""
     said = donor.sentence.topics
-    alike = next((dice(donor.sentence, s) for s in task.expected.sentences if s.topics & said & wanted), 0.0)
-    return len(said & wanted), -_repeats(donor, task), not donor.moved, -len(said - wanted), alike
+    likeness = next((dice(donor.sentence, s) for s in task.expected.sentences if s.topics & said & wanted), 0.0)
+    return len(said & wanted), -_repeats(donor, task), not donor.moved, -len(said - wanted), likeness
 
 
 def _repeats(donor: _Donor, task: _Task) -> int:
