@@ -193,6 +193,12 @@ def test_a_report_that_is_not_counted_has_the_advantage_that_it_would_have_if_it
     assert abs(apart) <= len(rewards) / (len(rewards) + 1) ** 0.5  # in a group of any spread, even none
 
 
+def test_equal_rewards_whose_mean_is_rounded_give_nothing():
+    # (0.1 + 0.1 + 0.1) / 3 is 0.10000000000000002: without eps each would be 0.8 standard deviations below its mean
+    same = group_advantages(double(0.1, 0.1, 0.1), torch.zeros(3, dtype=torch.int64), eps=0.0)
+    assert same.advantages.tolist() == [0, 0, 0] and same.num_zero_std == 1
+
+
 def test_a_group_without_counted_reports_has_nothing_to_compare_with():
     found = group_advantages(double(1, 2), torch.tensor([0, 0]), counted=torch.tensor([False, False]))
     assert found.advantages.tolist() == [0, 0] and found.num_zero_std == 1
