@@ -174,10 +174,9 @@ def test_only_groups_without_spread_are_sampled_anew_from_other_numbers_until_th
 def test_nothing_is_sampled_anew_unless_asked_and_no_longer_than_needed():
     batch = collect(reports_of({"a": [2, 2], "b": [1, 5]}))
     assert sample_flat_groups_anew(batch, lambda: FakeEngine([]), run_of(), ToyWorkers(), step=5) is batch
-    found = sample_flat_groups_anew(
-        batch, lambda: FakeEngine([{"a": [1, 2]}]), run_of(resample=9), ToyWorkers(), step=5
-    )
-    assert lengths_of(found) == {"a": [1, 2], "b": [1, 5]} and found.resampled == 1
+    engine = FakeEngine([{"a": [1, 2]}])
+    found = sample_flat_groups_anew(batch, lambda: engine, run_of(resample=9), ToyWorkers(), step=5)
+    assert lengths_of(found) == {"a": [1, 2], "b": [1, 5]} and found.resampled == len(engine.asked) == 1
 
 
 def test_a_group_that_only_copies_give_spread_is_flat():
