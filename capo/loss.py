@@ -318,19 +318,19 @@ def dr_grpo_loss(
 # The losses that a run can optimise, with the same arguments: each divides by some of the counts of the whole step.
 # DAPO and GSPO widen eps_i upwards by their own factor, so that a critical case is tighter by the same on both sides.
 def _capo(
-    *batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, max_tokens: int = 0, **options: Unpack[LossOptions]
+    *batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, max_tokens: int, **options: Unpack[LossOptions]
 ) -> LossTerms:
     return capo_loss(*batch, clip=clip, num_reports=num_reports, **options)
 
 
 def _dapo(
-    *batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, max_tokens: int = 0, **options: Unpack[LossOptions]
+    *batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, max_tokens: int, **options: Unpack[LossOptions]
 ) -> LossTerms:
     return dapo_loss(*batch, clip_low=clip, clip_high=DAPO_UPPER * clip, num_tokens=num_tokens, **options)
 
 
 def _gspo(
-    *batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, max_tokens: int = 0, **options: Unpack[LossOptions]
+    *batch: Tensor, clip: Clip, num_reports: int, num_tokens: int, max_tokens: int, **options: Unpack[LossOptions]
 ) -> LossTerms:
     return gspo_loss(*batch, clip_low=clip, clip_high=GSPO_UPPER * clip, num_reports=num_reports, **options)
 

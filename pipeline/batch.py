@@ -53,9 +53,9 @@ class Batch:
     @property
     def terms(self) -> Tensor:
         """[N, K] float64, what each part adds to the total of each report; NaN if it could not be computed."""
-        rows = [score.terms for group in self.scores for score in group]
-        values = [[row.get(name, float("nan")) for name in self.part_names] for row in rows]
-        return torch.tensor(values, dtype=torch.float64).reshape(len(rows), len(self.part_names))
+        names, rows = self.part_names, [score.terms for group in self.scores for score in group]
+        values = [[row.get(name, float("nan")) for name in names] for row in rows]
+        return torch.tensor(values, dtype=torch.float64).reshape(len(rows), len(names))
 
     def flat_groups(self) -> list[int]:
         """Numbers of the groups whose sampled reports all have the same total."""

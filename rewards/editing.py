@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from radflow.rewards.hierarchy import HierarchicalReward
 from radflow.rewards.rules.edits import Edit, ReportEditor
-from radflow.rewards.rules.errors import FindingErrors
 from radflow.rewards.types import Copy, Score, Scored
 
 
@@ -26,7 +25,7 @@ class GroupScorer:
     def __init__(self, reward: HierarchicalReward, editing: Editing | None) -> None:
         self.reward, self.editing = reward, editing
         if editing is not None:
-            self.edit = ReportEditor(reward.metrics.parse, editing.render, FindingErrors(reward.labeler))
+            self.edit = ReportEditor(reward.metrics.parse, editing.render, reward.errors)
 
     def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> Scored:
         """Scores of the reports of one study, which are compared with one another."""

@@ -15,7 +15,8 @@ from typing import cast
 from radflow.rewards.config import RewardConfig
 from radflow.rewards.guard import guard
 from radflow.rewards.measure import Measured, Metrics
-from radflow.rewards.types import Labeler, Score, Scored
+from radflow.rewards.rules.errors import FindingErrors
+from radflow.rewards.types import Score, Scored
 
 SYNTAX = ("bleu2", "rouge_l")  # their mean is the part "syntax"
 TRUTH, CONTRADICTIONS = GATE = ("truth_rules", "contradictions_rules")  # what truth is measured by
@@ -84,11 +85,11 @@ class HierarchicalReward:
 
     Args:
         metrics: at least those of `part_metrics`; others are columns of tables and part of no reward.
-        labeler: the rules that warm-up, balance and criticality read, whatever the reward is.
+        errors: of findings, with the labeler that warm-up, balance and criticality read too, whatever the reward is.
     """
 
-    def __init__(self, config: RewardConfig, *, metrics: Metrics, labeler: Labeler) -> None:
-        self.config, self.metrics, self.labeler = config, metrics, labeler
+    def __init__(self, config: RewardConfig, *, metrics: Metrics, errors: FindingErrors) -> None:
+        self.config, self.metrics, self.errors, self.labeler = config, metrics, errors, errors.labeler
         self.weights = part_weights(config)
         self._own = metrics.only(part_metrics(config))
         self._judge = metrics.only([name for name in self.weights if name in JUDGES and config.gated])

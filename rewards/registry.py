@@ -219,4 +219,4 @@ def build_reward(
         raise ValueError(f"expected metrics to explore by of which more is better, got {worse[0]}")
     backends = Backends(config, parse, judge)
     metrics = load_metrics([*part_metrics(config), *explore, *also], backends)
-    return HierarchicalReward(config, metrics=metrics, labeler=backends.rules)
+    return HierarchicalReward(config, metrics=metrics, errors=backends.errors)
