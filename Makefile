@@ -67,7 +67,7 @@ gpu-wheels: ## what a GPU machine without network lacks, as wheels in build/gpu-
 
 # Every table of docs/results.md. What is done is not done again: one that was killed goes on.
 study: .venv/.study ## train and test every row of docs/results.md on 2 cores (hours); ARGS='--seeds 0,1' for fewer seeds
-	@for table in 'method chest' 'outcome carotid' 'outcome iu' '3 chest' '5 chest' 'purpose chest' 'sensitivity chest' \
+	@for table in 'method chest' 'outcome chest' 'outcome carotid' 'outcome iu' '3 chest' '5 chest' 'purpose chest' 'sensitivity chest' \
 		'regimes chest' 'contested chest_short' '3 carotid' '5 carotid' 'purpose carotid' '4 iu' '6 iu' 'purpose iu'; do \
 		set -- $$table; $(BIN)/python benchmarks/tables.py --table $$1 --dataset $$2 $(ARGS) || exit 1; done
 	$(BIN)/python benchmarks/tower.py $(ARGS)

@@ -1,5 +1,6 @@
 """The reports of a step and what they scored: exchanged between ranks, made into cases, written down."""
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,9 +54,20 @@ class Batch:
     @property
     def terms(self) -> Tensor:
         """[N, K] float64, what each part adds to the total of each report; NaN if it could not be computed."""
-        names, rows = self.part_names, [score.terms for group in self.scores for score in group]
-        values = [[row.get(name, float("nan")) for name in names] for row in rows]
-        return torch.tensor(values, dtype=torch.float64).reshape(len(rows), len(names))
+        return self._columns(Score.scaled)
+
+    @property
+    def objectives(self) -> Tensor:
+        """[N, K + 1] float64, each part before truth scales it, then truth; all NaN for a report without any term."""
+        scores = [score for group in self.scores for score in group]
+        truth = [[score.truth if score.terms else math.nan] for score in scores]
+        terms = self._columns(lambda score, name: score.terms.get(name, math.nan))
+        return torch.cat([terms, torch.tensor(truth, dtype=torch.float64)], 1)
+
+    def _columns(self, value: Callable[[Score, str], float]) -> Tensor:
+        names, scores = self.part_names, [score for group in self.scores for score in group]
+        rows = [[value(score, name) for name in names] for score in scores]
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(scores), len(names))
 
     def flat_groups(self) -> list[int]:
         """Numbers of the groups whose sampled reports all have the same total."""
@@ -224,7 +236,7 @@ def _to_json(batch: Batch) -> dict[str, Any]:
 
 
 def _read_score(row: Mapping[str, Any]) -> Score:
-    return Score(row["total"], row["parts"], tuple(row["missing"]), tuple(row["left_out"]), row["terms"])
+    return Score(row["total"], row["parts"], tuple(row["missing"]), tuple(row["left_out"]), row["terms"], row["truth"])
 
 
 def _read_rollout(study_id: str, row: Mapping[str, Any]) -> Rollout:

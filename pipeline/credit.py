@@ -12,6 +12,7 @@ from capo.advantages import GroupAdvantages, estimate_advantages
 from capo.config import RlConfig
 from radflow.data.sections import parse_sections
 from radflow.pipeline.batch import Batch
+from radflow.rewards.hierarchy import TRUTH
 from radflow.rewards.registry import METRICS
 
 
@@ -28,6 +29,8 @@ def advantages_of(
         decode: token ids to text.
     """
     names, terms = batch.part_names, batch.terms
+    if rl.advantage == "decoupled":  # truth once: as a factor of every part it would decide all of them
+        names, terms = [*names, TRUTH], batch.objectives
     counted = None if rl.edits.counted else batch.sampled
     advantages = partial(estimate_advantages, rl.advantage, eps=rl.advantage_eps, counted=counted)
 

@@ -10,6 +10,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import cast
 
 from radflow.rewards.config import RewardConfig
@@ -148,21 +149,20 @@ class HierarchicalReward:
         refused = refused if self.weights.keys() - refused else frozenset()
         left_out = refused | lacking
         terms = {name: term for name, term in self._terms(parts).items() if name not in {*refused, *missing}}
-        counted = [term for name, term in terms.items() if name not in left_out]
+        truth = cast(float, parts[TRUTH]) if self.config.gated else 1.0
+        score = Score(None, parts, missing, tuple(sorted(left_out)), terms, truth)
         # If nothing else is left to compare, the reports that lack a part leave their group, and no other.
-        counted = counted or ([] if missing else [*terms.values()])
-        total = sum(counted) if counted else None
-        return Score(total, parts, missing, tuple(sorted(left_out)), terms)
+        counted = [name for name in terms if name not in left_out] or ([] if missing else [*terms])
+        return replace(score, total=sum(map(score.scaled, counted)) if counted else None)
 
     def _terms(self, parts: Mapping[str, float | None]) -> dict[str, float]:
-        """Eq. 4 and 5: the weighted parts, the positive ones times guard and truth; 0 for one that a rule skips."""
+        """The weighted parts, the positive ones times guard; 0 for one that a rule skips."""
         values = {name: 0.0 if (value := parts[name]) is None else value for name in self.weights}
         terms = {name: self.weights[name] * max(value, LOWEST.get(name, value)) for name, value in values.items()}
-        factor = cast(float, parts["guard"])
         if self.config.gated:
-            factor *= cast(float, parts[TRUTH])
             terms |= self._consistent(parts, terms)
-        return {name: factor * term if term > 0 else term for name, term in terms.items()}
+        guard = cast(float, parts["guard"])
+        return {name: guard * term if term > 0 else term for name, term in terms.items()}
 
     def _consistent(self, parts: Mapping[str, float | None], terms: Mapping[str, float]) -> dict[str, float]:
         """What consistency earns: in proportion to the agreement of the Findings, and nothing if the report contradicts

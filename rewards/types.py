@@ -1,5 +1,6 @@
 """The carriers of rewards, and what every parser, metric and labeler offers."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,7 +19,13 @@ class Score:
     missing: tuple[str, ...] = ()  # parts that could not be computed for this report
     left_out: tuple[str, ...] = ()  # parts that count in no total of its group, since a member lacks them
     terms: Mapping[str, float] = field(default_factory=dict)
-    """What each known part adds to the total, weighted and scaled; those left out too, unless no report has them."""
+    """Each known part, weighted, before truth scales it; those left out of the total too, unless no report has them."""
+    truth: float = 1.0  # in [0, 1], scales the positive terms
+
+    def scaled(self, name: str) -> float:
+        """What a part adds to the total; NaN if it has no term."""
+        term = self.terms.get(name, math.nan)
+        return self.truth * term if term > 0 else term
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ SMALL = options_of(
         "sft.steps": 30,
         "sft.checkpoint-every": 5,
         "explore.part-size": 5,
+        "explore.fraction": 0.5,
         "rl.steps": 4,
         "evaluate.baseline-sample": 5,
     }

@@ -39,6 +39,8 @@ SMALL = [
     "4",
     "--explore.part-size",
     "5",
+    "--explore.fraction",
+    "0.5",
     "--rl.steps",
     "2",
     "--rl.studies-per-step",

@@ -1,5 +1,7 @@
 """Which part of the reward pays which tokens."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toy_batch import ToyPrompt, ToyStudy
@@ -28,14 +30,17 @@ def start_of(ids, pieces=PIECES):
     return impression_start(torch.tensor(ids), lambda given: decode(given, pieces))
 
 
-def batch_of(reports, terms, *, group_size=None, edited=()):
-    """One group of these reports, or several of `group_size`; terms are rows of PARTS."""
+def batch_of(reports, terms, *, group_size=None, edited=(), truths=None):
+    """One group of these reports, or several of `group_size`; terms are rows of PARTS, all positive with `truths`."""
     size = group_size or len(reports)
     rollouts = [
         Rollout("s", i % size, torch.tensor(ids), torch.zeros(len(ids)), False, "added" if i in edited else None)
         for i, ids in enumerate(reports)
     ]
-    scores = [Score(sum(row), {}, terms=dict(zip(PARTS, row, strict=True))) for row in terms]
+    scores = [
+        Score(truth * sum(row), {}, terms=dict(zip(PARTS, row, strict=True)), truth=truth)
+        for row, truth in zip(terms, truths or [1.0] * len(reports), strict=True)
+    ]
     starts = range(0, len(reports), size)
     return Batch(
         studies=tuple(ToyStudy(f"s{i}", "") for i in starts),
@@ -139,6 +144,30 @@ def test_a_part_of_one_section_pays_no_token_of_the_other(advantage, name, own):
         assert len(ids) <= len(old)
 
 
+def test_decoupled_advantages_have_truth_once_by_hand():
+    # Syntax prefers the first report by 0.5, truth the second: they cancel. As factors they give 1 and 1.5.
+    options = {"credit": "report", "advantage_eps": 0.0}
+    batch = batch_of([FULL, SHORT], [(2, 0, 0, 0), (1.5, 0, 0, 0)], truths=[0.5, 1.0])
+    assert rows_of(batch, **options).tolist() == [0, 0]
+    assert rows_of(batch, **options, advantage="centred").tolist() == [-0.25, 0.25]
+    # With weight 3 for syntax, (3 - 1) / sqrt(2) and its opposite; over their std, 2
+    assert rows_of(batch, {"syntax": 3.0}, **options).tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)])
+
+
+def test_a_report_that_no_part_is_known_of_is_missing_whatever_its_truth():
+    batch = batch_of([FULL, SHORT, LONG], [(1, 0, 0, 0), (2, 0, 0, 0), (3, 0, 0, 0)])
+    unknown = replace(batch.scores[0][2], total=None, terms={}, truth=0.1)
+    scores = ((*batch.scores[0][:2], unknown),)
+    found = advantages_of(replace(batch, scores=scores), RlConfig(advantage="decoupled"), {}, decode)
+    assert found.num_missing == 1 and found.advantages[2] == 0 and found.advantages[0] < 0
+
+
+def test_truth_pays_the_tokens_of_both_sections():
+    batch = batch_of([FULL, SHORT], [(1, 1, 1, 1)] * 2, truths=[1.0, 0.5])
+    rows = rows_of(batch)
+    assert (rows[0] > 0).all() and (rows[1] < 0).all()
+
+
 def test_parts_of_all_sections_pay_every_token():
     """Where no part reads one section only, credit by section is that of the report."""
     terms = [(0.1, 0.0, 1.0, 0.0), (0.5, 0.0, -1.0, 0.0), (0.3, 0.0, 1.0, 0.0)]
@@ -154,7 +183,7 @@ def test_a_section_that_nothing_pays_for_has_no_advantage():
         for group in batch.scores
     )
     for advantage in ESTIMATORS:
-        rows = rows_of(Batch(**{**vars(batch), "scores": only}), advantage=advantage)
+        rows = rows_of(replace(batch, scores=only), advantage=advantage)
         assert not rows[0, :3].any() and rows[0, 3:].all()
 
 

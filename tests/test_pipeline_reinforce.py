@@ -74,6 +74,7 @@ def test_advantages_clip_ranges_and_sampling_of_a_step_reach_the_update(step):
 
 
 CHOSEN = "--rl.steps 2 --rl.advantage decoupled --rl.credit section --rl.truncated mask --rl.resample 1"
+WEIGHTED = "--reward.workers 0 --reward.consistent 0.5 --reward.gamma 3"
 
 
 def test_what_a_run_chooses_reaches_the_update(step, monkeypatch):
@@ -90,8 +91,8 @@ def test_what_a_run_chooses_reaches_the_update(step, monkeypatch):
 
     monkeypatch.setattr(train, "advantages_of", advantages)
     monkeypatch.setattr(train, "sample_flat_groups_anew", anew)
-    _, cases, rows, metrics = step(f"{CHOSEN} --reward.workers 0 --reward.gamma 3 --rollout.temperature 1")
-    assert given == [{"syntax": 1.0, "entity_f1_rules": 1.0, "consistency_rules": 1.0, "label_f1_rules": 3.0}] * 2
+    _, cases, rows, metrics = step(f"{CHOSEN} {WEIGHTED} --rollout.temperature 1")
+    assert given == [{"syntax": 1.0, "entity_f1_rules": 1.0, "consistency_rules": 0.5, "label_f1_rules": 3.0}] * 2
     for row, case in zip(rows, cases, strict=True):
         kept = [report for report in row["reports"] if not report["truncated"]]
         assert [len(r.response_ids) for r in case.rollouts] == [report["tokens"] for report in kept]

@@ -203,7 +203,7 @@ def test_each_rank_samples_its_share_of_the_flat_groups_anew():
     batch = collect(reports_of({"a": [2, 2], "b": [3, 3], "c": [4, 4]}), names="abc")
     other = {"logps": [], "truncated": False, "edited": None, "parts": {}, "missing": [], "left_out": []}
     reports = [
-        {**other, "tokens": [0] * n, "sample": i, "text": "x" * n, "total": n, "terms": {"part": n}}
+        {**other, "tokens": [0] * n, "sample": i, "text": "x" * n, "total": n, "terms": {"part": n}, "truth": 1.0}
         for i, n in enumerate((1, 2))
     ]
     rows = [{"id": name, "length": 3, "reports": reports} for name in "ac"]

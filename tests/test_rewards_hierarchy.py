@@ -1,5 +1,6 @@
 """The reward: its parts and weights, presets, plug-in, what is skipped and what is missing."""
 
+import math
 import types
 
 import pytest
@@ -13,6 +14,7 @@ from radflow.data.sections import parse_sections
 from radflow.rewards.config import RewardConfig
 from radflow.rewards.hierarchy import GATE, part_weights
 from radflow.rewards.registry import METRICS, build_reward
+from radflow.rewards.types import Score
 
 REFERENCE = (
     "Findings: The heart is enlarged. There is a small left pleural effusion. No pneumothorax. "
@@ -315,21 +317,27 @@ def test_where_the_missing_part_is_the_whole_reward_only_its_report_leaves():
     assert empty.total is None and empty.missing == ("words",) and full.total == 2
 
 
-# terms, what each part adds to the total
+# terms: each part weighted, and what it adds to the total
 
 PARTLY = "Findings: The heart is enlarged. No pneumothorax. Impression: Cardiomegaly."
 TERMS = ["syntax", "entity_f1_rules", "consistency_rules", "label_f1_rules"]
 
 
-def test_terms_are_weighted_scaled_and_add_up_to_the_total():
+def test_terms_are_weighted_and_add_up_to_the_total_once_truth_scales_them():
     (score,) = reward(syntax=0.5, domain=2, consistent=3, gamma=4)([PARTLY], [REFERENCE])
-    parts, truth = score.parts, 1 / 2
-    assert list(score.terms) == TERMS and sum(score.terms.values()) == pytest.approx(score.total)
-    assert score.terms["syntax"] == pytest.approx(truth * 0.5 * parts["syntax"])
-    assert score.terms["consistency_rules"] == pytest.approx(truth * 3 * parts["entity_f1_rules"])
-    assert score.terms["label_f1_rules"] == pytest.approx(truth * 4 * 2 / 3)
+    parts = score.parts
+    assert list(score.terms) == TERMS and score.truth == 1 / 2
+    assert sum(map(score.scaled, TERMS)) == pytest.approx(score.total)
+    assert score.terms["syntax"] == pytest.approx(0.5 * parts["syntax"])
+    assert score.terms["consistency_rules"] == pytest.approx(3 * parts["entity_f1_rules"])
+    assert score.terms["label_f1_rules"] == pytest.approx(4 * 2 / 3)
     (printed,) = reward(printed=True)([PARTLY], [REFERENCE])
-    assert [*printed.terms.values()] == pytest.approx([printed.parts[name] for name in TERMS])
+    assert [*printed.terms.values()] == pytest.approx([printed.parts[name] for name in TERMS]) and printed.truth == 1
+
+
+def test_truth_scales_what_is_earned_and_not_what_is_lost():
+    score = Score(None, {}, terms={"earned": 2.0, "lost": -1.0}, truth=0.25)
+    assert (score.scaled("earned"), score.scaled("lost")) == (0.5, -1.0) and math.isnan(score.scaled("unknown"))
 
 
 def test_a_part_that_a_rule_skips_adds_nothing_and_a_missing_one_has_no_term(judged):
@@ -363,7 +371,7 @@ def test_the_sum_of_the_parts_that_a_group_shares_is_the_total(rows, kind):
     mine = plugin("words", **options)
     scores = mine([texts[i] for i, _ in rows], references, groups=groups)
     names = list(dict.fromkeys(name for score in scores for name in score.terms))
-    terms = [[score.terms.get(name, float("nan")) for name in names] for score in scores]
+    terms = [[score.scaled(name) for name in names] for score in scores]
     totals = sum_parts(torch.tensor(terms, dtype=torch.float64).reshape(len(rows), len(names)), torch.tensor(groups))
     assert [None if total != total else pytest.approx(total) for total in totals.tolist()] == [s.total for s in scores]
 

@@ -22,6 +22,7 @@ from radflow.data.studies import Study  # noqa: E402
 from radflow.models.start import ModelConfig  # noqa: E402
 from radflow.pipeline.run_config import Config, plain  # noqa: E402
 from radflow.rewards.rules.chexpert_rules import ChexpertRules  # noqa: E402
+from radflow.rewards.statistics import holm  # noqa: E402
 
 CONFIG = Config(model=ModelConfig(training="full"))
 
@@ -68,6 +69,22 @@ def test_a_claim_is_tested_on_the_seeds_that_both_rows_have_and_the_rest_is_left
     assert row[3].startswith("+1.500 ± ")
 
 
+def test_what_is_to_get_better_is_corrected_for_its_own_tests_and_sft_is_not_compared_with_itself():
+    shifts = {**dict(zip(pages.OUTCOMES, (1, 2, 4), strict=True)), "bleu2": 1, "worse critical": 1}
+
+    def row(scale):
+        return [{name: scale * (shift + noise) for name, shift in shifts.items()} for noise in (0, 0.3, 0.9)]
+
+    table = {"sft": row(0), "group": row(1), "decoupled": row(3)}
+    claims = arms.CLAIMS["method"][:2]
+    page = pages.reader_page(table, claims, "")
+    for claim, others in zip(claims, (["BLEU-2"], ["BLEU-2", "critical studies worse than SFT"]), strict=True):
+        rows = [row for row in page["rows"] if row[0] == claim.title]
+        assert [row[1] for row in rows] == [*(pages.NAMES[name] for name in pages.OUTCOMES), *others]
+        corrected = holm([pages.compared(table, claim, name).p for name in pages.OUTCOMES])
+        assert [row[-1] for row in rows[:3]] == [pages.p_value(p) for p in corrected]
+
+
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=3, max_size=8), st.floats(-3, 3))
 def test_a_shift_of_both_rows_changes_no_test(pairs, shift):
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
@@ -89,6 +106,12 @@ def test_studies_that_got_worse_are_counted_by_kind():
 
 def points(*pairs):
     return [{"total": total, "kl": kl} for total, kl in pairs]
+
+
+def test_distinct_reports_are_counted_among_300_however_many_there_are():
+    reports = ["same"] * 300 + [str(number) for number in range(300)] + ["left out"] * 299
+    assert values.distinct_of_300(reports) == pytest.approx((1 / 300 + 1) / 2)
+    assert values.distinct_of_300(reports[295:305]) == 0.6  # fewer than 300: 1 + 5 of 10
 
 
 def test_auc_by_hand_and_with_a_tie():
@@ -155,8 +178,11 @@ def test_short_sft_is_all_that_differs_between_the_two_chest_sets(tmp_path):
 
 def test_without_seeds_a_table_has_as_many_as_fit_into_its_time():
     # CPU minutes of a row times rows times seeds, halved: docs/results.md has the measured ones
-    assert arms.usual_seeds("3", "carotid") == arms.usual_seeds("4", "iu") == arms.usual_seeds("5", "chest") == 5
-    assert arms.usual_seeds("5", "carotid") == arms.usual_seeds("6", "iu") == arms.usual_seeds("regimes", "chest") == 3
+    for table, dataset in (("3", "carotid"), ("4", "iu"), ("5", "chest"), ("method", "chest"), ("outcome", "iu")):
+        assert [*arms.usual_seeds(table, dataset)] == [0, 1, 2, 3, 4]
+    for table, dataset in (("5", "carotid"), ("6", "iu"), ("regimes", "chest")):
+        assert [*arms.usual_seeds(table, dataset)] == [0, 1, 2]
+    assert not {*arms.usual_seeds("outcome", "chest")} & {*arms.usual_seeds("method", "chest")}
 
 
 @pytest.mark.parametrize("table", arms.TABLES)

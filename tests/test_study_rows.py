@@ -42,6 +42,7 @@ def study(tmp_path_factory):
     (here / "small.yaml").write_text(yaml.safe_dump(SMALL))
     patched = pytest.MonkeyPatch()
     patched.setitem(runs.DATASETS, "small", (here / "small.yaml", {}))
+    patched.setattr(runs, "KL_STUDIES", 3)  # of 6
     given = ("small", 1, here / "seed1", tiny_roberta(here / "encoder"))
     runs.train_base(*given)
     runs.run_arm(*given, arms.SFT)

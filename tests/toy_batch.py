@@ -75,7 +75,9 @@ class CopyingWorkers(ToyWorkers):
 
     def copies(self, candidates):
         text = candidates[0] + "y" * self.more
-        return (Copy(text, "missed: effusion", 0, self.score(text)),)
+        score = self.score(text)
+        halved = dataclasses.replace(score, terms={name: 2 * term for name, term in score.terms.items()}, truth=0.5)
+        return (Copy(text, "missed: effusion", 0, halved),)
 
 
 def report(study, sample, length, *, truncated=False):

@@ -1,7 +1,7 @@
 """The rows of the paper's tables 3 to 6, and of the sensitivity study, as changes to one config."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -97,8 +97,12 @@ LONG_ALL = Arm("long_all", "120 steps, all studies", {**LONG.changes, "explore.f
 REGIMES = (SFT, OURS, GRPO, INNER_4, INNER_4_GRPO, FAST, FAST_GRPO, LONG, LONG_GRPO, LONG_ALL)
 # The rows of the claims that do not hold, for a dataset on which they might (`chest_short`).
 CONTESTED = (SFT, RANK_BLEU, RANK_BERT, GRPO, CAPO, OURS)
-# What each part adds, one after the other; every row says all that it needs, whatever the defaults are.
+# What each part adds, one after the other; every row says all that it needs, whatever the defaults are. With 8 reports
+# per study and a learning rate that ends at 0 the seeds are less far apart than with 4 and 0.2.
 _GROUP = {
+    "rl.steps": 40,
+    "rl.group_size": 8,
+    "rl.optimizer.final_lr_share": 0,
     "rl.advantage": "group",
     "rl.credit": "report",
     "rl.truncated": "keep",
@@ -116,7 +120,7 @@ SECTION = Arm("section", "+ credit by section", _SECTION)
 PUNISHED = Arm("punished", "+ long reports punished", {**_SECTION, "rl.truncated": "punish"})
 EDITED_GRPO = Arm("edited_grpo", "GRPO, decoupled advantages, edited copies", {**_EDITED, "rl.tightening": 1})
 METHOD = (SFT, GROUP, DECOUPLED, EDITED, SECTION, PUNISHED, EDITED_GRPO)
-OUTCOME = (SFT, GROUP, EDITED, *BLIND[:2])
+OUTCOME = (SFT, GROUP, replace(EDITED, title="CAPO, the defaults"), *BLIND[:2])
 TABLES = {
     "method": METHOD,
     "outcome": OUTCOME,
@@ -172,9 +176,9 @@ CLAIMS = {
         Claim("credit by section", EDITED, SECTION),
         Claim("long reports punished", SECTION, PUNISHED),
         Claim("CAPO over GRPO, with edited copies", EDITED_GRPO, EDITED),
-        Claim("edited copies over SFT", SFT, EDITED),
+        Claim("the defaults over SFT", SFT, EDITED),
     ),
-    "outcome": (Claim("group advantages over SFT", SFT, GROUP), Claim("edited copies over SFT", SFT, EDITED)),
+    "outcome": (Claim("group advantages over SFT", SFT, GROUP), Claim("the defaults over SFT", SFT, EDITED)),
     "selection": tuple(Claim(f"{arm.title} over all studies", CAPO, arm) for arm in BOTTOM),
     "regimes": (
         Claim("CAPO over GRPO, 4 inner epochs", INNER_4_GRPO, INNER_4),
@@ -202,7 +206,10 @@ CLAIMS_OF = {
 }
 
 
-def usual_seeds(table: str, dataset: str) -> int:
-    """As many as two cores train in 40 minutes: five where that is enough for them, else three."""
+def usual_seeds(table: str, dataset: str) -> range:
+    """As many as two cores train in 40 minutes: five if that is enough for them, else three. Those of `outcome` on
+    phantoms are seeds on which nothing was chosen."""
+    if table == "outcome" and dataset != "iu":
+        return range(5, 10)
     cheap = table in ("5", "6", "purpose") and dataset == "chest"
-    return 5 if cheap or table in ("method", "outcome") or TABLES[table] is ABLATION else 3
+    return range(5 if cheap or table in ("method", "outcome") or TABLES[table] is ABLATION else 3)

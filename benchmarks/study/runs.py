@@ -48,7 +48,7 @@ DATASETS: Mapping[str, tuple[Path, Mapping[str, object]]] = {
 }
 # The rows of the paper's tables have the paper's advantages; those of `method` and `outcome` say theirs.
 PAPERS_ADVANTAGES: Mapping[str, object] = {"rl.advantage": "group", "rl.edits.share": 0}
-KL_STRIDE = 2  # every second held-out study is sampled once more for its KL to the SFT policy
+KL_STUDIES = 150  # held-out studies that are sampled once more for their KL to the SFT policy
 SHARED = ("start", "warmup", "sft", "criticality.jsonl")  # what an arm takes over from the seed's base
 
 
@@ -198,7 +198,8 @@ def complete(run: Run, rows: Sequence[Mapping[str, object]], stage: str | None =
     kl: list[float | None] = [None] * len(studies)
     if stage is not None:
         policy, reference = (load_policy(run.folder / name / "model", run) for name in (stage, "sft"))
-        kl[::KL_STRIDE] = kl_to_reference(policy, reference, run, studies[::KL_STRIDE])
+        stride = -(-len(studies) // KL_STUDIES)
+        kl[::stride] = kl_to_reference(policy, reference, run, studies[::stride])
     return [
         {**row, "wrong": row[MADE_UP] + row[MISSED], "critical": label.critical, "kl": divergence}
         for row, label, divergence in zip(rows, critical, kl, strict=True)

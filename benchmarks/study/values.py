@@ -21,9 +21,15 @@ def mean(rows: Rows, name: str) -> float | None:
     return statistics.fmean(known) if known else None
 
 
+def distinct_of_300(reports: Sequence[str]) -> float:
+    """Share of distinct reports, mean over parts of 300: in more reports fewer are the first of their kind."""
+    starts = range(0, max(1, len(reports) - 299), 300)
+    return statistics.fmean(distinct_share(reports[i : i + 300]) for i in starts)
+
+
 def summary(rows: Rows, sft: Rows) -> dict[str, float | None]:
     """Every metric over all studies, the critical and the normal; how many are worse or better than under SFT."""
-    values: dict[str, float | None] = {"distinct": distinct_share([str(row["report"]) for row in rows])}
+    values: dict[str, float | None] = {"distinct": distinct_of_300([str(row["report"]) for row in rows])}
     before = {row["id"]: row for row in sft}
     kinds: dict[str, Callable[[Mapping[str, object]], bool]] = {
         "": lambda row: True,

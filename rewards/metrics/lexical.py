@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 
@@ -49,5 +49,9 @@ class RougeL:
 @cache
 def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    tokenizer = DefaultTokenizer(use_stemmer=True)
+    # Stemming is most of the work, and a group shares its reference, a constant report all of them.
+    tokenizer.tokenize = lru_cache(maxsize=1024)(tokenizer.tokenize)
+    return RougeScorer(["rougeL"], tokenizer=tokenizer)
