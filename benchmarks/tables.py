@@ -1,14 +1,15 @@
-"""The paper's tables 3 to 6 in miniature: every row trained from one SFT checkpoint per seed, on held-out studies.
+"""The paper's tables 3 to 6 in miniature, and what the defaults add to its method (`method`, `outcome`): every row
+trained from one SFT checkpoint per seed, on held-out studies.
 
     PYTHONPATH=. python benchmarks/tables.py --table 3 --dataset chest --seeds 0,1,2,3,4
     PYTHONPATH=. python benchmarks/tables.py --table sensitivity --dataset chest
     PYTHONPATH=. python benchmarks/tables.py --table 5 --dataset iu --only sft,ours,grpo     some rows only
 
-Without --seeds a table has as many as two cores train in 40 minutes, five or three. Tables 3 and 4 have the same rows
-(what each part of the method adds), as have 5 and 6 (ranking, paradigm, reward, objective): the paper prints two
-datasets in each. `contested` has the rows of claims that do not hold on chest phantoms, for `chest_short`, whose SFT
-policy has learned less. A row that is done is not trained again, whichever table asked for it; one that was killed goes
-on at its last checkpoint. `make study` runs everything that docs/results.md shows.
+Without --seeds a table has five seeds, or three if five take long. Tables 3 and 4 have the same rows (what each part of
+the method adds), as have 5 and 6 (ranking, paradigm, reward, objective): the paper prints two datasets in each.
+`contested` has the rows of claims that do not hold on chest phantoms, for `chest_short`, whose SFT policy has learned
+less. A row that is done is not trained again, whichever table asked for it; one that was killed goes on at its last
+checkpoint. `make study` runs everything that docs/results.md shows.
 """
 
 import argparse

@@ -28,9 +28,10 @@ def advantages_of(
         weights: of the parts of the reward; 1 for others.
         decode: token ids to text.
     """
-    names, terms = batch.part_names, batch.terms
-    if rl.advantage == "decoupled":  # truth once: as a factor of every part it would decide all of them
-        names, terms = [*names, TRUTH], batch.objectives
+    if rl.advantage == "decoupled":  # truth as a part of its own: as a factor of each it would decide all of them
+        names, terms = [*batch.part_names, TRUTH], batch.objectives
+    else:
+        names, terms = batch.part_names, batch.terms
     counted = None if rl.edits.counted else batch.sampled
     advantages = partial(estimate_advantages, rl.advantage, eps=rl.advantage_eps, counted=counted)
 

@@ -16,8 +16,8 @@ def finding_errors(labeler: Labeler, reports: Sequence[str], studies: Sequence[S
     True is the state if it is known (phantoms), which also has what the radiologist left out; otherwise the reference.
     """
     errors: dict[str, list[float | None]] = {MADE_UP: [], MISSED: []}
-    for report, study in zip(reports, studies, strict=True):
-        said, true = _abnormal(labeler, labeler([report])[0]), _abnormal(labeler, _truth(labeler, study))
+    for labels, study in zip(labeler(reports), studies, strict=True):
+        said, true = _abnormal(labeler, labels), _abnormal(labeler, _truth(labeler, study))
         errors[MADE_UP].append(float(len(said - true)))
         errors[MISSED].append(float(len(true - said)))
     return errors

@@ -150,7 +150,7 @@ class HierarchicalReward:
         left_out = refused | lacking
         terms = {name: term for name, term in self._terms(parts).items() if name not in {*refused, *missing}}
         truth = cast(float, parts[TRUTH]) if self.config.gated else 1.0
-        score = Score(None, parts, missing, tuple(sorted(left_out)), terms, truth)
+        score = Score(None, parts, missing, tuple(sorted(left_out)), terms, truth)  # with its total below
         # If nothing else is left to compare, the reports that lack a part leave their group, and no other.
         counted = [name for name in terms if name not in left_out] or ([] if missing else [*terms])
         return replace(score, total=sum(map(score.scaled, counted)) if counted else None)

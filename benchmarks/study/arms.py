@@ -207,8 +207,8 @@ CLAIMS_OF = {
 
 
 def usual_seeds(table: str, dataset: str) -> range:
-    """As many as two cores train in 40 minutes: five if that is enough for them, else three. Those of `outcome` on
-    phantoms are seeds on which nothing was chosen."""
+    """Five; three if two cores would train five for over 40 minutes. On those of `outcome` on phantoms nothing was
+    chosen, whatever they take."""
     if table == "outcome" and dataset != "iu":
         return range(5, 10)
     cheap = table in ("5", "6", "purpose") and dataset == "chest"

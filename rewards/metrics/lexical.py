@@ -52,6 +52,6 @@ def _rouge_scorer() -> Any:
     from rouge_score.tokenizers import DefaultTokenizer
 
     tokenizer = DefaultTokenizer(use_stemmer=True)
-    # Stemming is most of the work, and a group shares its reference, a constant report all of them.
+    # Stemming is most of the work, and the same reference comes again for each report of a group.
     tokenizer.tokenize = lru_cache(maxsize=1024)(tokenizer.tokenize)
     return RougeScorer(["rougeL"], tokenizer=tokenizer)
