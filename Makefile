@@ -2,7 +2,7 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 PEERS := .venv-peers/bin
-BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/demo_table.py benchmarks/tables.py benchmarks/tower.py benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/demo_table.py benchmarks/tables.py benchmarks/tower.py benchmarks/tower_carotid.py benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: demo test test-peers mutants kills lint types check bench gpu gpu-trl gpu-wheels study clean help
@@ -71,6 +71,7 @@ study: .venv/.study ## train and test every row of docs/results.md on 2 cores (h
 		'regimes chest' 'contested chest_short' '3 carotid' '5 carotid' 'purpose carotid' '4 iu' '6 iu' 'purpose iu'; do \
 		set -- $$table; $(BIN)/python benchmarks/tables.py --table $$1 --dataset $$2 $(ARGS) || exit 1; done
 	$(BIN)/python benchmarks/tower.py $(ARGS)
+	$(BIN)/python benchmarks/tower_carotid.py $(ARGS)
 
 clean: ## remove the environment, builds and caches; runs/ stays
 	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

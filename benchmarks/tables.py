@@ -54,7 +54,7 @@ def main() -> None:
     page = (
         sensitivity_page(values, arms, folders, setting)
         if asked.table in SETTINGS
-        else rows_page(values, arms, setting)
+        else rows_page(values, arms, setting, apart=asked.table == "outcome")
     )
     write(name, page)
     known = {arm.name for arm in arms}

@@ -76,9 +76,12 @@ def test_what_is_to_get_better_is_corrected_for_its_own_tests_and_sft_is_not_com
         return [{name: scale * (shift + noise) for name, shift in shifts.items()} for noise in (0, 0.3, 0.9)]
 
     table = {"sft": row(0), "group": row(1), "decoupled": row(3)}
+    for name in ("group", "decoupled"):  # SFT has no distance to itself
+        table[name] = [{**seed, "kl critical": 0.1 * number} for number, seed in enumerate(table[name])]
     claims = arms.CLAIMS["method"][:2]
     page = pages.reader_page(table, claims, "")
-    for claim, others in zip(claims, (["BLEU-2"], ["BLEU-2", "critical studies worse than SFT"]), strict=True):
+    all_others = ["BLEU-2", "KL to SFT, critical", "critical studies worse than SFT"]
+    for claim, others in zip(claims, (["BLEU-2"], all_others), strict=True):
         rows = [row for row in page["rows"] if row[0] == claim.title]
         assert [row[1] for row in rows] == [*(pages.NAMES[name] for name in pages.OUTCOMES), *others]
         corrected = holm([pages.compared(table, claim, name).p for name in pages.OUTCOMES])
@@ -104,6 +107,19 @@ def test_studies_that_got_worse_are_counted_by_kind():
     assert (found["total critical"], found["distinct"], found["kl"]) == (1.25, 1.0, None)
 
 
+def test_studies_with_findings_have_rows_of_their_own():
+    def row(study_id, bleu2, critical):
+        return {"id": study_id, "report": "one", "critical": critical, "total": 0.0, "bleu2": bleu2}
+
+    rows = [row("a", 0.2, True), row("b", 0.4, True), row("c", 0.9, False)]
+    table = {"sft": [values.summary(rows, rows)]}
+    page = pages.rows_page(table, [arms.SFT], "", apart=True)
+    names = ["row", "BLEU-2", "distinct reports"]
+    shown = [[row[page["columns"].index(name)] for name in names] for row in page["rows"]]
+    assert shown == [["SFT (base)", "0.500", "0.333"], ["SFT (base), studies with findings", "0.300", "0.500"]]
+    assert pages.rows_page(table, [arms.SFT], "")["rows"] == page["rows"][:1]
+
+
 def points(*pairs):
     return [{"total": total, "kl": kl} for total, kl in pairs]
 
@@ -120,6 +136,14 @@ def test_auc_by_hand_and_with_a_tie():
     # positives score 3 and 1, negatives 2 and 0: three of the four pairs are in order
     assert tower.auc(np.array([3.0, 2.0, 1.0, 0.0]), np.array([True, False, True, False])) == 0.75
     assert tower.auc(np.array([1.0, 1.0]), np.array([True, False])) == 0.5
+
+
+def test_what_the_heads_find_at_a_number_of_false_alarms_by_hand():
+    import tower_carotid
+
+    # with one false alarm (0.8) allowed, 0.9 and 0.7 of the three true ones are above the next other, 0.6
+    scores, true = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([True, False, True, False, True])
+    assert [tower_carotid.recall(scores, true, n) for n in (0, 1, 2)] == pytest.approx([1 / 3, 2 / 3, 1])
 
 
 def test_the_linear_model_finds_the_bright_corner_that_the_label_stands_for():

@@ -40,11 +40,17 @@ READER = ("wrong", "label_f1_rules", "bleu2", "entity_f1_rules", "distinct")
 OF_CRITICAL = tuple(name for name in NAMES if name.endswith(" critical"))
 
 
-def rows_page(values: Values, arms: Sequence[Arm], setting: str) -> dict[str, object]:
-    """One row per arm: mean over seeds and half the width of the 95 % interval of each metric."""
+def rows_page(values: Values, arms: Sequence[Arm], setting: str, *, apart: bool = False) -> dict[str, object]:
+    """One row per arm: mean over seeds and half the width of the 95 % interval of each metric.
+
+    Args:
+        apart: then the same rows over the studies with findings only, which are the critical ones.
+    """
     shown = [name for name in SHOWN if known(values, name)]
+    kinds = {"": "", " critical": ", studies with findings"} if apart else {"": ""}
     rows = [
-        [arm.title, str(len(done(values[arm.name]))), *(cell_or_dash(values[arm.name], name) for name in shown)]
+        [arm.title + note, str(len(done(values[arm.name]))), *(cell_or_dash(values[arm.name], n + kind) for n in shown)]
+        for kind, note in kinds.items()
         for arm in arms
     ]
     return {
@@ -67,10 +73,10 @@ def reader_page(values: Values, claims: Sequence[Claim], setting: str) -> dict[s
     claims = [claim for claim in claims if common(values, claim)]
     families = []
     for claim in claims:
+        # SFT is never worse than itself: against it this would be no test
+        untested = "worse critical" if claim.first is SFT else None
         for names in (OUTCOMES, (*READER, *OF_CRITICAL)):
-            shown = [name for name in names if all(has(values, one, name) for one in claims)]
-            # SFT is never worse than itself: against it this would be no test
-            families.append([(claim, name) for name in shown if claim.first is not SFT or name != "worse critical"])
+            families.append([(claim, name) for name in names if name != untested and has(values, claim, name)])
     return tests_page(values, families, setting)
 
 

@@ -29,7 +29,7 @@ def distinct_of_300(reports: Sequence[str]) -> float:
 
 def summary(rows: Rows, sft: Rows) -> dict[str, float | None]:
     """Every metric over all studies, the critical and the normal; how many are worse or better than under SFT."""
-    values: dict[str, float | None] = {"distinct": distinct_of_300([str(row["report"]) for row in rows])}
+    values: dict[str, float | None] = {}
     before = {row["id"]: row for row in sft}
     kinds: dict[str, Callable[[Mapping[str, object]], bool]] = {
         "": lambda row: True,
@@ -38,6 +38,7 @@ def summary(rows: Rows, sft: Rows) -> dict[str, float | None]:
     }
     for kind, belongs in kinds.items():
         chosen = [row for row in rows if belongs(row)]
+        values["distinct" + kind] = distinct_of_300([str(row["report"]) for row in chosen])
         for name in rows[0]:
             if name not in NOT_METRICS:
                 values[name + kind] = mean(chosen, name)
