@@ -117,9 +117,7 @@ GROUP = Arm("group", "CAPO, group advantages", _GROUP)
 DECOUPLED = Arm("decoupled", "CAPO, decoupled advantages", _DECOUPLED)
 EDITED = Arm("edited", "+ edited copies", _EDITED)
 SECTION = Arm("section", "+ credit by section", _SECTION)
-# From 64 tokens on, as long as the longest references; of these reports hardly one comes near the limit of 128.
-_PUNISHED = {**_SECTION, "rl.truncated": "punish", "rl.truncated_margin": 64}
-PUNISHED = Arm("punished", "+ long reports punished", _PUNISHED)
+PUNISHED = Arm("punished", "+ long reports punished", {**_SECTION, "rl.truncated": "punish"})
 EDITED_GRPO = Arm("edited_grpo", "GRPO, decoupled advantages, edited copies", {**_EDITED, "rl.tightening": 1})
 METHOD = (SFT, GROUP, DECOUPLED, EDITED, SECTION, PUNISHED, EDITED_GRPO)
 OUTCOME = (SFT, GROUP, replace(EDITED, title="CAPO, the defaults"), *BLIND[:2])

@@ -61,7 +61,8 @@ def mean_course(courses: Sequence[Sequence[Point]]) -> list[Point]:
 
 
 def draw_errors(values: Values, arms: Sequence[Arm], path: Path) -> None:
-    """Missed against made-up findings per study: small points are seeds, large ones their means."""
+    """Missed against made-up findings per study: small points are seeds, large ones their means; lines lead from the
+    first row to the others of the same seed."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -69,11 +70,16 @@ def draw_errors(values: Values, arms: Sequence[Arm], path: Path) -> None:
 
     pyplot.rcParams["svg.hashsalt"] = "radflow"
     figure, panel = pyplot.subplots(figsize=(5.2, 4), layout="constrained")
-    for arm in arms:
-        seeds = [(seed["made_up_findings"], seed["missed_findings"]) for seed in values[arm.name] if seed is not None]
-        (dots,) = panel.plot(*zip(*seeds, strict=True), "o", alpha=0.35, markersize=4)
-        mean = [statistics.fmean(column) for column in zip(*seeds, strict=True)]
-        panel.plot(*mean, "o", color=dots.get_color(), markersize=9, label=arm.title)
+    first, *_ = points = [
+        [seed and (seed["made_up_findings"], seed["missed_findings"]) for seed in values[arm.name]] for arm in arms
+    ]
+    for arm, seeds in zip(arms, points, strict=True):
+        for pair in zip(first, seeds, strict=True):
+            if None not in pair:
+                panel.plot(*zip(*pair, strict=True), color="0.8", linewidth=0.7, zorder=1)
+        columns = [*zip(*filter(None, seeds), strict=True)]
+        (dots,) = panel.plot(*columns, "o", alpha=0.5, markersize=4)
+        panel.plot(*map(statistics.fmean, columns), "o", color=dots.get_color(), markersize=9, label=arm.title)
     panel.set(xlabel="made-up findings per study", ylabel="missed findings per study")
     panel.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
