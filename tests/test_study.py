@@ -249,6 +249,17 @@ def test_the_figure_of_the_results_page_is_drawn_from_its_file(tmp_path):
     assert (tmp_path / "again.svg").read_bytes() == (ROOT / "docs" / "figures" / "purpose_chest.svg").read_bytes()
 
 
+def test_errors_are_drawn_with_a_line_per_seed_that_both_rows_have(tmp_path):
+    def seed(made_up, missed):
+        return {"made_up_findings": made_up, "missed_findings": missed}
+
+    table = {"sft": [seed(0.2, 0.5), seed(0.3, 0.4), seed(0.1, 0.6)], "group": [seed(0.1, 0.6), None, seed(0.1, 0.7)]}
+    for rows, lines in (([arms.SFT], 0), ([arms.SFT, arms.GROUP], 2)):
+        figure.draw_errors(table, rows, tmp_path / "errors.svg")
+        drawn = (tmp_path / "errors.svg").read_text(encoding="utf-8")
+        assert drawn.count("stroke: #cccccc") == lines + 1  # the frame of the legend
+
+
 def test_courses_are_read_as_they_were_written_and_drawn_over_the_gain(tmp_path, monkeypatch):
     import harness
 

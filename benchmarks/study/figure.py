@@ -3,6 +3,7 @@
 import csv
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from study.arms import Arm
@@ -70,13 +71,13 @@ def draw_errors(values: Values, arms: Sequence[Arm], path: Path) -> None:
 
     pyplot.rcParams["svg.hashsalt"] = "radflow"
     figure, panel = pyplot.subplots(figsize=(5.2, 4), layout="constrained")
-    first, *_ = points = [
+    first, *others = points = [
         [seed and (seed["made_up_findings"], seed["missed_findings"]) for seed in values[arm.name]] for arm in arms
     ]
+    for pair in chain.from_iterable(zip(first, other, strict=True) for other in others):
+        if None not in pair:
+            panel.plot(*zip(*pair, strict=True), color="0.8", linewidth=0.7, zorder=1)
     for arm, seeds in zip(arms, points, strict=True):
-        for pair in zip(first, seeds, strict=True):
-            if None not in pair:
-                panel.plot(*zip(*pair, strict=True), color="0.8", linewidth=0.7, zorder=1)
         columns = [*zip(*filter(None, seeds), strict=True)]
         (dots,) = panel.plot(*columns, "o", alpha=0.5, markersize=4)
         panel.plot(*map(statistics.fmean, columns), "o", color=dots.get_color(), markersize=9, label=arm.title)
