@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from harness import write
 from study import runs
+from study.arms import usual_seeds
 from tables import packaged_encoder, seeds
 from tower import auc, probabilities
 
@@ -25,9 +26,10 @@ ARMS = {"reports of SFT": "sft", "reports of CAPO": "edited"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=seeds, default=(5, 6, 7, 8, 9), help="with commas (default: 5,6,7,8,9)")
+    usual = usual_seeds("outcome", "carotid")
+    parser.add_argument("--seeds", type=seeds, default=usual, help="with commas (default: those of the table)")
     parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="of tables.py (default: %(default)s)")
-    parser.add_argument("--encoder", type=Path, help="as of tables.py")
+    parser.add_argument("--encoder", type=Path, help="the one that tables.py was given, if any")
     asked = parser.parse_args()
     encoder, found = asked.encoder or packaged_encoder(), []
     for seed in asked.seeds:
