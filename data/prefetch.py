@@ -15,11 +15,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from radflow.data.files import replacing
+from radflow.data.image_files import split_frame
 from radflow.data.studies import ImageSource, Study, change_images, refuse
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-VERSION = 2  # of cached images; raise it when decoding or scaling changes pixels
+VERSION = 3  # of cached images; raise it when decoding or scaling changes pixels
 
 
 def prefetch(
@@ -115,7 +116,7 @@ class ImageCache:
 
     def path_of(self, study: Study, source: Path) -> Path:
         try:
-            facts = source.stat()
+            facts = split_frame(source)[0].stat()
         except OSError as error:
             advice = f"({error.strerror}); correct the path or drop the study"
             raise ValueError(f"study {study.id}: image {source} is not there {advice}") from error

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from radflow.data.dicom import check_size, read_dicom
 from radflow.data.files import read_words
+from radflow.data.image_files import open_image
 from radflow.data.sections import render_report
 from radflow.data.windowing import FULL_RANGE, WindowConfig, eight_bit
 
@@ -62,25 +62,17 @@ def load_image(source: ImageSource, *, study_id: str, window: WindowConfig = FUL
     try:
         if isinstance(source, np.ndarray):
             return eight_bit(Image.fromarray(source), window).convert("RGB")
-        with _open(source) as image:
+        with open_image(source) as image:
             image.load()
             return eight_bit(ImageOps.exif_transpose(image), window).convert("RGB")
     except FileNotFoundError as error:
         advice = "correct the path or drop the study"
         raise ValueError(f"study {study_id}: image {source} does not exist; {advice}") from error
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise nearly every type for damaged files
         name = f"array {source.dtype} {source.shape}" if isinstance(source, np.ndarray) else source
-        what = f"cannot be decoded ({error}); fetch it again or drop the study"
+        why = " ".join(str(error).split()) or type(error).__name__
+        what = f"cannot be decoded ({why}); fetch it again or drop the study"
         raise ValueError(f"study {study_id}: image {name} {what}") from error
-
-
-def _open(path: Path) -> Image.Image:
-    """An image file; pixels are decoded later, but for DICOM, known by its ending or, without one, by its mark."""
-    if path.suffix.lower() in (".dcm", ".dicom") or (not path.suffix and path.read_bytes()[128:132] == b"DICM"):
-        return read_dicom(path)
-    image = Image.open(path)
-    check_size(*image.size)
-    return image
 
 
 def is_frontal(view: str) -> bool:

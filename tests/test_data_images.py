@@ -1,16 +1,16 @@
 """Images of every kind and in every state of damage; the cache; work ahead."""
 
+import os
 import threading
 import time
 import zlib
 
 import numpy as np
 import pytest
+from damaged_images import count_read
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from radflow.data.corpus import DataConfig, load_corpus
 from radflow.data.prefetch import ImageCache, change_studies, decode, prefetch
@@ -93,64 +93,43 @@ def test_links_in_a_circle_are_an_error_of_the_study(tmp_path):
         ImageCache(tmp_path / "cache", 4).fetch(study(tmp_path / "a.png"), tmp_path / "a.png")
 
 
-def dicom(path, levels, **tags):
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(path, {}, file_meta=meta, preamble=bytes(128))
-    dataset.Rows, dataset.Columns = levels.shape[:2]
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
-    dataset.PixelRepresentation, dataset.PixelData = 0, levels.tobytes()
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
+def test_only_files_are_opened(tmp_path):
+    # a pipe without a writer waits for ever, a device never ends
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.dcm").mkdir()
+    (tmp_path / "link.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "folder.dcm", "link.png"):
+        with pytest.raises(ValueError, match=rf"study s1: image .*{name} .*expected a file, got a folder, pipe or"):
+            load_image(tmp_path / name, study_id="s1")
 
 
-def test_dicom_window_by_hand(tmp_path):
-    # centre 1000, width 401 (PS3.3 C.11.2.1.2.1): black up to 799.5, white from 1199.5, (x - 999.5) / 400 + 1/2 between
-    levels = np.array([[700, 800, 900, 1000, 1100, 1199, 1300, 4095]], dtype=np.uint16)
-    expected = [0, 0, 64, 128, 192, 255, 255, 255]
-    path = dicom(tmp_path / "x.dcm", levels, WindowCenter=1000, WindowWidth=401)
-    assert read(path)[0, :, 0].tolist() == expected
-    path = dicom(
-        tmp_path / "x.dcm", levels, WindowCenter=1000, WindowWidth=401, PhotometricInterpretation="MONOCHROME1"
-    )
-    assert read(path)[0, :, 0].tolist() == [255 - value for value in expected]
-    # by its mark, without an ending
-    assert read(path.rename(tmp_path / "x"))[0, 0, 0] == 255
-
-
-def test_a_window_that_the_image_does_not_fill_is_not_stretched(tmp_path):
-    # levels in the middle fifth of a wide window stay grey: 1638 of 0..4095 is 102 of 255
-    levels = np.array([[1638, 2048, 2457]], dtype=np.uint16)
-    shown = read(dicom(tmp_path / "x.dcm", levels, WindowCenter=2048, WindowWidth=4096))[0, :, 0]
-    assert np.abs(shown.astype(int) - [102, 127, 153]).max() <= 1
-
-
-def test_dicom_rescaled_before_the_window_and_stretched_without_one(tmp_path):
-    levels = np.array([[0, 1000, 2000]], dtype=np.uint16)
-    rescaled = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": 1000, "WindowWidth": 4001}
-    # values -1000, 1000, 3000 in a window of 1000 +- 2000
-    shown = read(dicom(tmp_path / "x.dcm", levels, **rescaled))[0, :, 0]
-    assert np.abs(shown.astype(int) - [0, 127, 255]).max() <= 1
-    assert read(dicom(tmp_path / "y.dcm", levels))[0, :, 0].tolist() == [0, 128, 255]
-
-
-def test_dicom_colour_of_an_ultrasound_and_several_frames(tmp_path):
-    colours = np.stack([GREY, 255 - GREY, GREY // 2], axis=-1)
-    eight = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
-    path = dicom(
-        tmp_path / "x.dcm", colours, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, **eight
-    )
-    assert (read(path) == colours).all()
-    frames = np.zeros((8, 8), dtype=np.uint16)
-    path = dicom(tmp_path / "y.dcm", frames, NumberOfFrames=2, PixelData=frames.tobytes() * 2)
-    with pytest.raises(ValueError, match="expected one frame, got 2"):
+@pytest.mark.parametrize("name", ["x.gif", "x.tif", "x.webp", "x.png"])
+def test_of_several_frames_the_manifest_names_one(tmp_path, name):
+    path = tmp_path / name
+    frames = [Image.fromarray(np.full((8, 8), level, dtype=np.uint8)) for level in (0, 100, 200)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+    with pytest.raises(ValueError, match=r"study s1: .*expected one frame, got 3; .*'#frame=1' is the first"):
         load_image(path, study_id="s1")
-    with pytest.raises(ValueError, match=r"expected at most 100,000,000 pixels"):
-        load_image(dicom(tmp_path / "z.dcm", frames, Rows=20000, Columns=20000), study_id="s1")
+    for number, level in enumerate((0, 100, 200), 1):
+        assert abs(int(read(tmp_path / f"{name}#frame={number}")[4, 4, 0]) - level) <= 1
+    for number in (0, 4):
+        with pytest.raises(ValueError, match=f"expected a frame from 1 to 3, got {number}"):
+            load_image(tmp_path / f"{name}#frame={number}", study_id="s1")
+    cache = ImageCache(tmp_path / "cache", 8)
+    copies = {cache.fetch(study(chosen), chosen) for chosen in (tmp_path / f"{name}#frame={n}" for n in (1, 2))}
+    assert sorted(int(read(copy)[4, 4, 0]) // 50 for copy in copies) == [0, 2]
+    (tmp_path / f"{name}#frame=9").write_bytes((tmp_path / name).read_bytes())  # a file of that very name
+    with pytest.raises(ValueError, match="expected one frame, got 3"):
+        load_image(tmp_path / f"{name}#frame=9", study_id="s1")
+
+
+def test_no_damage_escapes_or_hangs(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+    images = []
+    for form in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM", "JPEG2000"):
+        Image.fromarray(noise).save(tmp_path / "x", form)
+        images.append((tmp_path / "x").read_bytes())
+    assert 0 < count_read(images, tmp_path / "x", count=2000) < 2000
 
 
 def test_cached_images_have_the_pixels_of_a_fresh_scaling_and_are_made_once(tmp_path, monkeypatch):
