@@ -91,5 +91,8 @@ def load_corpus(config: DataConfig, *, seed: int) -> Corpus:
     test = tuple(s for s in studies if s.split == config.eval_split)
     if not train or not test:
         found = sorted({s.split for s in studies})
-        raise ValueError(f"expected studies in the splits train and {config.eval_split}, got the splits {found}")
+        advice = "give studies a split in the manifest, or choose another data.eval_split"
+        raise ValueError(
+            f"expected studies in the splits train and {config.eval_split}, got the splits {found}; {advice}"
+        )
     return Corpus(train, test)

@@ -1,9 +1,11 @@
-"""Convert what the owner of a dataset distributes to the manifest that train.py and evaluate.py read.
+"""Convert reports and images to the manifest that train.py and evaluate.py read.
 
+    python -m radflow.data.prepare csv --reports reports.csv --images images --out mine.jsonl
     python -m radflow.data.prepare mimic_cxr --root /data/mimic-cxr-jpg --out mimic.jsonl
     python -m radflow.data.prepare iu_xray_kaggle --root /data/iu --out iu.jsonl --check-images
 
-docs/data.md says where to get each dataset, and how its files must be laid out.
+`csv` reads a table and a folder of your own, the others what the owner of a dataset distributes: docs/data.md says
+where to get it, and how its files must be laid out.
 """
 
 import json
@@ -12,12 +14,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tyro
 from tqdm import tqdm
-from tyro.conf import Positional
+from tyro.extras import subcommand_cli_from_dict
 
 from radflow.data.files import write_whole
 from radflow.data.integrity import Entry, IntegrityConfig, Summary, check_record
@@ -28,10 +31,12 @@ from radflow.data.readers.iu_xray import read_iu_rexrank, read_kaggle, read_open
 from radflow.data.readers.manifest import manifest_records, manifest_row
 from radflow.data.readers.mimic_cxr import read_mimic_cxr
 from radflow.data.readers.records import Record, Unread
+from radflow.data.readers.report_table import ColumnConfig, read_report_table
 from radflow.data.readers.rexgradient import read_rexgradient
 from radflow.data.readers.rexrank import read_rexrank
 from radflow.data.studies import ViewChoice, arrange_views, is_frontal
 
+PREVIEWED = 3  # studies of a table that are shown
 TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 Priors = dict[str, list[tuple[str, str, str]]]  # patient -> date, id and first frontal image (or "") of studies
 READERS: dict[str, Callable[[Path], Iterator[Record | Unread]]] = {
@@ -50,10 +55,8 @@ READERS: dict[str, Callable[[Path], Iterator[Record | Unread]]] = {
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Where a dataset is and what of it is wanted."""
+    """What of a dataset is wanted."""
 
-    root: Path
-    """Folder of the dataset, laid out as docs/data.md says."""
     out: Path
     """Manifest to write; a summary with every id goes to OUT.summary.json."""
     views: ViewChoice = "all"
@@ -68,20 +71,17 @@ class PrepareConfig:
     """What is done with studies that break a rule."""
 
 
-def prepare(read: Callable[[Path], Iterator[Record | Unread]], config: PrepareConfig, *, title: str = "") -> Summary:
-    """Read, check and write; only what the rules need is held in memory.
+def prepare(items: Iterable[Record | Unread], config: PrepareConfig, *, root: Path, title: str = "") -> Summary:
+    """Check the studies and write the manifest, image paths relative to `root`; only what the rules need is in memory.
 
-    Raises ValueError and writes nothing if files are not as published, a fatal rule is broken or no study is left.
+    Raises ValueError and writes nothing if a fatal rule is broken or no study is left.
     """
-    root = Path(os.path.abspath(config.root))
-    if not root.is_dir():
-        raise ValueError(f"expected the folder of the dataset at {config.root}, not there; correct the path")
     config.out.parent.mkdir(parents=True, exist_ok=True)
     unread: list[Unread] = []
     entries: list[Entry] = []
     priors: Priors = {}
     with tempfile.TemporaryFile("w+", encoding="utf-8", dir=config.out.parent) as drafts:
-        for record, entry in _check(read(root), config, title, unread):
+        for record, entry in _check(items, config, title, unread):
             entries.append(entry)
             row = manifest_row(record, root)
             drafts.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -97,7 +97,7 @@ def prepare(read: Callable[[Path], Iterator[Record | Unread]], config: PrepareCo
 
 
 def _check(
-    items: Iterator[Record | Unread], config: PrepareConfig, title: str, unread: list[Unread]
+    items: Iterable[Record | Unread], config: PrepareConfig, title: str, unread: list[Unread]
 ) -> Iterator[tuple[Record, Entry]]:
     """Records with the wanted images, checked by threads; what could not be read goes to `unread`."""
 
@@ -132,24 +132,54 @@ def _add_priors(lines: Iterable[str], priors: Priors) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    tyro.cli(_prepare_dataset, args=argv, prog="python -m radflow.data.prepare", description=__doc__, config=TYRO)
+    commands: dict[str, Callable[..., None]] = {"csv": _prepare_table}
+    commands |= {name: partial(_prepare_dataset, name) for name in READERS}
+    try:
+        subcommand_cli_from_dict(
+            commands, args=argv, prog="python -m radflow.data.prepare", description=__doc__, config=TYRO
+        )
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
-def _prepare_dataset(name: Positional[str], config: PrepareConfig) -> None:
+def _prepare_dataset(name: str, /, root: Path, config: PrepareConfig) -> None:
     """Write the manifest of a dataset.
 
     Args:
-        name: Kind of dataset.
+        root: Folder of the dataset, laid out as docs/data.md says.
     """
-    try:
-        if name not in READERS:
-            raise ValueError(f"expected a dataset among {', '.join(READERS)}, got {name}")
-        summary = prepare(READERS[name], config, title=name)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    if not root.is_dir():
+        raise ValueError(f"expected the folder of the dataset at {root}, not there; correct the path")
+    _write(READERS[name](Path(os.path.abspath(root))), config, root, name)
+
+
+def _prepare_table(reports: Path, images: Path, config: PrepareConfig, columns: ColumnConfig) -> None:
+    """Write the manifest of a table of reports and a folder of images.
+
+    Args:
+        reports: CSV with a header, one row per study or per image; also with semicolons or tabs.
+        images: Folder of the images.
+    """
+    table = read_report_table(reports, images, columns)
+    print(*table.told, *map(_preview, table.records[:PREVIEWED]), sep="\n")
+    _write(table.records, config, images, "csv")
+
+
+def _preview(item: Record | Unread) -> str:
+    """A study in one line."""
+    if isinstance(item, Unread):
+        return f"  {item.id}: {item.reason}: {item.detail}"
+    study = item.study
+    names = ", ".join(path.name for path in study.images if isinstance(path, Path)) or "no image"
+    texts = " | ".join(f"{text[:40]}..." if len(text) > 40 else text for text in (study.findings, study.impression))
+    return f"  {study.id}: patient {study.patient_id}, {study.split}, {names}; Findings and Impression: {texts}"
+
+
+def _write(items: Iterable[Record | Unread], config: PrepareConfig, root: Path, title: str) -> None:
+    summary = prepare(items, config, root=Path(os.path.abspath(root)), title=title)
     print(f"{summary.text()}\nwritten to {config.out}, and every id to {config.out}.summary.json")
-    if config.out.resolve().parent != config.root.resolve():
-        print(f"train with: --data.source manifest --data.manifest {config.out} --data.image-root {config.root}")
+    if config.out.resolve().parent != root.resolve():
+        print(f"train with: --data.source manifest --data.manifest {config.out} --data.image-root {root}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ def pair(predictions: Mapping[str, Report], references: Mapping[str, Report], pr
     if not defined:
         theirs, ours = (", ".join(list(reports)[:3]) for reports in (predictions, references))
         got = f"predictions have {theirs}, references {ours}"
-        raise ValueError(f"expected study ids that both files have, got none: {got}; rename the ids of one file")
+        same = {_bare(name) for name in predictions} & {_bare(name) for name in references}
+        changed = "those of one file are floats or lost their zeros, as in a spreadsheet or merge: keep them as text"
+        advice = changed if same else "rename the ids of one file"
+        raise ValueError(f"expected study ids that both files have, got none: {got}; {advice}")
     written = {study_id: prediction_text(predictions[study_id], protocol) for study_id in defined}
     return Pairs(
         ids=tuple(defined),
@@ -46,6 +49,11 @@ def pair(predictions: Mapping[str, Report], references: Mapping[str, Report], pr
         empty_predictions=tuple(study_id for study_id, text in written.items() if not text.strip()),
         undefined=tuple(study_id for study_id in shared if study_id not in defined),
     )
+
+
+def _bare(name: str) -> str:
+    """An id without what a spreadsheet adds and takes away: 0012 -> 12.0."""
+    return name.removesuffix(".0").lstrip("0")
 
 
 def reference_text(report: Report, protocol: Protocol) -> str | None:

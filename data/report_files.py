@@ -6,12 +6,19 @@ names the study or the line, and what is missing (null, NaN, an empty field) is 
 
 import csv
 import io
-import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from radflow.data.readers.tables import (
+    LONGEST_FIELD,
+    delimiter_of,
+    id_of,
+    is_missing,
+    parse_json,
+    storable,
+)
 
 Role = Literal["predictions", "references"]
 
@@ -111,7 +118,8 @@ def _json_lines(text: str, path: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _table(text: str, path: Path) -> Iterator[tuple[str, str, Any]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text), strict=True)
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         if len(set(header)) < len(header) or not any(key in header for key in (*ID_KEYS, IMAGE_KEY)):
@@ -135,9 +143,9 @@ class _Pairs(list):
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        # A list of pairs in where of a dict, because a dict forgets a key that comes twice.
-        return json.loads(text, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError) as error:
+        # A list of pairs, because a dict forgets a key that comes twice.
+        return parse_json(text, _Pairs)
+    except ValueError as error:
         raise ValueError(f"{where}: expected JSON, got {error}") from error
 
 
@@ -151,22 +159,20 @@ def _fields(value: Any, where: str) -> dict[str, Any]:
 
 
 def _id(entry: Mapping[str, Any], where: str) -> str:
-    for key in ID_KEYS:
-        if _missing(entry.get(key)):
-            continue
-        if not isinstance(entry[key], str | int) or isinstance(entry[key], bool):
-            raise ValueError(f"{where}: expected an id as text or whole number under {key!r}, got {entry[key]!r}")
-        return _name(str(entry[key]), where)
+    key = next((key for key in ID_KEYS if not is_missing(entry.get(key))), None)
+    if key is not None:
+        return _name(entry[key], where)
     if isinstance(entry.get(IMAGE_KEY), str) and "/" in entry[IMAGE_KEY]:  # train/patient1/study2/view1_frontal.jpg
         return _name("/".join(entry[IMAGE_KEY].split("/")[-3:-1]), where)
     got = ", ".join(entry)[:200]
     raise ValueError(f"{where}: expected an id under one of {', '.join(ID_KEYS)}, got the keys {got}")
 
 
-def _name(study_id: str, where: str) -> str:
-    if not study_id.strip():
-        raise ValueError(f"{where}: expected the id of a study, got an empty one")
-    return _storable(study_id.strip(), where)
+def _name(value: Any, where: str) -> str:
+    try:
+        return id_of(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _report(entry: Any, role: Role, where: str) -> Report:
@@ -187,26 +193,12 @@ def _first(entry: Mapping[str, Any], keys: Iterable[str], where: str) -> str | N
     return next((_known(entry[key], f"{where}, {key}") for key in keys if key in entry), None)
 
 
-def _missing(value: Any) -> bool:
-    """null, NaN as JSON or pandas write it, and nothing but white space."""
-    if isinstance(value, str):
-        return value.strip() in ("", "nan", "NaN")
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def _known(value: Any, where: str) -> str | None:
-    if _missing(value):
+    if is_missing(value):
         return None
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: expected the text of a report, got {type(value).__name__}")
-    return _storable(value, where)
-
-
-def _storable(text: str, where: str) -> str:
-    """Refuse half of a surrogate pair, which JSON can name but no file can hold."""
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = f"half of a surrogate pair ({error.object[error.start]!a})"
-        raise ValueError(f"{where}: expected text, got {half}") from error
-    return text
+        if not isinstance(value, str):
+            raise ValueError(f"expected the text of a report, got {type(value).__name__}")
+        return storable(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

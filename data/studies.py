@@ -66,7 +66,7 @@ def load_image(source: ImageSource, *, study_id: str, window: WindowConfig = FUL
             image.load()
             return eight_bit(ImageOps.exif_transpose(image), window).convert("RGB")
     except FileNotFoundError as error:
-        advice = "correct the path or drop the study"
+        advice = "correct the path or the image_root that it starts from, or drop the study"
         raise ValueError(f"study {study_id}: image {source} does not exist; {advice}") from error
     except Exception as error:  # decoders raise nearly every type for damaged files
         name = f"array {source.dtype} {source.shape}" if isinstance(source, np.ndarray) else source

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from damaged_images import count_read
+from damage import count_read
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import dcmread

@@ -30,8 +30,8 @@ def record(root, name, split="train", patient=None, *, findings=LONG, views=("PA
 
 def run(tmp_path, records, **config):
     integrity = IntegrityConfig(**{key: config.pop(key) for key in list(config) if hasattr(IntegrityConfig, key)})
-    options = PrepareConfig(tmp_path, tmp_path / "out.jsonl", **config, integrity=integrity)
-    summary = prepare(lambda root: iter(records), options)
+    options = PrepareConfig(tmp_path / "out.jsonl", **config, integrity=integrity)
+    summary = prepare(records, options, root=tmp_path)
     return summary, read_manifest(tmp_path / "out.jsonl")
 
 
@@ -97,13 +97,13 @@ def test_what_is_written_passes_the_checks_of_training(tmp_path_factory, drawn):
     root = tmp_path_factory.mktemp("drawn")
     records = [record(root, name, split, patient) for name, patient, split in drawn]
     config = PrepareConfig(
-        root, root / "out.jsonl", integrity=IntegrityConfig(duplicate_id="drop", patient_in_two_splits="drop")
+        root / "out.jsonl", integrity=IntegrityConfig(duplicate_id="drop", patient_in_two_splits="drop")
     )
     if not records:
         with pytest.raises(ValueError, match="no study is left"):
-            prepare(lambda _: iter(records), config)
+            prepare(records, config, root=root)
         return
-    summary = prepare(lambda _: iter(records), config)
+    summary = prepare(records, config, root=root)
     kept = read_manifest(config.out)
     check_studies(kept)
     assert len(kept) + sum(map(len, summary.dropped.values())) == summary.read == len(records)

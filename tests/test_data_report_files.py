@@ -52,6 +52,8 @@ LAYOUTS = {
     "mimic.csv": "study,impression,findings,last_paragraph,comparison\ns1,Normal.,Clear.,,\n",
     "rexgradient.csv": "id,PatientID,Findings,Impression\ns1,p,Clear.,Normal.\n",
     "predictions.csv": '﻿study_id,report\n"s1","Findings: Clear. Impression: Normal."\n',
+    "excel.csv": "﻿Study_ID;Report\r\ns1;Findings: Clear. Impression: Normal.\r\n",
+    "pandas.jsonl": '{"id": 1.0, "report": NaN}\n{"id": "s1", "report": "Findings: Clear. Impression: Normal."}\n',
     "predictions.tsv": "study_id\treport\ns1\tFindings: Clear. Impression: Normal.\n",
 }
 
@@ -100,6 +102,12 @@ def test_ids_that_do_not_match_are_listed():
         pair({"a": Report("x")}, {"a": Report(None, "Clear.", None)}, "impression")
 
 
+@pytest.mark.parametrize("changed", ["50414267.0", "0050414267"])
+def test_ids_that_a_spreadsheet_changed_are_told(changed):
+    with pytest.raises(ValueError, match="those of one file are floats or lost their zeros"):
+        pair({changed: Report("x")}, {"50414267": Report("Clear.")}, "rexrank")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -108,7 +116,7 @@ def test_ids_that_do_not_match_are_listed():
         ("a.json", '{"a": {"report": ["x"]}}', "study a, report: expected the text of a report, got list"),
         ("a.json", '{"a": {"report": "x", "REPORT": "y"}}', "study a: expected each key once"),
         ("a.json", '{"a": {"words": "x"}}', "study a: expected one of the keys model_prediction"),
-        ("a.json", '{" ": "x"}', "expected the id of a study, got an empty one"),
+        ("a.json", '{" ": "x"}', "expected an id, got an empty one"),
         ("a.json", '{"a": "\\ud800"}', "half of a surrogate pair"),
         ("a.json", "[]", "expected a JSON object of study id -> report, got list"),
         ("a.json", "{", "expected JSON"),
@@ -181,4 +189,5 @@ def test_any_file_is_read_or_refused_with_its_name(tmp_path, file, damage):
         assert {key.strip() for key in json.loads(content.decode("utf-8-sig"))} == set(reports)
     else:
         wanted = [json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip()]
-        assert {str(row["id"]).strip() for row in wanted} == set(reports)
+        ids = (int(row["id"]) if isinstance(row["id"], float) else row["id"] for row in wanted)  # 7.0 is 7
+        assert {str(name).strip() for name in ids} == set(reports)

@@ -129,7 +129,7 @@ def test_null_patient_and_split_count_as_absent(tmp_path):
         ("[1]\n", ":2: expected a JSON object, got list"),
         ({**ROW, "id": ""}, ":2: key 'id' is missing"),
         ({**ROW, "findings": 3}, ":2: key 'findings': expected text, got int"),
-        ({**ROW, "images": "x.jpg"}, ":2: key 'images': expected a list"),
+        ({**ROW, "images": {"path": "x.jpg"}}, ":2: key 'images': expected a list"),
     ],
 )
 def test_bad_line_is_named(tmp_path, row, said):

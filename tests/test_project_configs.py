@@ -1,16 +1,24 @@
 """Every YAML of configs/ is a config of train.py, and those named after a model hold what they promise."""
 
+import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
+from dataset_files import write_csv, write_json
+from PIL import Image
 
 from capo.config import RlConfig
+from radflow.data.corpus import load_corpus
+from radflow.data.prepare import main as prepare_main
+from radflow.data.readers.records import split_of_patient
 from radflow.pipeline.run_config import Config, read_config
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-PRESET = Path(__file__).parent.parent / "configs" / "presets" / "paper.yaml"
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PRESET = ROOT / "configs" / "presets" / "paper.yaml"
 PAPER = ["qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_4b", "mimic_cxr", "rexgradient", "carotid_us"]
 
 
@@ -116,3 +124,60 @@ def test_the_paper_states_its_numbers_and_the_preset_holds_them_all():
     left = {"steps", "studies_per_step", "beta", "inner_epochs", "mini_batches", "checkpoint_every", "optimizer"}
     left |= {"truncated_margin", "sampler_cap", "advantage_eps"}  # of use with other choices only, or not printed
     assert stated["rl"].keys() == every - left  # a new key of the method must be decided there
+
+
+@pytest.fixture
+def published(tmp_path):
+    """Two studies in the published layout of each dataset that has a config, by the root that the config names."""
+    folder = tmp_path / "data/mimic-cxr"
+    rows = [("a", 10000032, 50000000, "train"), ("b", 10000033, 50000001, "test")]
+    write_csv(
+        folder / "mimic-cxr-2.0.0-metadata.csv.gz",
+        "dicom_id,subject_id,study_id,ViewPosition,StudyDate,StudyTime",
+        *[[name, subject, study, "PA", 21800101, "1.0"] for name, subject, study, _ in rows],
+    )
+    splits = [[name, study, subject, split] for name, subject, study, split in rows]
+    write_csv(folder / "mimic-cxr-2.0.0-split.csv.gz", "dicom_id,study_id,subject_id,split", *splits)
+    for name, subject, study, _ in rows:
+        image(folder / f"files/p10/p{subject}/s{study}/{name}.jpg")
+        (folder / f"files/p10/p{subject}/s{study}.txt").write_text(f"FINDINGS: Clear {name}.\n\nIMPRESSION: Normal.")
+    folder = tmp_path / "data/ReXGradient-160K"
+    for split in ("train", "test"):
+        header = "id,StudyDate,Findings,Impression,Indication,Comparison"
+        write_csv(folder / f"metadata/{split}_metadata.csv", header, [split, 1, f"Clear {split}.", "Normal.", "", ""])
+        paths = [f"../deid_png/{split}/0.png"]
+        views = {split: {"PatientID": split, "ImagePath": paths, "ImageViewPosition": ["PA"]}}
+        write_json(folder / f"metadata/{split}_metadata_view_position.json", views)
+        image(folder / f"deid_png/{split}/0.png")
+    folder = tmp_path / "data/carotid"
+    of_split = {split_of_patient(f"P{i}", (70, 15, 15)): f"P{i}" for i in range(99)}
+    patients = [of_split[split] for split in ("train", "test")]
+    studies = [
+        {"id": p, "patient_id": p, "images": [{"path": f"{p}.png", "mode": "b-mode"}], "report": f"Findings: {p}."}
+        for p in patients
+    ]
+    for patient in patients:
+        image(folder / f"{patient}.png")
+    (folder / "carotid_us.jsonl").write_text("\n".join(map(json.dumps, studies)))
+    return tmp_path
+
+
+def image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (64, 64)).save(path)
+
+
+@pytest.mark.parametrize("name", ["mimic_cxr", "rexgradient", "carotid_us"])
+def test_the_commands_of_a_config_run_as_printed(published, monkeypatch, name):
+    # once the images of none of them were found: no config named the folder that their paths start from
+    text = (ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8").replace("/data/", f"{published}/data/")
+    prepare_command, train_command = re.findall(r"^#     (.+?)(?: {6}.*)?$", text, re.MULTILINE)
+    monkeypatch.chdir(published)
+    assert prepare_command.startswith("python -m radflow.data.prepare ")
+    prepare_main(prepare_command.split()[3:])
+    (published / "configs").mkdir()
+    (published / f"configs/{name}.yaml").write_text(text)
+    words = train_command.split()
+    config = read(Path(words[words.index("--config") + 1]))
+    corpus = load_corpus(config.data, seed=0)
+    assert len(corpus.train) == len(corpus.test) == 1

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from radflow.data.readers.records import Record, Texts, Unread, images_inside, split_of_patient
-from radflow.data.readers.tables import json_lines, names_of, need, text_of
-from radflow.data.sections import parse_sections
+from radflow.data.readers.records import Record, Unread, images_inside, read_texts, split_of_patient
+from radflow.data.readers.tables import id_of, json_lines, names_of, need, text_of
 from radflow.data.studies import Study
 
 NAME = "carotid_us.jsonl"
@@ -21,15 +20,9 @@ def read_carotid_us(root: Path) -> Iterator[Record | Unread]:
 
 def _record(root: Path, row: Mapping[str, Any]) -> Record:
     images = [_image(item) for item in row.get("images") or []]
-    patient, ambiguous = str(need(row, "patient_id")), False
-    texts = Texts(*(text_of(row, name) for name in Texts._fields))
-    if "report" in row:
-        if texts.findings or texts.impression:
-            raise ValueError("expected either report or findings and impression, got both; remove one")
-        sections = parse_sections(text_of(row, "report"))
-        ambiguous = sections.status == "ambiguous"
-        texts = Texts(*(given or parsed for given, parsed in zip(texts, Texts.of(sections), strict=True)))
-    name, split = str(need(row, "id")), split_of_patient(patient, SHARES)
+    name, patient = id_of(need(row, "id")), id_of(need(row, "patient_id"))
+    texts, ambiguous = read_texts(row)
+    split = split_of_patient(patient, SHARES)
     paths, views = images_inside(root, (path for path, _ in images)), tuple(mode for _, mode in images)
     labels = dict.fromkeys(names_of(row, "keywords"), 1)
     study = Study(name, patient, split, paths, *texts, views=views, labels=labels)

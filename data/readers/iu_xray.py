@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from radflow.data.readers.records import Record, Texts, Unread, images_inside, official_split, split_of_patient
+from radflow.data.readers.records import SHARES, Record, Texts, Unread, images_inside, official_split, split_of_patient
 from radflow.data.readers.rexrank import read_rexrank
 from radflow.data.readers.tables import load_object, rows
 from radflow.data.sections import parse_sections
 from radflow.data.studies import Study
 
-SHARES = (70, 10, 20)  # of the R2Gen split, for those who have only what Open-i or Kaggle distribute
 Splits = Mapping[str, str] | None  # by number; None: decided by a hash
 Images = tuple[Path, ...]
 REPORTS, PROJECTIONS, ANNOTATION = "indiana_reports.csv", "indiana_projections.csv", "annotation.json"

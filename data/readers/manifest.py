@@ -1,11 +1,23 @@
 """The native format: one study per line, as JSON (docs/data.md)."""
 
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from radflow.data.readers.records import SPLITS, Record, Texts, images_inside
-from radflow.data.readers.tables import json_lines, names_of, need, text_of
+from radflow.data.readers.keys import find_keys, known_values, unknown_keys
+from radflow.data.readers.records import (
+    SHARES,
+    SPLITS,
+    Record,
+    Texts,
+    images_inside,
+    official_split,
+    read_texts,
+    split_of_patient,
+)
+from radflow.data.readers.tables import id_of, is_missing, json_lines, names_of, need
 from radflow.data.studies import Study
 
 COLUMNS = ("id", "patient_id", "split", "images", "views", "prior_images", *Texts._fields, "labels")
@@ -21,8 +33,37 @@ def read_manifest(path: Path, *, image_root: Path | None = None) -> list[Study]:
 
 
 def manifest_records(path: Path, *, image_root: Path | None = None) -> Iterator[Record]:
-    """The lines of a manifest, one at a time; raises as `read_manifest` does."""
-    return json_lines(path, lambda row: _record(row, image_root or path.parent))
+    """The lines of a manifest, one at a time; raises as `read_manifest` does.
+
+    Keys that are not read, and studies whose split is not given, are counted and warned of at the end. If no line has a
+    split, patients are divided by a hash.
+    """
+    root, unknown, unsplit = image_root or path.parent, Counter[str](), 0
+    divided = any(json_lines(path, lambda row: "split" in known_values(row)))
+
+    def make(row: Mapping[str, Any]) -> Record:
+        nonlocal unsplit
+        values = known_values(row)
+        unknown.update(find_keys(tuple(row)).get("", ()))
+        unsplit += "split" not in values
+        return _record(values, root, divided)
+
+    yield from json_lines(path, make)
+    for said in (_tell_splits(unsplit, divided), _tell_keys(unknown)):
+        if said:
+            warnings.warn(f"{path}: {said}", stacklevel=2)
+
+
+def _tell_splits(unsplit: int, divided: bool) -> str:
+    if divided:
+        return f"{unsplit:,} studies without a split are trained on" if unsplit else ""
+    return f"no study has a split; patients are divided {SHARES} into {', '.join(SPLITS)} by a hash of their id"
+
+
+def _tell_keys(counts: Mapping[str, int]) -> str:
+    near = unknown_keys(counts)
+    told = [f"{key} ({count:,} times{near[key] and f'; did you mean {near[key]}?'})" for key, count in counts.items()]
+    return f"keys that are not read: {', '.join(told)}" if told else ""
 
 
 def manifest_row(record: Record, root: Path) -> dict[str, Any]:
@@ -33,27 +74,23 @@ def manifest_row(record: Record, root: Path) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value or key in ALWAYS}
 
 
-def _record(row: Mapping[str, Any], root: Path) -> Record:
-    study_id = str(need(row, "id"))
-    texts = Texts(*(text_of(row, name) for name in Texts._fields))
-    # null counts as absent, or every study without a patient would belong to the patient "None"
-    known = [row[key] for key in ("patient_id", "uid") if row.get(key) not in (None, "")]
-    images, views = names_of(row, "images"), names_of(row, "views")
+def _record(values: Mapping[str, Any], root: Path, divided: bool) -> Record:
+    study_id = id_of(need(values, "id"))
+    patient = id_of(values.get("patient_id", study_id))
+    texts, ambiguous = read_texts(values)
+    images, views = names_of(values, "images"), names_of(values, "views")
     if views and len(views) != len(images):
         raise ValueError(f"key 'views': expected one per image, got {len(views)} for {len(images)} images")
-    split = str(row.get("split") or "train")
-    if split not in SPLITS:
-        raise ValueError(f"key 'split': expected one of {', '.join(SPLITS)}, got {split!r}")
-    patient = str(known[0] if known else study_id)
-    paths, prior = images_inside(root, images), images_inside(root, names_of(row, "prior_images"))
-    study = Study(study_id, patient, split, paths, *texts, prior, tuple(views), labels=_labels(row))
-    return Record(study, text_of(row, "date"))
+    split = official_split(str(values.get("split", "train"))) if divided else split_of_patient(patient, SHARES)
+    paths, prior = images_inside(root, images), images_inside(root, names_of(values, "prior_images"))
+    study = Study(study_id, patient, split, paths, *texts, prior, tuple(views), labels=_labels(values))
+    return Record(study, id_of(values["date"]) if "date" in values else "", ambiguous)
 
 
 def _labels(row: Mapping[str, Any]) -> dict[str, int]:
     """{"Edema": 1, "Fracture": -1}, or a list of what is present."""
-    value = row.get("labels") or {}
-    if isinstance(value, list):
+    value = {} if is_missing(row.get("labels")) else row["labels"]
+    if isinstance(value, list | str):
         return dict.fromkeys(names_of(row, "labels"), 1)
     if not isinstance(value, dict) or not all(type(mark) is int and -1 <= mark <= 1 for mark in value.values()):
         raise ValueError(f"key 'labels': expected 1, 0 or -1 (uncertain) by name, or a list of names, got {value!r}")

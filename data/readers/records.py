@@ -1,16 +1,19 @@
 """What every reader yields, and how it assigns splits, names files and reads texts."""
 
+import codecs
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from radflow.data.sections import Sections
+from radflow.data.readers.tables import text_of
+from radflow.data.sections import Sections, parse_sections
 from radflow.data.studies import Study
 
 SPLITS = ("train", "val", "test")
+SHARES = (70, 10, 20)  # percent of the patients, if the owner of the data has no split
 OFFICIAL = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test"}
 
 
@@ -48,6 +51,21 @@ class Unread:
     detail: str = ""
 
 
+def read_texts(row: Mapping[str, Any]) -> tuple[Texts, bool]:
+    """The texts under the keys of a manifest, those of `report` by its headers; and whether these are ambiguous.
+
+    Raises ValueError for both a report and sections.
+    """
+    texts = Texts(*(text_of(row, name) for name in Texts._fields))
+    if not (report := text_of(row, "report")):
+        return texts, False
+    if texts.findings or texts.impression:
+        raise ValueError("expected either report or findings and impression, got both; remove one")
+    sections = parse_sections(report)
+    found = Texts(*(given or parsed for given, parsed in zip(texts, Texts.of(sections), strict=True)))
+    return found, sections.status == "ambiguous"
+
+
 def images_inside(root: Path, names: Iterable[str], *, start: str = "") -> tuple[Path, ...]:
     """The files that these names mean, seen from the folder `start` of the root.
 
@@ -57,7 +75,8 @@ def images_inside(root: Path, names: Iterable[str], *, start: str = "") -> tuple
     paths = [(name, os.path.normpath(os.path.join(base, start, name))) for name in names]
     for name, path in paths:
         if not path.startswith(base.rstrip(os.sep) + os.sep):
-            raise ValueError(f"expected a file inside {root}, got {name!r}, which leads out of it; correct the name")
+            advice = "correct the name, or the image_root to a folder that holds it"
+            raise ValueError(f"expected a file inside {root}, got {name!r}, which leads out of it; {advice}")
     return tuple(Path(path) for _, path in paths)
 
 
@@ -79,8 +98,13 @@ def official_split(name: str) -> str:
 
 
 def read_text(path: Path) -> tuple[str, bool]:
-    """A report file, and whether it was UTF-8; what is not is read as Windows-1252 or raises UnicodeDecodeError."""
+    """A text file, and whether it was UTF-8, or UTF-16 with its mark; what is not is read as Windows-1252.
+
+    Raises OSError, and UnicodeDecodeError for what is none of these.
+    """
     content = path.read_bytes()
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return content.decode("utf-16"), True
     try:
         return content.decode("utf-8-sig"), True
     except UnicodeDecodeError:

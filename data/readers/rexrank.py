@@ -1,5 +1,6 @@
 """The JSON of the ReXrank benchmark: IU X-ray, MIMIC-CXR, CheXpert Plus and ReXGradient share it (docs/data.md)."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from radflow.data.readers.tables import load_object
 from radflow.data.sections import parse_sections
 from radflow.data.studies import Study
 
+# The published context has no blank between its fields: "Age:60-70.Gender:F.Indication:CoughComparison: None."
+_FIELD = re.compile(r"(?:Age|Gender|Sex|Indication|Comparison|History|Technique|Reason|Race|Ethnicity) ?:")
+ABSENT = ("nan", "null", "n/a")
 NEEDED = ("image_path", "section_findings", "section_impression")
 
 
@@ -28,7 +32,8 @@ def read_rexrank(root: Path) -> Iterator[Record | Unread]:
 def _record(root: Path, study_id: str, case: Mapping[str, Any], split: str) -> Record:
     if missing := [key for key in NEEDED if key not in case]:
         raise ValueError(f"expected the keys {missing}, got {', '.join(case)}")
-    context = Texts.of(parse_sections(_text(case, "context")))
+    context = Texts.of(parse_sections(_FIELD.sub(r"\n\g<0>", _text(case, "context"))))
+    context = Texts(*("" if text.lower().strip(". ") in ABSENT else text for text in context))
     texts = context._replace(findings=_text(case, "section_findings"), impression=_text(case, "section_impression"))
     start = "images" if (root / "images").is_dir() else ""
     views = tuple(str(view or "") for view in case.get("frontal_lateral") or ())

@@ -1,4 +1,4 @@
-"""Damaged copies of image files."""
+"""Damaged copies of files."""
 
 import warnings
 from collections.abc import Sequence
