@@ -77,6 +77,11 @@ def generate(config: Annotated[GenerateConfig, arg(name="")]) -> None:
         raise ValueError(f"{config.manifest}: expected studies of split {config.split}, got none; correct the split")
     check_studies(studies)
     decode_studies(studies)
+    if config.model is not None:
+        from radflow.models.processing import ReportProcessor  # loads transformers
+        from radflow.pipeline.limits import check_lengths
+
+        check_lengths(studies, ReportProcessor.load(config.model), reports=False)
     ranks, stop = Ranks.from_environment(timeout_s=RANKS_TIMEOUT_S), StopSignal()
     ranks.stage = "generate"
     stop.listen()

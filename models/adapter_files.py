@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from radflow.models.loading import read_json, write_folder
-from radflow.models.lora import LoraConfig, adapters, add_lora
+from radflow.models.lora import LoraConfig, adapters, add_lora, linear_layers, match_layers
 from radflow.models.qwen_vl import QwenVL, whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what PEFT puts before the names of transformers' model
 # Keys of adapter_config.json that are read here, and those that say nothing about what a trained adapter computes.
-READ = {"peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "init_lora_weights", "bias"}
+READ = {"peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "init_lora_weights", "bias"}
 IGNORED = {"auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core"}
 IGNORED |= {"peft_version", "qalora_group_size", "revision", "task_type"}
 # Ways to draw the first A and B that leave the base as it was; others (PiSSA, OLoRA, CorDA) change its weights.
@@ -60,12 +60,14 @@ def load_adapter(policy: QwenVL, directory: Path) -> LoraConfig:
         ValueError: no adapter there, a kind that computes something else than B A x, or one of another base model.
     """
     config, _ = read_config(directory)
-    weights = read_weights(directory)
-    shapes = {}
-    for name, module in policy.model.named_modules():
-        if isinstance(module, nn.Linear) and re.fullmatch(config.pattern, name):
-            shapes[f"{PREFIX}{name}.lora_A.weight"] = [config.rank, module.in_features]
-            shapes[f"{PREFIX}{name}.lora_B.weight"] = [module.out_features, config.rank]
+    stored = read_weights(directory)
+    weights = {_todays_name(name): tensor for name, tensor in stored.items()}
+    if weights.keys() != stored.keys():
+        config = _retarget(config, policy)
+    linear, shapes = linear_layers(policy), {}
+    for name in match_layers(linear, config.pattern):
+        shapes[f"{PREFIX}{name}.lora_A.weight"] = [config.rank, linear[name].in_features]
+        shapes[f"{PREFIX}{name}.lora_B.weight"] = [linear[name].out_features, config.rank]
     if weights.keys() != shapes.keys() or not shapes:
         raise ValueError(_describe_mismatch(directory, weights.keys(), shapes.keys()))
     for name, shape in shapes.items():
@@ -129,10 +131,29 @@ def read_config(directory: Path) -> tuple[LoraConfig, str]:
     rank, alpha = int(loaded["r"]), float(loaded["lora_alpha"])
     if loaded.get("use_rslora"):  # scaled by alpha / sqrt(r) there, by alpha / r here
         alpha *= math.sqrt(rank)
-    targets = loaded["target_modules"]
-    if not isinstance(targets, str):  # PEFT's rule for a list: a name is one of them or ends in a dot and one of them
-        targets = rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(targets)))})"
+    targets = _pattern(loaded["target_modules"])
+    if excluded := loaded.get("exclude_modules"):
+        targets = rf"(?!(?:{_pattern(excluded)})\Z)(?:{targets})"
     return LoraConfig(rank=rank, alpha=alpha, targets=targets), loaded.get("base_model_name_or_path") or ""
+
+
+def _pattern(modules: str | list[str]) -> str:
+    """PEFT's rule: a regular expression of whole names; of a list, a name is one of them or ends in a dot and one."""
+    return modules if isinstance(modules, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(modules)))})"
+
+
+def _todays_name(name: str) -> str:
+    """A tensor's name; before transformers 4.52 the decoder was model.layers and the tower visual."""
+    name = re.sub(rf"^({re.escape(PREFIX)})visual\.", r"\1model.visual.", name)
+    return re.sub(rf"^({re.escape(PREFIX)})model\.layers\.", r"\1model.language_model.layers.", name)
+
+
+def _retarget(config: LoraConfig, policy: QwenVL) -> LoraConfig:
+    """The config of an adapter with old names, its targets the layers that it chose by these."""
+    names = linear_layers(policy)
+    old = {name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): name for name in names}
+    chosen = match_layers(old, config.pattern)
+    return replace(config, targets="|".join(re.escape(old[name]) for name in chosen) or config.targets)
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:

@@ -144,14 +144,29 @@ def load_tokenizer(directory: Path) -> Any:
     for token in (IMAGE, VISION_START, VISION_END, START, END):
         if token not in tokenizer.get_vocab():
             raise ValueError(f"{directory}: expected a Qwen-VL tokenizer, its token {token} is missing")
+    template = tokenizer.chat_template
     if (directory / "chat_template.json").is_file():  # goes first, as in transformers
-        tokenizer.chat_template = read_json(directory / "chat_template.json").get("chat_template")
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"{directory}: expected a chat template in chat_template.jinja, chat_template.json or "
-            "tokenizer_config.json, found none; copy the file published with the model"
-        )
+        template = read_json(directory / "chat_template.json").get("chat_template")
+    try:
+        tokenizer.chat_template = _default_template(template)
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}; copy the file published with the model") from error
     return tokenizer
+
+
+def _default_template(template: Any) -> str:
+    """The chat template itself, or the one called default of several, as a list or by name."""
+    if isinstance(template, list) and all(isinstance(one, dict) for one in template):
+        template = {one.get("name"): one.get("template") for one in template}
+    if isinstance(template, dict):
+        if "default" not in template:
+            raise ValueError(f"expected a chat template called default, found {', '.join(map(str, template))}")
+        template = template["default"]
+    if not isinstance(template, str) or not template:
+        found = type(template).__name__ if template else "none"
+        files = "chat_template.jinja, chat_template.json or tokenizer_config.json"
+        raise ValueError(f"expected a chat template in {files}, found {found}")
+    return template
 
 
 def load_image_processor(directory: Path, *, min_pixels: int | None, max_pixels: int | None) -> Any:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ LANGUAGE = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|u
 # The families name the layers of an MLP differently: fc1 in Qwen2-VL, gate_proj in Qwen2.5-VL, linear_fc1 in Qwen3-VL.
 VISION = r".*visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.((gate|up|down)_proj|(linear_)?fc[12]))"
 MERGER = r".*visual\.(merger|deepstack_merger_list\.\d+)\.(mlp\.[02]|linear_fc[12])"
+HEAD = "lm_head"
 GROUPS = (  # rows of the table of what is trained: title, two parts of the names of its modules
     ("vision attention", "visual.blocks", ".attn"),
     ("vision MLP", "visual.blocks", ".mlp"),
@@ -119,7 +120,7 @@ def add_lora(policy: QwenVL, config: LoraConfig, *, seed: int) -> list[str]:
     """
     assert not adapters(policy), "the policy has adapters already; merge them first"
     policy.requires_grad_(False)
-    linear = {name: module for name, module in policy.model.named_modules() if isinstance(module, nn.Linear)}
+    linear = linear_layers(policy)
     for key, pattern, wanted in (
         ("targets", config.targets, True),
         ("vision", VISION, config.vision),
@@ -129,11 +130,25 @@ def add_lora(policy: QwenVL, config: LoraConfig, *, seed: int) -> list[str]:
             raise ValueError(
                 f"lora.{key}: {pattern!r} matches no linear layer of the model; names look like {list(linear)[-2]}"
             )
-    names = [name for name in linear if re.fullmatch(config.pattern, name)]
+    names = match_layers(linear, config.pattern)
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         _replace(policy.model, name, LoraLinear(linear[name], config, generator))
     return names
+
+
+def linear_layers(policy: QwenVL) -> dict[str, nn.Linear]:
+    """Every linear layer by its name in transformers' model."""
+    return {name: module for name, module in policy.model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def match_layers(names: Iterable[str], pattern: str) -> list[str]:
+    """Those that a regular expression matches whole. Raises ValueError if the head is one of them."""
+    chosen = [name for name in names if re.fullmatch(pattern, name)]
+    if HEAD in chosen:
+        # It may share its weights with the embeddings, and log-probabilities are computed from them in pieces.
+        raise ValueError(f"expected targets in decoder and tower, got some that match {HEAD}; leave it out")
+    return chosen
 
 
 def adapters(policy: QwenVL) -> dict[str, LoraLinear]:

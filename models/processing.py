@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from radflow.models import loading
 from radflow.models.loading import END, IMAGE, START
+from radflow.models.vocabulary import TextEncoder, control_tokens
 
 ANSWER = f"{START}assistant\n"
 SETTINGS = "radflow_prompt.json"  # the prompt that a model was trained with, saved next to its weights
@@ -110,6 +112,8 @@ class ProcessorConfig:
     """Larger images are scaled down to this many pixels; none takes the checkpoint's own limit."""
     max_prompt_tokens: int = 4096
     """A study whose prompt is longer is refused, never truncated: truncation cuts image tokens."""
+    max_report_tokens: int = 2048
+    """A study whose report is longer is refused before training: one of 10,000 words needs gigabytes in a step."""
     task: Literal["chest_xray", "carotid_us"] = "chest_xray"
     """The request put to the model, one of the built-in ones."""
     prompt: tuple[str, ...] = ()
@@ -119,10 +123,11 @@ class ProcessorConfig:
 
     def __post_init__(self) -> None:
         given = [limit for limit in (self.min_pixels, self.max_pixels) if limit is not None]
-        if given != sorted(given) or min([*given, self.max_prompt_tokens]) < 1:
+        if given != sorted(given) or min([*given, self.max_prompt_tokens, self.max_report_tokens]) < 1:
             raise ValueError(
-                "expected min_pixels and max_prompt_tokens of at least 1 and max_pixels of at least min_pixels, got "
-                f"{self.min_pixels}, {self.max_prompt_tokens} and {self.max_pixels}"
+                "expected min_pixels, max_prompt_tokens and max_report_tokens of at least 1 and max_pixels of at least "
+                f"min_pixels, got {self.min_pixels}, {self.max_prompt_tokens}, {self.max_report_tokens} and "
+                f"{self.max_pixels}"
             )
         if self.prompt:
             check_template(self.prompt)
@@ -141,12 +146,12 @@ class ReportProcessor:
         self.template = config.prompt or TASKS[config.task]
         self.eos_id: int = tokenizer.convert_tokens_to_ids(END)
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
-        # None of them may come out of a text, those that the tokenizer does not call special (<tool_call>) included.
-        tokenizer.chat_control_tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+        self._control = control_tokens(tokenizer)  # none of them may come out of a text
+        tokenizer.chat_control_tokens = list(self._control.values())
+        self._plain = TextEncoder(tokenizer)
         # Each call switches the tokenizer's sanitising on or off, so two threads must not use it at the same time.
         self._lock = threading.Lock()
-        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        self.suppressed_ids: tuple[int, ...] = tuple(sorted(special - {self.eos_id}))
+        self.suppressed_ids: tuple[int, ...] = tuple(index for index in self._control if index != self.eos_id)
 
     @classmethod
     def load(cls, path_or_id: Path | str, config: ProcessorConfig | None = None) -> "ReportProcessor":
@@ -209,7 +214,7 @@ class ReportProcessor:
 
         `plain` are the token ids of a chat with one image and a text that names none.
         """
-        control = self.tokenizer.added_tokens_decoder
+        control = self._control
         expected = Counter(i for i in plain if i in control)
         for index, token in control.items():
             ids = self._chat([{"type": "image"}, {"type": "text", "text": f"x{token}x {token} x"}])
@@ -243,22 +248,72 @@ class ReportProcessor:
         Raises:
             ValueError: no image, one too elongated, or more tokens than `max_prompt_tokens`; names the study.
         """
-        if not images:
-            raise ValueError(f"study {study_id}: expected at least one image, got none")
-        texts = {"views": ", ".join(views), "indication": indication, "comparison": comparison}
-        parts = fill_template(self.template, {"images": images, "prior_images": prior_images, **texts})
+        parts = self._parts(study_id, images, prior_images, indication, comparison, views)
         shown = [part for part in parts if not isinstance(part, str)]
-        if long := [image.size for image in shown if max(image.size) > MOST_ELONGATED * min(image.size)]:
-            raise ValueError(
-                f"study {study_id}: expected images at most {MOST_ELONGATED} times as long as wide, got "
-                f"{long[0][0]} x {long[0][1]} pixels; crop it or drop the study"
-            )
+        for image in shown:
+            _check_shape(study_id, image.size)
         processed = self.image_processor(shown, return_tensors="pt")
         grids = processed["image_grid_thw"]
         counts = (grids.prod(-1) // self.image_processor.merge_size**2).tolist()
         input_ids = torch.tensor(self._encode_prompt(study_id, parts, counts))
         positions = mrope_positions(input_ids, grids, self.image_id, self.image_processor.merge_size)
         return Prompt(study_id, input_ids, positions, processed["pixel_values"], grids)
+
+    def check_prompt(
+        self,
+        study_id: str,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        indication: str = "",
+        comparison: str = "",
+        prior_sizes: Sequence[tuple[int, int]] = (),
+        views: Sequence[str] = (),
+    ) -> None:
+        """Raise what `prompt` would for images of these sizes (width, height), without them."""
+        parts = self._parts(study_id, sizes, prior_sizes, indication, comparison, views)
+        counts = []
+        for part in parts:
+            if not isinstance(part, str):
+                _check_shape(study_id, part)
+                width, height = part
+                patches = self.image_processor.get_number_of_image_patches(height, width)
+                counts.append(patches // self.image_processor.merge_size**2)
+        self._encode_prompt(study_id, parts, counts)
+
+    def most_prompt_tokens(self, num_images: int, *texts: str) -> int:
+        """An upper bound of the tokens of a prompt with these texts: a token holds a byte at least."""
+        images = num_images * (loading.tokens_of_largest_image(self.image_processor) + 2)
+        return self._request + images + sum(len(text.encode()) for text in texts)
+
+    @cached_property
+    def _request(self) -> int:
+        """Tokens of a prompt without images and texts, and of the names of its fields."""
+        return len(self._chat([{"type": "text", "text": "".join(self.template)}]))
+
+    def check_report(self, study_id: str, report: str) -> None:
+        """Raise ValueError if a report has more tokens than `max_report_tokens`."""
+        limit = self.config.max_report_tokens
+        # Most reports need not be encoded, because a token holds a byte at least.
+        if len(report.encode()) >= limit and (count := len(self.encode_report(report))) > limit:
+            raise ValueError(
+                f"study {study_id}: the report has {count} tokens, the limit is {limit}. Drop the study or raise "
+                "max_report_tokens"
+            )
+
+    def _parts(
+        self,
+        study_id: str,
+        images: Sequence[Any],
+        prior_images: Sequence[Any],
+        indication: str,
+        comparison: str,
+        views: Sequence[str],
+    ) -> list[Any]:
+        """Texts and images, or what is there in their stead, in the order of the prompt."""
+        if not images:
+            raise ValueError(f"study {study_id}: expected at least one image, got none")
+        texts = {"views": ", ".join(views), "indication": indication, "comparison": comparison}
+        return fill_template(self.template, {"images": images, "prior_images": prior_images, **texts})
 
     def _encode_prompt(self, study_id: str, parts: Sequence[object], counts: Sequence[int]) -> list[int]:
         """Token ids of the chat; `counts` are the image tokens that the vision tower gives for each image."""
@@ -297,13 +352,6 @@ class ReportProcessor:
         with self._lock:
             return self.tokenizer.apply_chat_template(chat, **options)["input_ids"]
 
-    def _plain(self, text: str) -> list[int]:
-        """Token ids of text in which the name of a special token is only text."""
-        # The tokenizer's steps without its search for added tokens, which split_special_tokens skips only in part.
-        steps = self.tokenizer.backend_tokenizer
-        words = steps.pre_tokenizer.pre_tokenize_str(steps.normalizer.normalize_str(text))
-        return [token.id for word, _ in words for token in steps.model.tokenize(word)]
-
 
 def _load_settings(directory: Path) -> ProcessorConfig:
     """What `ReportProcessor.save` wrote with a model; the defaults if it wrote nothing."""
@@ -317,6 +365,14 @@ def _load_settings(directory: Path) -> ProcessorConfig:
         raise ValueError(
             f"{path}: expected the settings of a prompt, got {error}; remove it or copy it again"
         ) from error
+
+
+def _check_shape(study_id: str, size: tuple[int, int]) -> None:
+    if max(size) > MOST_ELONGATED * min(size):
+        raise ValueError(
+            f"study {study_id}: expected images at most {MOST_ELONGATED} times as long as wide, got "
+            f"{size[0]} x {size[1]} pixels; crop it or drop the study"
+        )
 
 
 def mrope_positions(input_ids: Tensor, grids: Tensor, image_id: int, merge: int) -> Tensor:

@@ -24,6 +24,7 @@ from radflow.data.studies import Study
 from radflow.models.loading import check_transformers
 from radflow.models.processing import ReportProcessor
 from radflow.models.start import pick_device, start_path
+from radflow.pipeline.limits import check_lengths
 from radflow.pipeline.run_config import MAY_CHANGE, STAGES, Config, open_run
 from radflow.rewards.hierarchy import HierarchicalReward
 from radflow.rewards.registry import build_reward
@@ -61,10 +62,12 @@ def build_run(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None)
         start_path(config.run_dir / "start", config.model, corpus_texts(corpus), seed=config.seed)
     ranks.barrier()
     start = start_path(config.run_dir / "start", config.model, (), seed=config.seed)
+    processor = ReportProcessor.load(start, config.model.processor)
+    check_lengths([*corpus.train, *corpus.test], processor, reports=True)
     run = Run(
         config=config,
         corpus=corpus,
-        processor=ReportProcessor.load(start, config.model.processor),
+        processor=processor,
         reward=build_reward(
             config.reward,
             parse_sections,

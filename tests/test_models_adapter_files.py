@@ -87,6 +87,46 @@ def test_a_list_of_targets_is_read_as_peft_reads_it(tiny_dir, saved):
     assert len(adapters(again)) == 4 * 4
 
 
+OLD = {"model.language_model.": "model.", "model.visual.": "visual."}  # names before transformers 4.52
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        r"model\.layers\.\d+\.(self_attn|mlp)\.\w+",  # of the old names: the tower's begin with visual
+        r"^(?!.*visual).*_proj",
+    ],
+    ids=str,
+)
+def test_an_adapter_with_the_names_before_4_52_is_on_the_same_layers(tiny_dir, policy, saved, targets):
+    weights = load_file(saved / WEIGHTS)
+    for new, old in OLD.items():
+        weights = {name.replace(f"base_model.model.{new}", f"base_model.model.{old}"): t for name, t in weights.items()}
+    save_file(weights, saved / WEIGHTS)
+    excluded = {"exclude_modules": ".*visual.*"} if isinstance(targets, list) else {}
+    change(saved, target_modules=targets, **excluded)
+    again = load(tiny_dir)
+    config = load_adapter(again, saved)
+    assert list(adapters(again)) == list(adapters(policy)) == add_lora(load(tiny_dir), config, seed=0)
+    for name, adapter in adapters(again).items():
+        assert torch.equal(adapter.lora_b, adapters(policy)[name].lora_b)
+
+
+@pytest.mark.parametrize("excluded", [".*visual.*", ["qkv", "proj", "visual.blocks.0.mlp.gate_proj", "x"]], ids=str)
+def test_modules_that_are_excluded_have_no_adapter(tiny_dir, saved, excluded):
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    change(saved, target_modules=targets, exclude_modules=excluded)
+    again = load(tiny_dir)
+    if isinstance(excluded, str):
+        load_adapter(again, saved)
+        assert len(adapters(again)) == 4 * 7 and not any("visual" in name for name in adapters(again))
+    else:  # the tower's other layers are targets, and the file has none for them
+        with pytest.raises(ValueError, match=r"missing, for example .*visual\.blocks\.0\.mlp\.down_proj") as caught:
+            load_adapter(again, saved)
+        assert "blocks.0.mlp.gate_proj" not in str(caught.value)
+
+
 def test_sft_and_rl_adapters_stack_into_one_of_the_base(tiny_dir, processor, studies, tmp_path, states):
     policy = adapted(load(tiny_dir), LoraConfig(rank=4), 1)
     save_adapter(policy, tmp_path / "sft", LoraConfig(rank=4), base="published/base")
@@ -115,6 +155,8 @@ def test_sft_and_rl_adapters_stack_into_one_of_the_base(tiny_dir, processor, stu
         ({"layers_to_transform": [1]}, "layers_to_transform .* is not supported"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' is not supported"),
         ({"of_a_later_version": 1}, "of_a_later_version 1 is not supported"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "got some that match lm_head; leave it out"),
+        ({"target_modules": ".*"}, "got some that match lm_head; leave it out"),
         ({"r": None}, "expected the key r"),
         ({"r": 8}, r"expected .*\.lora_A\.weight to be \[8, .* got \[4, "),
         ({"target_modules": ["q_proj"]}, "48 more, for example"),

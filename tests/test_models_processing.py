@@ -278,7 +278,7 @@ def test_the_configs_pixel_limits_go_before_the_published_ones(checkpoint):
     assert tokens_of_largest_image(load_image_processor(folder, **limits)) == 448 * 448 // side**2
     with pytest.raises(ValueError, match="expected max_pixels of at least min_pixels, got 64 and"):
         load_image_processor(folder, min_pixels=None, max_pixels=64)
-    with pytest.raises(ValueError, match="max_pixels of at least min_pixels, got 100, 4096 and 50"):
+    with pytest.raises(ValueError, match="max_pixels of at least min_pixels, got 100, 4096, 2048 and 50"):
         ProcessorConfig(min_pixels=100, max_pixels=50)
     with pytest.raises(ValueError, match="of at least 1"):
         ProcessorConfig(max_pixels=0)
