@@ -101,6 +101,8 @@ from radflow.pipeline.run import (
 from radflow.pipeline.run_config import Config, parse_config, plain
 from radflow.pipeline.stage_loop import StageLoop
 from radflow.pipeline.validation import validate
+from radflow.rewards.metrics.lexical import notes_on_tokens
+from radflow.rewards.unspaced import has_characters
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -283,11 +285,13 @@ def compare(run: Run) -> None:
     references = [study.report for study in corpus.test]
     write_json(folder / "references.json", rexrank(corpus.test, references))
     notes = [describe(n, r) for n, r in {**reports, "references": references}.items() if n != "CAPO, other images"]
+    notes += notes_on_tokens(references)
     baselines = baseline_columns(run.reward, corpus.train, corpus.test, sample=config.evaluate.baseline_sample)
     baselines["CAPO, other images"] = columns["CAPO, other images"]
     rows = comparison_rows(columns["SFT"], columns["CAPO"], baselines)
     write_json(folder / "table.json", {"studies": len(corpus.test), "seed": config.seed, "rows": rows, "notes": notes})
-    write_whole(folder / "table.md", render_table(rows, ("SFT", "CAPO"), notes))
+    by_character = any(map(has_characters, references))
+    write_whole(folder / "table.md", render_table(rows, ("SFT", "CAPO"), notes, by_character=by_character))
 
 
 def export(run: Run) -> None:

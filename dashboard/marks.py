@@ -3,15 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 from radflow.data.sections import parse_sections
 from radflow.rewards.registry import LABELERS
+from radflow.rewards.rules import carotid
 from radflow.rewards.rules.errors import FindingErrors, Kind
 from radflow.rewards.rules.findings import GRADES
-from radflow.rewards.rules.keywords import Lexicon
-from radflow.rewards.rules.negation import mentions as mentions_of
 from radflow.rewards.rules.negation import sentences
 from radflow.rewards.rules.terms import TermFile, read_statements
 from radflow.rewards.types import Finding
@@ -83,10 +81,10 @@ class Marker:
     """
 
     def __init__(self, labeler: str) -> None:
-        carotid = labeler == "carotid_rules"
-        self.labeler = LABELERS["carotid_rules" if carotid else "chexpert_rules"](parse_sections)
+        is_carotid = labeler == "carotid_rules"
+        self.labeler = LABELERS["carotid_rules" if is_carotid else "chexpert_rules"](parse_sections)
         self.errors = FindingErrors(self.labeler)
-        self._positions: Callable[[str], list[tuple[int, int]]] = _carotid_positions if carotid else _chest_positions
+        self._positions: Callable[[str], list[tuple[int, int]]] = _carotid_positions if is_carotid else _chest_positions
 
     def is_normal(self, text: str) -> bool:
         """Whether a report states nothing abnormal."""
@@ -198,8 +196,4 @@ def _chest_positions(sentence: str) -> list[tuple[int, int]]:
 
 
 def _carotid_positions(sentence: str) -> list[tuple[int, int]]:
-    found = (one for keyword in _carotid().keywords for one in mentions_of(keyword.pattern, sentence))
-    return [match.span() for match, value in found if value is not None]
-
-
-_carotid = cache(Lexicon.load)
+    return [(one.start, one.end) for one in carotid.statements(sentence)]

@@ -14,6 +14,12 @@ Action = Literal["keep", "drop", "fatal"]
 # A study that is in two splits is reported in the one that is less precious.
 PRECIOUS = {"test": 0, "val": 1, "train": 2}
 SHOWN = 5  # ids of each kind that are printed
+# Thai, Lao, Burmese, Khmer, Chinese, Japanese, Korean: each letter counts as a word, as in radflow.rewards.unspaced.
+CHARACTER = (
+    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff"
+    "\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
+)
+_WORD = re.compile(rf"(?=\w){CHARACTER}|(?:(?!{CHARACTER})\S)+")
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class IntegrityConfig:
     not_utf8: Action = "keep"
     """The report file was not UTF-8 and was read as Windows-1252."""
     min_words: int = 3
-    """Of a report."""
+    """Of a report; in Chinese and other scripts without blanks each letter counts as a word."""
     max_words: int = 800
     """Of a report."""
 
@@ -80,11 +86,16 @@ class Problem:
     detail: str = ""
 
 
+def count_words(text: str) -> int:
+    """What blanks separate, and single letters of scripts written without them."""
+    return len(text.split() if text.isascii() else _WORD.findall(text))
+
+
 def check_record(record: Record, config: IntegrityConfig, *, check_images: bool) -> Entry:
     """Look at one study by itself, and at its pixels if asked."""
     study = record.study
     digests, unreadable = _digest_images(study) if check_images else ([], "")
-    words = len(study.findings.split()) + len(study.impression.split())
+    words = count_words(study.findings) + count_words(study.impression)
     broken = {
         "no_image": not study.images,
         "no_findings": not study.findings.strip(),

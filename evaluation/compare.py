@@ -168,6 +168,7 @@ def tables(compared: Compared, config: CompareConfig) -> tuple[list[Table], list
     studies = f"{len(compared.ids)} studies that all systems report"
     p = f"p by approximate randomisation, Holm-corrected over all {len(compared.tests)} tests"
     notes = [f"{texts}, {studies}; differences with 95 % paired bootstrap intervals; {p}"]
+    notes += rules.tokens
     notes += [Variety.of(system.reports).line(system.name) for system in compared.systems]
     notes += [f"{name}: {line}" for name, lists in compared.lists.items() for line in notes_on(lists)]
     notes += notes_on_lacking(compared.measures.rows, compared.reasons)

@@ -89,7 +89,9 @@ class Measures:
             radgraph=dataclasses.replace(weights.radgraph_config(), cache=config.cache),
         )
         self.backends = Backends(self.reward, parse_sections)
-        self.rows = table_metrics(self.labeler.labels, one_section=config.protocol != "rexrank")
+        self.rows = table_metrics(
+            self.labeler.labels, one_section=config.protocol != "rexrank", by_character=rules.by_character
+        )
         self.missing = dict(rules.missing)  # cells -> how to get what they need, or why they are not measured
         if config.protocol != "rexrank":
             self.missing["consistency_rules"] = "compares Findings with Impression: protocol rexrank only"

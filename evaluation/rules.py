@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from radflow.data.sections import parse_sections
+from radflow.rewards.metrics.lexical import notes_on_tokens
 from radflow.rewards.registry import LABELERS
 from radflow.rewards.rules.criticality import Definition
 from radflow.rewards.rules.keywords import CAROTID, Lexicon, positive_keywords
+from radflow.rewards.unspaced import has_characters
 
 LabelerName = Literal["chexpert_rules", "carotid_rules"]
 DEFAULT_LABELER: LabelerName = "chexpert_rules"
@@ -23,6 +25,8 @@ class Rules:
     lexicon: Path | None = None
     missing: Mapping[str, str] = field(default_factory=dict)  # metrics or label cells -> why they are left out
     definition: Definition = "paper"  # of criticality
+    tokens: tuple[str, ...] = ()  # notes on what BLEU-2 and ROUGE-L read
+    by_character: bool = False  # as these two then are
 
     @property
     def labels_fit(self) -> bool:
@@ -55,7 +59,8 @@ def choose_rules(
         if lexicon is not None:
             raise ValueError(f"{reason}; choose one for these reports, or none to leave keyword F1 out")
         missing["keyword_f1_rules"] = f"{reason}; choose one for these reports"
-    return Rules(name, words, missing, run.get("definition", "paper"))
+    definition, by_character = run.get("definition", "paper"), any(map(has_characters, references))
+    return Rules(name, words, missing, definition, tuple(notes_on_tokens(references)), by_character)
 
 
 def _unlabelled(name: LabelerName, references: Sequence[str]) -> str | None:

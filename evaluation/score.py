@@ -140,7 +140,8 @@ def score(config: ScoreConfig, weights: Weights) -> Scored:
     varieties = {"predictions": Variety.of(pairs.predictions), "references": Variety.of(pairs.references)}
     rows = _rows(config, measures.rows, cells, measures.missing, found)
     feet = _feet(config, pairs.ids, rules.labeler, varieties, found)
-    return Scored(pairs.ids, cells, rules.labeler, rows, found, varieties, lists, [*feet, *notes, *notes_on(lists)])
+    feet += [*rules.tokens, *notes, *notes_on(lists)]
+    return Scored(pairs.ids, cells, rules.labeler, rows, found, varieties, lists, feet)
 
 
 def measure_baselines(

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from radflow.rewards.registry import METRICS
+from radflow.rewards.registry import METRICS, label_of
 from radflow.rewards.rules.chexpert_rules import LABELS
 from radflow.rewards.statistics import Interval, Statistic, bootstrap, mean_of, with_ones
 
@@ -114,15 +114,15 @@ def per_label_f1(cells: np.ndarray) -> list[tuple[float, int]]:
     return [(float(score), int(count)) for score, count in zip(scores, sums[2::3], strict=True)]
 
 
-def table_metrics(labels: Sequence[str], *, one_section: bool = False) -> list[TableMetric]:
+def table_metrics(labels: Sequence[str], *, one_section: bool = False, by_character: bool = False) -> list[TableMetric]:
     """The rows of a table, in their order; `labels` are those of the rule labeler.
 
     Label F1 over the corpus is of all labels of a labeler, and of the usual five if they are among them.
     """
 
     def row(name: str) -> TableMetric:
-        entry = METRICS[name]
-        return TableMetric(name, entry.section_label if one_section else entry.label, name, entry.better)
+        label = label_of(name, one_section=one_section, by_character=by_character)
+        return TableMetric(name, label, name, METRICS[name].better)
 
     rows = [row(name) for name in PER_REPORT]
     inverse = TableMetric("inverse_radcliq_v1", "1/RadCliQ-v1", "radcliq_v1", statistic=inverse_of_mean)

@@ -13,6 +13,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from radflow.dashboard.checks import LOWER
+from radflow.data.integrity import count_words
 from radflow.data.nearest import nearest_indices
 from radflow.data.phantoms import state_labels
 from radflow.data.sections import parse_sections
@@ -20,7 +21,7 @@ from radflow.data.studies import Study
 from radflow.pipeline.finding_errors import MADE_UP, MISSED, finding_errors
 from radflow.pipeline.tables import Table, with_direction
 from radflow.rewards.hierarchy import HierarchicalReward, LabelF1
-from radflow.rewards.registry import METRICS
+from radflow.rewards.registry import METRICS, label_of
 from radflow.rewards.rules.negation import sentences
 from radflow.rewards.statistics import bootstrap_mean, distinct_share, paired_bootstrap
 
@@ -141,7 +142,9 @@ def comparison_rows(
     return rows
 
 
-def render_table(rows: Sequence[Mapping], names: tuple[str, str], notes: Sequence[str]) -> str:
+def render_table(
+    rows: Sequence[Mapping], names: tuple[str, str], notes: Sequence[str], *, by_character: bool = False
+) -> str:
     """The comparison as Markdown, readable on a terminal."""
     baselines = [k for k in rows[0] if k not in ("metric", "studies", "first", "second", "difference")]
     body = []
@@ -151,7 +154,7 @@ def render_table(rows: Sequence[Mapping], names: tuple[str, str], notes: Sequenc
             d, means = row["difference"], [f"{row[system]['mean']:.3f}" for system in ("first", "second")]
             shown = [*means, f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"]
         metric = row["metric"]
-        label = METRICS[metric].label if metric in METRICS else LABELS.get(metric, metric)
+        label = label_of(metric, by_character=by_character) if metric in METRICS else LABELS.get(metric, metric)
         name = with_direction(label, "lower" if metric in LOWER else "higher")
         body.append([name, *shown, *("unavailable" if row[b] is None else f"{row[b]:.3f}" for b in baselines)])
     table = Table("", ["metric", *names, "difference (95 % paired)", *baselines], body)
@@ -164,7 +167,7 @@ class Variety:
 
     distinct: float  # share of different reports, in (0, 1]
     most_common: float  # share of the report that occurs most
-    words: float  # mean number
+    words: float  # mean number, a letter of a script without blanks counts as one
     repeated: float  # share of sentences that occur in their report a second time
 
     @classmethod
@@ -173,7 +176,7 @@ class Variety:
         written = {report: [s.lower() for s in sentences(report)] for report in counts}
         total = sum(len(found) * counts[report] for report, found in written.items())
         again = sum((len(found) - len(set(found))) * counts[report] for report, found in written.items())
-        most, words = counts.most_common(1)[0][1], sum(len(report.split()) for report in reports)
+        most, words = counts.most_common(1)[0][1], sum(map(count_words, reports))
         repeated = again / total if total else 0.0
         return cls(distinct_share(reports), most / len(reports), words / len(reports), repeated)
 

@@ -27,6 +27,7 @@ from radflow.models.start import pick_device, start_path
 from radflow.pipeline.limits import check_lengths
 from radflow.pipeline.run_config import MAY_CHANGE, STAGES, Config, open_run
 from radflow.rewards.hierarchy import HierarchicalReward
+from radflow.rewards.metrics.lexical import notes_on_tokens
 from radflow.rewards.registry import build_reward
 from radflow.rewards.types import Labeler
 
@@ -59,6 +60,8 @@ def build_run(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None)
     check_transformers()
     corpus = load_corpus(config.data, seed=config.seed)
     if ranks.is_main:
+        for note in notes_on_tokens([study.report for study in corpus.train]):
+            print(f"warning: {note}", flush=True)
         start_path(config.run_dir / "start", config.model, corpus_texts(corpus), seed=config.seed)
     ranks.barrier()
     start = start_path(config.run_dir / "start", config.model, (), seed=config.seed)

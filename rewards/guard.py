@@ -5,10 +5,10 @@ repetition or filler, and an Impression is easily consistent with Findings that 
 hardly touched (docs/rewards.md has the figures).
 """
 
-import re
 from collections.abc import Sequence
 
-_WORD = re.compile(r"\w+")
+from radflow.rewards import unspaced
+
 _SEQUENCE = 4  # words; shorter sequences recur in ordinary reports
 SLACK_WORDS = 30
 SLACK_BREAKS = 10
@@ -47,4 +47,4 @@ def line_breaks(text: str) -> float:
 
 
 def _words(text: str) -> Sequence[str]:
-    return _WORD.findall(text.lower())
+    return unspaced.words(text.lower())

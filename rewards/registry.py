@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 from radflow.rewards.config import RewardConfig
-from radflow.rewards.hierarchy import HierarchicalReward, LabelF1, part_metrics
+from radflow.rewards.hierarchy import SYNTAX, HierarchicalReward, LabelF1, part_metrics
 from radflow.rewards.judge.config import JudgeConfig
 from radflow.rewards.measure import Metrics, Reads
 from radflow.rewards.metrics.bertscore import BertScore
@@ -20,11 +20,12 @@ from radflow.rewards.metrics.chexbert import Chexbert, ChexbertLabels, SembScore
 from radflow.rewards.metrics.lexical import Bleu2, RougeL
 from radflow.rewards.metrics.radcliq import SUB_SCORES, RadCliq, radcliq_v0, radcliq_v1
 from radflow.rewards.radgraph.f1 import Level, RadGraphF1
+from radflow.rewards.rules.carotid import CarotidRules
 from radflow.rewards.rules.chexpert_rules import ChexpertRules
 from radflow.rewards.rules.consistency import ConsistencyRules
 from radflow.rewards.rules.entity_rules import EntityF1Rules
 from radflow.rewards.rules.errors import ContradictionsRules, FindingErrors, TruthRules
-from radflow.rewards.rules.keywords import CarotidRules, KeywordMatch
+from radflow.rewards.rules.keywords import KeywordMatch
 from radflow.rewards.types import Labeler, Metric, Parser
 
 LABELERS: dict[str, type[ChexpertRules] | type[CarotidRules]] = {
@@ -139,6 +140,12 @@ _ENTRIES = (
     Entry("label_f1_chexbert", "label F1 of the Impression (CheXbert)", "impression", lambda b: b.labels(), "chexbert"),
 )
 METRICS = {entry.name: entry for entry in _ENTRIES}
+
+
+def label_of(name: str, *, one_section: bool = False, by_character: bool = False) -> str:
+    """Label of a metric in a table, of single sections or of references that are compared by character."""
+    label = METRICS[name].section_label if one_section else METRICS[name].label
+    return f"{label} by character" if by_character and name in SYNTAX else label
 
 
 def remember_last(metric: Metric) -> Metric:

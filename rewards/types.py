@@ -93,6 +93,8 @@ class Finding:
     piece: str = ""
     """The part of the sentence that its qualities are read from, in lower case."""
     sentence: str = ""
+    places: frozenset[str] = frozenset()
+    """Parts of the organ; empty if none is stated, or if the labeler reads none."""
 
 
 class Labeler(Protocol):
@@ -102,6 +104,7 @@ class Labeler(Protocol):
     normal: str  # the label of a normal examination
     ignorable: frozenset[str]  # labels that make no report abnormal
     covers: Mapping[str, set[str]]  # a label of an Impression -> those of the Findings it may stand for
+    implies: Mapping[str, set[str]]  # a label of an Impression -> those of the Findings it may leave out
 
     def __call__(self, texts: Sequence[str]) -> list[set[str]]: ...
 

@@ -10,8 +10,8 @@ from radflow.data.sections import parse_sections
 from radflow.data.studies import check_studies, render_report
 from radflow.rewards.config import RewardConfig
 from radflow.rewards.registry import build_reward
+from radflow.rewards.rules.carotid import LABELS as CAROTID
 from radflow.rewards.rules.chexpert_rules import LABELS as CHEXPERT
-from radflow.rewards.rules.keywords import LABELS as CAROTID
 
 EXPERT = {"chest": "chexpert_rules", "carotid": "carotid_rules"}
 

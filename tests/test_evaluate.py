@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """`evaluate.py score`: numbers by hand, baselines, what is unavailable, files written."""
 
 import csv
@@ -195,6 +196,14 @@ def test_a_lexicon_of_another_organ_compares_nothing(tmp_path, references):
     config = ScoreConfig(predictions=plaque, references=plaque, labeler="carotid_rules", num_resamples=200)
     (row,) = (row for row in score(config, Weights(tmp_path)).rows if row.metric.name == "keyword_f1_rules")
     assert row.interval.mean == 1
+
+
+def test_tables_of_chinese_reports_say_that_their_metrics_are_by_character(tmp_path, capsys):
+    chinese = write(tmp_path / "c.json", {"a": "超声所见：右侧颈动脉窦部可见斑块。超声提示：右侧斑块形成。"})
+    summary, _ = run(tmp_path, "--predictions", chinese, "--references", chinese, "--labeler", "carotid_rules")
+    found = by_name(summary)
+    assert found["bleu2"]["label"] == "BLEU-2 by character" and found["rouge_l"]["value"] == 1
+    assert any("not as published: 1 of 1 references" in note for note in summary["notes"])
 
 
 def test_the_inverse_has_no_interval_where_that_of_the_mean_holds_zero():

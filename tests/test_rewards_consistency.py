@@ -8,10 +8,10 @@ import pytest
 from radflow.data.phantoms import make_studies
 from radflow.data.sections import parse_sections
 from radflow.rewards.rules.acuity import is_acute, is_minor
+from radflow.rewards.rules.carotid import CarotidRules
 from radflow.rewards.rules.chexpert_rules import ChexpertRules
 from radflow.rewards.rules.consistency import ConsistencyRules
 from radflow.rewards.rules.findings import read_findings
-from radflow.rewards.rules.keywords import CarotidRules
 from radflow.rewards.rules.patterns import read_patterns
 
 JUDGE = ConsistencyRules(ChexpertRules(parse_sections))

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from radflow.data.phantoms import draw_phantom
 from radflow.data.sections import parse_sections, render_report
+from radflow.rewards.rules.carotid import CarotidRules
 from radflow.rewards.rules.chexpert_rules import ChexpertRules
 from radflow.rewards.rules.edits import ReportEditor
 from radflow.rewards.rules.errors import COSTS, FindingErrors
-from radflow.rewards.rules.keywords import CarotidRules
 from radflow.rewards.rules.negation import sentences
 
 LABELERS = {"chest": ChexpertRules(parse_sections), "carotid": CarotidRules(parse_sections)}

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from radflow.data.sections import parse_sections
-from radflow.rewards.rules.keywords import CAROTID, CarotidRules, KeywordMatch, Lexicon, positive_keywords
+from radflow.rewards.rules.carotid import CarotidRules
+from radflow.rewards.rules.keywords import CAROTID, KeywordMatch, Lexicon, positive_keywords
 
 MATCH = KeywordMatch.with_lexicon()
 

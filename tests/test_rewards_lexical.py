@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 import json
 import math
 import subprocess
@@ -7,7 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radflow.rewards.metrics.lexical import Bleu2, RougeL, tokens
+from radflow.data import integrity
+from radflow.rewards import unspaced
+from radflow.rewards.guard import guard, length, repetition
+from radflow.rewards.metrics.lexical import Bleu2, RougeL, notes_on_tokens, tokens, unread_share
+from radflow.rewards.registry import label_of
 
 words = st.lists(st.sampled_from(["the", "heart", "is", "normal", "effusion", "no"]), min_size=2, max_size=12).map(
     " ".join
@@ -59,3 +64,49 @@ def test_importing_the_reward_loads_nothing_but_itself_and_a_little_of_the_stand
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {name.split(".")[0] for name in loaded} - sys.stdlib_module_names == {"radflow"}
     assert len(loaded) < 150
+
+
+@pytest.mark.parametrize(
+    "text", ["两肺纹理清晰，心影不大。", "両側胸水を認めない。", "폐에 이상 소견 없음.", "ปอดปกติ ไม่พบน้ำ"]
+)
+def test_a_report_in_a_script_without_blanks_agrees_with_itself_alone(text):
+    for metric in (Bleu2(), RougeL()):
+        same, unlike = metric([text, text], [text, "甲状腺右叶见结节，大小5x4mm。"])
+        assert same == pytest.approx(1.0) and unlike < 0.3
+
+
+def test_characters_are_tokens_and_latin_words_stay_words_by_hand():
+    # ROUGE: 左 侧 斑 块 12x3mm of both, "plaques" and "plaque" share their stem; 6 of 6 and of 7 tokens: 2 * 6 / 13
+    assert RougeL()(["左侧斑块12x3mm plaques"], ["左侧见斑块，12x3mm plaque。"])[0] == pytest.approx(12 / 13)
+    # BLEU: 4 of 5 characters, 2 of 4 pairs (未见, 异常): sqrt(4/5 * 2/4)
+    assert Bleu2()(["未见小异常"], ["未见明异常"])[0] == pytest.approx(math.sqrt(0.8 * 0.5))
+    # as sacrebleu's tokenizer zh: characters and their punctuation apart, Latin words and numbers whole
+    assert tokens("右侧12mm，IMT增厚。") == ["右", "侧", "12mm", "，", "imt", "增", "厚", "。"]
+
+
+@given(st.text(st.characters(max_codepoint=0xDFF)))
+def test_other_texts_are_cut_as_published(text):
+    assert tokens(text) == [token for token in text.lower().replace(".", " .").split(" ") if token]
+
+
+def test_tables_say_what_the_tokens_are_and_whom_rouge_does_not_fit():
+    assert notes_on_tokens(["Normal heart.", "Effusión no.", "Clear lungs. " * 20]) == []
+    (chinese,) = notes_on_tokens(["Normal heart.", "未见异常。"])
+    assert chinese.startswith("BLEU-2 (also in RadCliQ) and ROUGE-L by character, not as published: 1 of 2")
+    # 2 of 4 words are not in a-z
+    (russian,) = notes_on_tokens(["Лёгкие чистые.", "Clear lungs."])
+    assert russian.startswith("50% of the words of the references") and unread_share(["Лёгкие чистые."]) == 1
+    assert label_of("bleu2", by_character=True) == "BLEU-2 by character" and label_of("bleu2") == "BLEU-2"
+
+
+def test_both_packages_count_the_same_characters():
+    assert integrity.CHARACTER == unspaced.CHARACTER
+    assert integrity.count_words("未见异常，右侧 12 x 3 mm - stable.") == 6 + 6
+    assert integrity.count_words("Heart - normal, 1.2 cm.") == 5  # as blanks separate
+
+
+def test_a_chinese_report_that_repeats_itself_is_caught():
+    text = "右侧颈动脉窦部可见低回声斑块，大小约12x3mm。"
+    assert guard(text, text) == 1 and repetition(text * 20) < 0.11
+    # 18 words, so at most 66: 2 of 18 earn 4 * 2/18, and 90 earn 2 - 90/66
+    assert length("斑块", text) == pytest.approx(8 / 18) and length(text * 5, text) == pytest.approx(2 - 90 / 66)

@@ -52,6 +52,7 @@ class ChexpertRules:
     def __init__(self, parse: Parser) -> None:
         self._described = describe_with(parse)
         table = read_patterns("chexpert").content["covers"]
+        self.implies: Mapping[str, set[str]] = {}  # acuity.py says what may be left out
         self.covers: Mapping[str, set[str]] = {label: set(others) for label, others in table.items()}
 
     def __call__(self, texts: Sequence[str]) -> list[set[str]]:

@@ -81,6 +81,13 @@ class ConsistencyRules:
         old = is_chronic(observed) or searches("words.old", observed.piece)
         return related and (not old or is_chronic(concluded) or concluded.name in names("incidental"))
 
+    def _answers(self, concluded: Finding, observed: Finding) -> bool:
+        """The concluded finding accounts for the observed one; "no severe stenosis" does for a mild one."""
+        if concluded.value == 0:
+            milder = concluded.grades and observed.grades and max(observed.grades) < min(concluded.grades)
+            return bool(milder) and observed.name == concluded.name
+        return self._supports(observed, concluded) or observed.name in self.labeler.implies.get(concluded.name, ())
+
     def _omission(
         self, observed: Sequence[Finding], concluded: Sequence[Finding], findings: str, impression: str
     ) -> str | None:
@@ -89,7 +96,7 @@ class ConsistencyRules:
         if not named and not self._says_something(findings, impression):
             return "says nothing"
         certain = [one for one in observed if one.value == 1]
-        left_out = [one for one in certain if not any(self._supports(one, other) for other in named)]
+        left_out = [one for one in certain if not any(self._answers(other, one) for other in concluded)]
         serious = find_serious(observed).intersection(left_out) if self._grades_acuity else {*left_out}
         if named and any(is_acute(one) or not self._grades_acuity for one in serious):
             return "leaves a serious finding out"
@@ -125,8 +132,10 @@ def _both(asserted: Iterable[Finding], denied: Iterable[Finding]) -> bool:
 
 
 def _denies(denial: Finding, asserted: Finding) -> bool:
-    """The denial is of the same thing, on a side that may be the same, with no qualifier that the assertion lacks."""
+    """The denial is of the same thing, where it may be the same, with no qualifier that the assertion lacks."""
     if denial.name != asserted.name or (denial.sides and not denial.sides & asserted.sides):
+        return False
+    if (denial.places and not denial.places & asserted.places) or _only_more(denial, asserted):
         return False
     one_form = denial.name in names("many_forms") and not searches("words.generic", denial.mention)
     if one_form and denial.mention.split()[-1][:5] not in asserted.mention:
@@ -135,6 +144,11 @@ def _denies(denial: Finding, asserted: Finding) -> bool:
         return False
     words = {*_WORDS.findall(denial.piece)} - {*_WORDS.findall(f"{denial.mention} {asserted.piece}")}
     return all(searches("words.plain", word) for word in words)
+
+
+def _only_more(denial: Finding, asserted: Finding) -> bool:
+    """Another grade is denied than the asserted one."""
+    return bool(denial.grades) and not denial.grades & asserted.grades
 
 
 def _needs_none(concluded: Finding, observed: Sequence[Finding], *, explains: bool) -> bool:

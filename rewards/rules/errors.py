@@ -179,5 +179,15 @@ def _denied(written: Sequence[Finding], expected: Sequence[Finding]) -> list[str
     for finding in expected:
         if finding.value == 0:
             true.pop(finding.name, None)
-    denials = [f for f in written if f.value == 0 and f.name in true and not f.grades and "recent" not in f.courses]
-    return sorted({f.name for f in denials if not f.sides or not (sides := _sides(true[f.name])) or f.sides & sides})
+    denials = [f for f in written if f.value == 0 and f.name in true and "recent" not in f.courses]
+    return sorted({f.name for f in denials if _is_denied(true[f.name], f)})
+
+
+def _is_denied(asserted: Sequence[Finding], denial: Finding) -> bool:
+    """What is denied may be of a side and in a part, and is of a grade, that is asserted."""
+    sides, places = _sides(asserted), frozenset[str]().union(*(mention.places for mention in asserted))
+    grades = {grade for mention in asserted for grade in mention.grades}
+    elsewhere = (denial.sides and sides and not denial.sides & sides) or (
+        denial.places and places and not denial.places & places
+    )
+    return not elsewhere and (not denial.grades or bool(denial.grades & grades))

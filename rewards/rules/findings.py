@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """What a text says of each finding: present, denied or uncertain, its side, grade, sizes and time course."""
 
 import re
@@ -22,9 +23,11 @@ _APART = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = r"(\d+(?:\.\d+)?)"
+_TIMES = r"(?:x|×|\*|by)\s*"
 _MEASUREMENT = re.compile(
-    rf"{_NUMBER}[\s-]*(?:(?:x|by)\s*{_NUMBER}[\s-]*)?(?:(?:x|by)\s*{_NUMBER}[\s-]*)?"
-    r"(cm/s(?:ec)?\b|mm\b|cm\b|millimet(?:er|re)s?\b|centimet(?:er|re)s?\b|%)",
+    rf"{_NUMBER}[\s-]*(?:{_TIMES}{_NUMBER}[\s-]*)?(?:{_TIMES}{_NUMBER}[\s-]*)?"
+    # a letter of Chinese may follow: "12mm的斑块"
+    r"((?:cm/s(?:ec)?|mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)(?![a-z0-9])|毫米|厘米(?:/秒)?|[%％])",
     re.IGNORECASE,
 )
 
@@ -88,8 +91,8 @@ def measurements(text: str) -> list[tuple[float, str]]:
     found = []
     for match in _MEASUREMENT.finditer(text):
         written = match[4].lower()
-        unit = "cm/s" if "/" in written else "%" if written == "%" else "mm"
-        scale = 10 if unit == "mm" and written.startswith("c") else 1
+        unit = "cm/s" if "/" in written else "%" if written in "%％" else "mm"
+        scale = 10 if unit == "mm" and written[0] in "c厘" else 1
         found += [(scale * float(number), unit) for number in match.groups()[:3] if number]
     return found
 

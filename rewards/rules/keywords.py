@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001
-"""Keywords of a report, from a lexicon file in English and Chinese: labels of carotid ultrasound, and KeyWordMatch.
+"""Keywords of a report, from a lexicon file in English and Chinese, and KeyWordMatch.
 
 The paper's KeyWordMatch uses a private labeler trained on annotated reports. This one looks words up: what counts as a
 mention, what denies it, which side it is on. Its scores are named `keyword_f1_rules`.
@@ -8,26 +8,32 @@ mention, what denies it, which side it is on. Its scores are named `keyword_f1_r
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache, partial
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from radflow.rewards.rules.entity_rules import agreement_f1
-from radflow.rewards.rules.negation import cut_points, mentions, piece_bounds, sentences
-from radflow.rewards.rules.report_text import describe_with
-from radflow.rewards.types import Finding, Parser
+from radflow.rewards.rules.findings import GRADES
+from radflow.rewards.rules.negation import REACH, cut_points, mentions, piece_bounds, sentences
+from radflow.rewards.types import Finding
 
 CAROTID = Path(__file__).parent / "lexicons" / "carotid.json"
 # What "..." may skip: words of the same piece of a sentence that do not negate.
 _SKIP = r"(?:(?!\b(?:no|not|normal|without)\b|未|无|正常)[^,，、;；。]){0,40}?"
-_PIECE = re.compile(r",|，|;|；|\band\b|\bor\b", re.IGNORECASE)
+_PIECE = re.compile(
+    r"[,，;；]|\b(?:and|or|with|without)\b|伴|合并|并(?=[左右双两])|[及和、](?=[左右双两])", re.IGNORECASE
+)
+# "Right side: ... ." is of that side until another one is named.
+_HEADING = re.compile(r"(?:[^:：,，]{1,30}[:：]|on the [^:,]{1,20}[:,])", re.IGNORECASE)
+_NUMBER = r"(?<![\d.])(\d{1,3})(?:\.\d{1,3})?"
+_SHARE = re.compile(
+    rf"(<|＜|less than|under|below|小于|不足|低于)?\s?(?:{_NUMBER}\s?[%％]?\s?(?:[-–~～至]|to)\s?)?{_NUMBER}\s?[%％]",
+    re.IGNORECASE,
+)
 _COMMA = re.compile(r"[,，;；]")
+_LISTED = re.compile(r"[及和与或、均皆都也已\s]")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
-_PLAQUE = ("plaque_left", "plaque_right", "soft_plaque", "hard_plaque", "mixed_plaque")
-_STENOSIS = ("stenosis_mild", "stenosis_moderate", "stenosis_severe")
-LABELS: tuple[str, ...] = (*_PLAQUE, *_STENOSIS, "increased_imt", "increased_velocity", "normal")
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,25 @@ class Keyword:
     """Wordings; "..." matches up to 40 characters of the same piece. A blank also matches a hyphen."""
     sided: bool = False
     """The side belongs to the keyword: plaque on the left is another finding than plaque on the right."""
+    graded: bool = False
+    """The lexicon's words for grades, and shares in percent, say how severe it is."""
+    covers: tuple[str, ...] = ()
+    """Keywords that an Impression may call by this one."""
+    implies: tuple[str, ...] = ()
+    """Keywords that an Impression may leave out next to this one."""
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        # longest first, so that a term hides the shorter one inside it
-        return re.compile("|".join(map(_pattern, sorted(self.terms, key=len, reverse=True))), re.IGNORECASE)
+        return _any_of(self.terms)
+
+
+class Statement(NamedTuple):
+    """A mention of a keyword in a sentence."""
+
+    keyword: Keyword
+    start: int
+    end: int
+    value: int  # 1 present, 0 denied, -1 uncertain
 
 
 @dataclass(frozen=True)
@@ -66,9 +86,15 @@ class Lexicon:
     normal: Keyword
     """What says that all is normal; it counts only if no other keyword is present."""
     denied: Mapping[str, tuple[str, ...]]
-    """Chinese words that deny: before a keyword, after it, and those that end what the first reach."""
+    """Chinese words that deny: before a keyword, after it, and those that end what the first reach. Optional: neutral,
+    what holds such a word and denies nothing; and in both languages other, with which another one is denied, and much,
+    with which a moderate or severe one is."""
     sides: Mapping[str, tuple[str, ...]]
     """left, right, both -> words."""
+    places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Part of the organ -> words: what is denied in one part is not denied in another."""
+    grades: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """minimal, mild, moderate, severe -> words."""
 
     @classmethod
     def load(cls, path: str | Path = CAROTID) -> "Lexicon":
@@ -77,25 +103,55 @@ class Lexicon:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{error.lineno}: expected a lexicon in JSON, got {error.msg}") from error
-        _expect_keys(content, {"name", "keywords", "normal", "denied", "sides"}, f"{path}")
+        keys, optional = {"name", "keywords", "normal", "denied", "sides"}, ["places", "grades"]
+        _expect_keys(content, keys, f"{path}", optional=optional)
         keywords = tuple(_keyword(name, entry, str(path)) for name, entry in content["keywords"].items())
         _expect_keys(content["normal"], {"name", "terms"}, f"{path}: normal")
         normal = Keyword(content["normal"]["name"], _strings(content["normal"]["terms"], f"{path}: normal.terms"))
-        denied = _table(content["denied"], {"before", "after", "ends"}, f"{path}: denied")
+        denied = _table(
+            content["denied"], {"before", "after", "ends"}, f"{path}: denied", optional=["neutral", "other", "much"]
+        )
         sides = _table(content["sides"], {"left", "right", "both"}, f"{path}: sides")
-        return cls(content["name"], keywords, normal, denied, sides)
+        places = content.get("places", {})
+        places = _table(places, {*places} if isinstance(places, dict) else set(), f"{path}: places")
+        grades = _table(content.get("grades", {}), set(), f"{path}: grades", optional=GRADES)
+        return cls(content["name"], keywords, normal, denied, sides, places, grades)
 
     def mentions(self, text: str) -> list[Finding]:
-        """Every mention of a keyword, with the sides stated for it."""
-        return [
-            Finding(
-                keyword.name, 0 if self._denied_in_chinese(sentence, match) else value, self._sides(sentence, match)
-            )
-            for sentence in sentences(text)
-            for keyword in self.keywords
-            for match, value in mentions(keyword.pattern, sentence)
-            if value is not None
-        ]
+        """Every mention of a keyword, with the side, the part of the organ and the grade stated for it."""
+        found, heading = [], frozenset[str]()
+        for sentence in sentences(text):
+            begin = _HEADING.match(sentence)
+            named = [*self._side_pattern.finditer(begin.group())] if begin else []
+            heading = _both_sides(named) if named else frozenset() if self._side_pattern.search(sentence) else heading
+            found += [self._finding(one, sentence, heading) for one in self.statements(sentence)]
+        return found
+
+    def statements(self, sentence: str) -> list[Statement]:
+        """Every mention of a keyword in a sentence; what denies another one ("no other plaque") is none."""
+        found = []
+        for keyword in self.keywords:
+            for match, polarity in mentions(keyword.pattern, sentence):
+                value = 0 if self._denied_in_chinese(sentence, match.start(), match.end()) else polarity
+                if value is not None and not (value == 0 and self._is_of_others(sentence, match.start(), match.end())):
+                    found.append(Statement(keyword, match.start(), match.end(), value))
+        return found
+
+    def _finding(self, one: Statement, sentence: str, heading: frozenset[str]) -> Finding:
+        start, end = _around(_PIECE, sentence, one.start, one.end)
+        places = frozenset(name for name, words in self.places.items() if _any_of(words).search(sentence, start, end))
+        grades = self._grades(one, sentence, sentence[start:end]) if one.keyword.graded else frozenset[int]()
+        sides = self._sides(sentence, start, end) or heading
+        return Finding(one.keyword.name, one.value, sides, grades, places=places)
+
+    def _grades(self, one: Statement, sentence: str, piece: str) -> frozenset[int]:
+        grades = {GRADES.index(name) for name, words in self.grades.items() if _any_of(words).search(piece)}
+        for below, first, last in _SHARE.findall(piece):
+            grades |= {_grade_of(int(share) - bool(below)) for share in (first, last) if share}
+        clause = sentence[_around(_COMMA, sentence, one.start, one.end)[0] : one.start]
+        if one.value == 0 and not grades and _any_of(self.denied.get("much", ())).search(clause):
+            grades = {GRADES.index("moderate"), GRADES.index("severe")}
+        return frozenset(grades)
 
     def find(self, text: str) -> set[Found]:
         """Every keyword that the text asserts or denies."""
@@ -110,30 +166,70 @@ class Lexicon:
         """A wording of normality occurs, or something is denied."""
         return self.normal.pattern.search(text) is not None or any(not one.present for one in self.find(text))
 
-    def _denied_in_chinese(self, sentence: str, match: re.Match[str]) -> bool:
+    def _denied_in_chinese(self, sentence: str, start: int, end: int) -> bool:
         if not _CHINESE.search(sentence):
             return False
-        start, end = piece_bounds(cut_points(_COMMA, sentence), match.start(), match.end())
-        before, after = sentence[start : match.start()], sentence[match.end() : end]
+        first, last = _around(_COMMA, sentence, start, end)
+        before, after = sentence[first:start], sentence[end:last].rstrip(" 。.")
+        for word in self.denied.get("neutral", ()):
+            before = before.replace(word, "*")
         # the last denial before the keyword counts unless the clause turns positive after it: "未见狭窄但可见斑块"
         denial = max((before.rfind(word) + len(word) for word in self.denied["before"] if word in before), default=0)
         if denial and not any(word in before[denial:] for word in self.denied["ends"]):
             return True
-        return any(word in after for word in self.denied["after"])
+        # "斑块及血栓均未见" denies both, "斑块处未见狭窄" no plaque
+        for keyword in self.keywords:
+            after = keyword.pattern.sub("", after)
+        return re.sub(_LISTED, "", after) in self.denied["after"]
 
-    def _sides(self, sentence: str, match: re.Match[str]) -> frozenset[str]:
-        """Sides named in the piece that holds the keyword, else the last one named before it in the sentence."""
-        start, end = piece_bounds(cut_points(_PIECE, sentence), match.start(), match.end())
-        here = [side for _, side in self._named(sentence[start:end])]
-        earlier = [side for _, side in self._named(sentence[:start])][-1:]
-        return frozenset(
-            side for name in here or earlier for side in (("left", "right") if name == "both" else (name,))
-        )
+    def _is_of_others(self, sentence: str, start: int, end: int) -> bool:
+        first, last = _around(_COMMA, sentence, start, end)
+        return _any_of(self.denied.get("other", ())).search(sentence, first, last) is not None
 
-    def _named(self, text: str) -> list[tuple[int, str]]:
-        """Start and side of every word for a side, in order."""
-        patterns = {side: "|".join(map(_pattern, words)) for side, words in self.sides.items()}
-        return sorted((m.start(), side) for side, p in patterns.items() for m in re.finditer(p, text, re.IGNORECASE))
+    def _sides(self, sentence: str, start: int, end: int) -> frozenset[str]:
+        """Sides named in a piece of a sentence, else the last one before it, else the first one in its clause."""
+        named = _matches(self._side_pattern, sentence)
+        here = [match for match in named if match.start() < end and match.end() > start]
+        earlier = [match for match in named if match.end() <= start][-1:]
+        clause = _around(_COMMA, sentence, start, end)[1]
+        later = [match for match in named if end <= match.start() < clause][:1]
+        return _both_sides(here or earlier or later)
+
+    @cached_property
+    def _side_pattern(self) -> re.Pattern[str]:
+        # both first: "left and right" is no left
+        groups = (f"(?P<{side}>{_any_of(self.sides[side]).pattern})" for side in ("both", "left", "right"))
+        return re.compile("|".join(groups), re.IGNORECASE)
+
+
+def _both_sides(named: Sequence[re.Match[str]]) -> frozenset[str]:
+    sides = {str(match.lastgroup) for match in named}
+    return frozenset({"left", "right"} if "both" in sides else sides)
+
+
+def _around(cut: re.Pattern[str], sentence: str, start: int, end: int) -> tuple[int, int]:
+    """Bounds of the piece that holds sentence[start:end], as far as REACH: sentences that never end take their time."""
+    first, last = piece_bounds(_cut_points(cut, sentence), start, end)
+    return max(first, start - REACH), min(last, end + REACH)
+
+
+_cut_points = lru_cache(maxsize=64)(cut_points)  # for each mention of a sentence
+
+
+@lru_cache(maxsize=64)
+def _matches(pattern: re.Pattern[str], sentence: str) -> tuple[re.Match[str], ...]:
+    return tuple(pattern.finditer(sentence))
+
+
+def _grade_of(share: int) -> int:
+    """Grade of a narrowing in percent: mild, from 50 moderate, from 70 severe (SRU consensus, Radiology 229, 2003)."""
+    return GRADES.index("severe" if share >= 70 else "moderate" if share >= 50 else "mild")
+
+
+@lru_cache(maxsize=256)
+def _any_of(terms: Sequence[str]) -> re.Pattern[str]:
+    """Any of the terms, longest first, so that one hides the shorter one inside it; of none, what matches nowhere."""
+    return re.compile("|".join(map(_pattern, sorted(terms, key=len, reverse=True))) or "(?!)", re.IGNORECASE)
 
 
 def _pattern(term: str) -> str:
@@ -148,11 +244,17 @@ def _bounded(part: str) -> str:
 
 
 def _keyword(name: str, entry: Any, where: str) -> Keyword:
-    _expect_keys(entry, {"terms"}, f"{where}: {name}", optional=["sided"])
-    sided = entry.get("sided", False)
-    if not isinstance(sided, bool):
-        raise ValueError(f"{where}: {name}.sided: expected true or false, got {sided!r}")
-    return Keyword(name, _strings(entry["terms"], f"{where}: {name}.terms"), sided)
+    flags, lists = ("sided", "graded"), ("covers", "implies")
+    _expect_keys(entry, {"terms"}, f"{where}: {name}", optional=[*flags, *lists])
+    for flag in flags:
+        if not isinstance(value := entry.get(flag, False), bool):
+            raise ValueError(f"{where}: {name}.{flag}: expected true or false, got {value!r}")
+    return Keyword(
+        name,
+        _strings(entry["terms"], f"{where}: {name}.terms"),
+        *(entry.get(flag, False) for flag in flags),
+        *(_strings(entry[key], f"{where}: {name}.{key}") if key in entry else () for key in lists),
+    )
 
 
 def _strings(value: object, where: str) -> tuple[str, ...]:
@@ -161,8 +263,8 @@ def _strings(value: object, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _table(value: Any, keys: set[str], where: str) -> dict[str, tuple[str, ...]]:
-    _expect_keys(value, keys, where)
+def _table(value: Any, keys: set[str], where: str, *, optional: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    _expect_keys(value, keys, where, optional=optional)
     return {key: _strings(words, f"{where}.{key}") for key, words in value.items()}
 
 
@@ -170,37 +272,6 @@ def _expect_keys(value: Any, keys: set[str], where: str, *, optional: Sequence[s
     if not isinstance(value, dict) or not keys <= set(value) <= {*keys, *optional}:
         got = sorted(value) if isinstance(value, dict) else "no object"
         raise ValueError(f"{where}: expected the keys {sorted(keys)}, got {got}")
-
-
-class CarotidRules:
-    """Positive keyword labels of each report or section; uncertain counts as positive.
-
-    Args:
-        parse: section parser; history, comparison, technique and the like are not read.
-    """
-
-    labels = LABELS
-    normal = "normal"
-    ignorable = frozenset({"normal"})
-    covers: Mapping[str, set[str]] = MappingProxyType({})
-
-    def __init__(self, parse: Parser) -> None:
-        self._described = describe_with(parse)
-
-    def __call__(self, texts: Sequence[str]) -> list[set[str]]:
-        return [self.certain(text) for text in texts]
-
-    def certain(self, text: str) -> set[str]:
-        """Labels asserted, hedged ones included."""
-        return set(_carotid(self._described(text)) & set(LABELS))
-
-    def abnormalities(self, text: str) -> set[str]:
-        """Every label but that of a normal examination."""
-        return self.certain(text) - self.ignorable
-
-    def findings(self, text: str) -> list[Finding]:
-        """Every keyword asserted or denied, with its side; the degrees of a stenosis are its grades."""
-        return list(_carotid_findings(self._described(text)))
 
 
 class KeywordMatch:
@@ -232,24 +303,3 @@ def positive_keywords(text: str, lexicon: Lexicon) -> frozenset[str]:
     if not present and lexicon.says_normal(text):
         return frozenset({lexicon.normal.name})
     return present
-
-
-@lru_cache(maxsize=65536)
-def _carotid_findings(text: str) -> tuple[Finding, ...]:
-    return tuple(_graded(mention) for mention in _lexicon().mentions(text))
-
-
-def _graded(mention: Finding) -> Finding:
-    if mention.name not in _STENOSIS:
-        return mention
-    return replace(mention, name="stenosis", grades=frozenset({_STENOSIS.index(mention.name) + 1}))
-
-
-@cache
-def _lexicon() -> Lexicon:
-    return Lexicon.load()
-
-
-@lru_cache(maxsize=65536)
-def _carotid(text: str) -> frozenset[str]:
-    return positive_keywords(text, _lexicon())

@@ -8,11 +8,12 @@ from functools import lru_cache
 
 from radflow.rewards.rules.negation import sentences
 from radflow.rewards.types import Labeler
+from radflow.rewards.unspaced import CHARACTER
 
 SIMILAR = 0.5  # Dice overlap of the words of two sentences that say something of the same thing
 _GAP = re.compile(r"\s*(?:\d{1,2}[.)]\s*)?")  # between sentences: white space, the number of a list
 _ENDS = re.compile(r"[.!?;:。；！？]\Z")
-_WORD = re.compile(r"[a-z0-9.]*[a-z0-9]|[\u4e00-\u9fff]")
+_WORD = re.compile(rf"[a-z0-9.]*[a-z0-9]|(?=\w){CHARACTER}")
 _PART = re.compile(r",|\band\b|(?=\bwith(?:out)?\b)", re.IGNORECASE)
 _SIDES = frozenset({"left", "right"})
 

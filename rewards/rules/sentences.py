@@ -8,10 +8,11 @@ from functools import cache, lru_cache
 from radflow.rewards.rules.findings import GRADES, measurements
 from radflow.rewards.rules.negation import sentences
 from radflow.rewards.rules.patterns import read_patterns
+from radflow.rewards.unspaced import CHARACTER
 
 TOLERANCE = 0.1  # of a measurement: rounding is no error
 _LETTERS = re.compile(r"[a-z]{3,}")
-_WORD = re.compile(r"[a-z0-9.]*[a-z0-9]")
+_WORD = re.compile(rf"[a-z0-9.]*[a-z0-9]|{CHARACTER}")
 _SIDE = re.compile(r"\b(?:(left|levo)|right|dextro)[a-z]*", re.IGNORECASE)
 
 
