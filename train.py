@@ -240,7 +240,7 @@ def reinforce(run: Run) -> None:
             rollouts = sample(engine(), run, prompts, step=number)  # G reports per study
             batch = score(rollouts, run, chosen, prompts, workers)  # R of each report, eq. 4 to 7
             batch = sample_flat_groups_anew(batch, engine, run, workers, step=number)
-            advantages = advantages_of(batch, rl, run.reward.weights, run.processor.decode)  # A, eq. 1
+            advantages = advantages_of(batch, rl, run.reward.weights, run.processor.decode, parse=run.parse)  # A, eq. 1
             critical = batch.select(labels)
             clip = critical_clip(critical, eps_normal=rl.eps_normal, tightening=rl.tightening)  # eps_i, eq. 9
             cases = batch.cases(advantages.advantages, critical, clip, masked=rl.truncated == "mask")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from radflow.data.header_table import load_headers
 from radflow.data.phantoms import make_studies
 from radflow.data.prefetch import ImageCache, change_studies, decode_studies
 from radflow.data.readers.manifest import read_manifest
@@ -30,6 +31,8 @@ class DataConfig:
     """JSONL manifest, one study per line (docs/data.md)."""
     image_root: Path | None = None
     """Folder that the image paths of the manifest start from; the manifest's own folder by default."""
+    headers: Path | None = None
+    """TOML file with further [[header]] rows for the section parser, as in data/words/headers (docs/data.md)."""
     keep_size: int = 0
     """Scale the images of a manifest down to this longest side and keep them in memory; 0 reads the files each time."""
     window: WindowConfig = field(default_factory=WindowConfig)
@@ -75,6 +78,7 @@ class Corpus:
 
 def load_corpus(config: DataConfig, *, seed: int) -> Corpus:
     """Read and check every study, images decoded. A ValueError names the studies that are wrong and what to do."""
+    load_headers(config.headers)
     if config.manifest is None or config.source == "phantoms":
         counts = {"num_train": config.num_train, "num_val": 0, "num_test": config.num_test}
         studies = make_studies(config.modality, **counts, seed=seed, size=config.image_size)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from radflow.data.report_files import Report
-from radflow.data.sections import parse_sections, render_report
+from radflow.data.sections import SectionParser, parse_sections, render_report
 
 Protocol = Literal["rexrank", "findings", "impression"]
 NOTHING = "None"  # the word that ReXrank's script writes for a missing section
@@ -24,10 +24,15 @@ class Pairs:
     undefined: tuple[str, ...]  # ids whose reference lacks what the protocol compares
 
 
-def pair(predictions: Mapping[str, Report], references: Mapping[str, Report], protocol: Protocol) -> Pairs:
+def pair(
+    predictions: Mapping[str, Report],
+    references: Mapping[str, Report],
+    protocol: Protocol,
+    parse: SectionParser = parse_sections,
+) -> Pairs:
     """Match two files by study id. Raises ValueError if no study is left to score."""
     shared = [study_id for study_id in references if study_id in predictions]
-    expected = {study_id: reference_text(references[study_id], protocol) for study_id in shared}
+    expected = {study_id: reference_text(references[study_id], protocol, parse) for study_id in shared}
     defined = {study_id: text for study_id, text in expected.items() if text is not None}
     if not defined and shared:
         got = f"got none among {len(shared)} studies"
@@ -39,7 +44,7 @@ def pair(predictions: Mapping[str, Report], references: Mapping[str, Report], pr
         changed = "those of one file are floats or lost their zeros, as in a spreadsheet or merge: keep them as text"
         advice = changed if same else "rename the ids of one file"
         raise ValueError(f"expected study ids that both files have, got none: {got}; {advice}")
-    written = {study_id: prediction_text(predictions[study_id], protocol) for study_id in defined}
+    written = {study_id: prediction_text(predictions[study_id], protocol, parse) for study_id in defined}
     return Pairs(
         ids=tuple(defined),
         predictions=tuple(written.values()),
@@ -56,7 +61,7 @@ def _bare(name: str) -> str:
     return name.removesuffix(".0").lstrip("0")
 
 
-def reference_text(report: Report, protocol: Protocol) -> str | None:
+def reference_text(report: Report, protocol: Protocol, parse: SectionParser = parse_sections) -> str | None:
     """What a prediction is compared with; None if this reference has no such text.
 
     rexrank: "Findings: F Impression: I" of the sections, the word None for one that is missing; a reference that the
@@ -64,10 +69,10 @@ def reference_text(report: Report, protocol: Protocol) -> str | None:
     """
     if protocol == "rexrank":
         return _joined(report) if report.divided else report.text
-    return _section(report, protocol)
+    return _section(report, protocol, parse)
 
 
-def prediction_text(report: Report, protocol: Protocol) -> str:
+def prediction_text(report: Report, protocol: Protocol, parse: SectionParser = parse_sections) -> str:
     """What is scored; the empty text if the system wrote nothing.
 
     A prediction without any section header is one section already, and counts as what the protocol asks for.
@@ -75,16 +80,16 @@ def prediction_text(report: Report, protocol: Protocol) -> str:
     if protocol == "rexrank":
         return report.text if report.text is not None else _joined(report) if report.divided else ""
     if report.text is not None:
-        sections = parse_sections(report.text)
+        sections = parse(report.text)
         if not (sections.findings or sections.impression or sections.other):
             return report.text
-    return _section(report, protocol) or ""
+    return _section(report, protocol, parse) or ""
 
 
-def _section(report: Report, name: Literal["findings", "impression"]) -> str | None:
+def _section(report: Report, name: Literal["findings", "impression"], parse: SectionParser) -> str | None:
     if report.divided or report.text is None:
         return report.findings if name == "findings" else report.impression
-    sections = parse_sections(report.text)
+    sections = parse(report.text)
     text = sections.findings if name == "findings" else sections.impression
     return None if text in ("", NOTHING) else text
 

@@ -14,6 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from capo.checks import check_range
 from capo.journal import write_json, write_whole
 from radflow.data.protocols import Pairs
+from radflow.data.sections import SectionParser
 from radflow.evaluation.inputs import left_out, name_files, notes_on, read_pairs, read_references
 from radflow.evaluation.measuring import MeasureConfig, Measures, lacking, notes_on_lacking
 from radflow.evaluation.rules import choose_rules
@@ -103,12 +104,15 @@ def compare(config: CompareConfig, weights: Weights) -> Compared:
         ValueError: a file does not fit, or no study is common to all; names the file.
     """
     references = read_references(config.references, config.systems[0], None, split=config.split)
-    read = {name: read_pairs(path, references, config.protocol) for name, path in name_files(config.systems).items()}
+    parse = SectionParser(config.headers)
+    read = {
+        name: read_pairs(path, references, config.protocol, parse) for name, path in name_files(config.systems).items()
+    }
     ids, texts, lists = _common(read)
     first = next(iter(read.values()))
     expected = dict(zip(first.ids, first.references, strict=True))
     targets = [expected[study_id] for study_id in ids]
-    rules = choose_rules(config.labeler, config.lexicon, (*config.systems, config.references), targets)
+    rules = choose_rules(config.labeler, config.lexicon, (*config.systems, config.references), targets, parse)
     measures = Measures(config, weights, rules)
     systems = [System(n, reports, measures.cells(reports, targets, title=n)) for n, reports in texts.items()]
     tests, reasons = _test(systems, measures.rows, config), lacking(measures.rows, systems[0].cells, measures.missing)

@@ -17,7 +17,7 @@ from capo.checks import check_range
 from capo.journal import write_json, write_whole
 from radflow.data.phantoms import make_studies
 from radflow.data.report_files import Report, read_report_file
-from radflow.data.sections import parse_sections, render_report
+from radflow.data.sections import SectionParser, render_report
 from radflow.evaluation.exploits import EDITS, edit_report
 from radflow.evaluation.stated import read_source
 from radflow.pipeline.tables import Table, number
@@ -60,6 +60,8 @@ class GalleryConfig:
     """Synthetic studies instead of a file."""
     split: str = "all"
     """Only references of this split."""
+    headers: Path | None = None
+    """TOML file with further headers of reports, as `data.headers` of a run."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     studies: int = 300
@@ -130,7 +132,7 @@ def gallery(config: Annotated[GalleryConfig, arg(name="")]) -> None:
     Raises:
         ValueError: a file does not fit, a model of the reward is not there, or no study is abnormal.
     """
-    reward = build_reward(config.reward, parse_sections, judge=config.judge)
+    reward = build_reward(config.reward, SectionParser(config.headers), judge=config.judge)
     made = measure_gallery(config, reward)
     print(shown(made))
     if config.out is not None:
@@ -178,7 +180,8 @@ def read_studies(config: GalleryConfig) -> tuple[dict[str, tuple[str, str]], lis
     reports = {study_id: report for study_id, report in read.items() if config.split in ("all", report.split)}
     if not reports:
         raise ValueError(f"{config.references}: expected studies of split {config.split}, got none; correct the split")
-    found = {study_id: _sections(report) for study_id, report in reports.items()}
+    parse = SectionParser(config.headers)
+    found = {study_id: _sections(report, parse) for study_id, report in reports.items()}
     whole = {study_id: both for study_id, both in found.items() if all(text.strip() for text in both)}
     if not whole:
         wanted = "expected references with Findings and an Impression"
@@ -187,10 +190,10 @@ def read_studies(config: GalleryConfig) -> tuple[dict[str, tuple[str, str]], lis
     return whole, [f"{lacking} references without Findings or Impression are left out"] if lacking else []
 
 
-def _sections(report: Report) -> tuple[str, str]:
+def _sections(report: Report, parse: SectionParser) -> tuple[str, str]:
     if report.divided:
         return report.findings or "", report.impression or ""
-    sections = parse_sections(report.text or "")
+    sections = parse(report.text or "")
     return sections.findings, sections.impression
 
 

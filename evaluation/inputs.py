@@ -7,6 +7,7 @@ from pathlib import Path
 from radflow.data.protocols import Pairs, Protocol, pair, reference_text
 from radflow.data.readers.manifest import read_manifest
 from radflow.data.report_files import Report, read_report_file
+from radflow.data.sections import SectionParser, parse_sections
 from radflow.data.studies import Study
 
 MOST_NAMED = 5  # ids in a note; the JSON has all
@@ -33,11 +34,13 @@ def read_references(
     return found
 
 
-def read_pairs(predictions: Path, references: Mapping[str, Report], protocol: Protocol) -> Pairs:
+def read_pairs(
+    predictions: Path, references: Mapping[str, Report], protocol: Protocol, parse: SectionParser = parse_sections
+) -> Pairs:
     """Predictions matched with references; ValueError names the file of predictions if they do not fit."""
     written = read_report_file(predictions, "predictions")
     try:
-        return pair(written, references, protocol)
+        return pair(written, references, protocol, parse)
     except ValueError as error:
         raise ValueError(f"{predictions}: {error}") from error
 
@@ -60,7 +63,11 @@ def notes_on(lists: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def training_texts(
-    train: Path | None, manifest: Path | None, scored: Sequence[str], protocol: Protocol
+    train: Path | None,
+    manifest: Path | None,
+    scored: Sequence[str],
+    protocol: Protocol,
+    parse: SectionParser = parse_sections,
 ) -> tuple[dict[str, str] | None, list[str]]:
     """Training references by id, and a note on those left out; None if no file is given.
 
@@ -73,7 +80,7 @@ def training_texts(
     reports = read_report_file(path, "references")
     if any(report.split for report in reports.values()):
         reports = {study_id: report for study_id, report in reports.items() if report.split == "train"}
-    texts = {study_id: reference_text(report, protocol) for study_id, report in reports.items()}
+    texts = {study_id: reference_text(report, protocol, parse) for study_id, report in reports.items()}
     own = set(scored)
     kept = {study_id: text for study_id, text in texts.items() if text is not None and study_id not in own}
     if not kept:

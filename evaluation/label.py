@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from capo.journal import write_whole
-from radflow.data.sections import parse_sections
+from radflow.data.sections import SectionParser
 from radflow.rewards.rules.chexpert_rules import ChexpertRules
 from radflow.rewards.rules.consistency import ConsistencyRules
 from radflow.rewards.rules.criticality import CriticalityRules
@@ -70,9 +70,9 @@ def read_reports(lines: Iterable[bytes], name: str) -> list[Report]:
     return reports
 
 
-def label_reports(reports: Iterable[Report]) -> Iterator[dict[str, object]]:
+def label_reports(reports: Iterable[Report], parse: SectionParser) -> Iterator[dict[str, object]]:
     """Labels, criticality and consistency of each report as one JSON-able object."""
-    labeler = ChexpertRules(parse_sections)
+    labeler = ChexpertRules(parse)
     judge_criticality, judge_consistency = CriticalityRules(labeler), ConsistencyRules(labeler)
     for report in reports:
         (judged,) = judge_criticality([report.text])
@@ -83,7 +83,7 @@ def label_reports(reports: Iterable[Report]) -> Iterator[dict[str, object]]:
         yield found
 
 
-def label(reports: Positional[str], out: str = "-") -> None:
+def label(reports: Positional[str], out: str = "-", headers: Path | None = None) -> None:
     """Label the reports of a file by rules.
 
     Input: JSON lines, each an object with `id` (any string, number, true, false or null) and the report, whole under
@@ -97,12 +97,14 @@ def label(reports: Positional[str], out: str = "-") -> None:
     Args:
         reports: JSON lines; - reads standard input.
         out: JSON lines; - writes standard output.
+        headers: TOML file with further headers of reports, as `data.headers` of a run.
     """
+    parse = SectionParser(headers)
     content = sys.stdin.buffer.read() if reports == "-" else Path(reports).read_bytes()
     read = read_reports(io.BytesIO(content), reports)
     if out != "-" and not Path(out).parent.is_dir():  # before the work, not after it
         raise ValueError(f"{out}: expected an existing folder, got none at {Path(out).parent}; create it")
-    labels = label_reports(tqdm(read, desc="label", unit="report", disable=None))
+    labels = label_reports(tqdm(read, desc="label", unit="report", disable=None), parse)
     written = "".join(json.dumps(found) + "\n" for found in labels)
     if out == "-":
         sys.stdout.write(written)

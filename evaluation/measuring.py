@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from capo.checks import check_range
 from radflow.data.protocols import Protocol
-from radflow.data.sections import parse_sections
+from radflow.data.sections import SectionParser
 from radflow.evaluation.rules import LabelerName, Rules
 from radflow.evaluation.table_metrics import LABEL_CELLS, PER_REPORT, Cells, TableMetric, label_cells, table_metrics
 from radflow.evaluation.weights import Weights
@@ -53,6 +53,8 @@ class MeasureConfig:
     the folder `eval` of a run, else those of the chest."""
     lexicon: Path | None = None
     """Keywords of keyword F1. Unset: those of the run, else carotid ultrasound."""
+    headers: Path | None = None
+    """TOML file with further headers of reports, as `data.headers` of a run."""
     workers: int = 0
     """Processes for metrics without weights; 0 and 1 measure in this one."""
     cache: Path | None = None
@@ -88,7 +90,8 @@ class Measures:
             chexbert=weights.chexbert_config(),
             radgraph=dataclasses.replace(weights.radgraph_config(), cache=config.cache),
         )
-        self.backends = Backends(self.reward, parse_sections)
+        self.parse = SectionParser(config.headers)
+        self.backends = Backends(self.reward, self.parse)
         self.rows = table_metrics(
             self.labeler.labels, one_section=config.protocol != "rexrank", by_character=rules.by_character
         )
@@ -152,7 +155,7 @@ class Measures:
             return
         import loky
 
-        work = partial(_measure_in_worker, names=names, protocol=protocol, reward=self.reward)
+        work = partial(_measure_in_worker, names=names, protocol=protocol, reward=self.reward, parse=self.parse)
         with loky.ProcessPoolExecutor(workers, env={"OMP_NUM_THREADS": "1"}) as executor:
             yield from executor.map(work, parts)
 
@@ -168,17 +171,19 @@ def measure(pairs: Sequence[Pair], *, names: Sequence[str], protocol: Protocol, 
             cells[name] = label_cells(*tables)
     metrics = load_metrics([name for name in names if name not in LABEL_CELLS], backends)
     if protocol != "rexrank":
-        metrics = Metrics(parse_sections, {name: ("text", metric) for name, (_, metric) in metrics.metrics.items()})
+        metrics = Metrics(backends.parse, {name: ("text", metric) for name, (_, metric) in metrics.metrics.items()})
     for name, column in metrics.columns(*sides).items():
         cells[name] = np.array([np.nan if value is None else value for value in column], dtype=np.float64)
     return cells
 
 
-_backends = cache(partial(Backends, parse=parse_sections))  # of this worker
+_backends = cache(Backends)  # of this worker
 
 
-def _measure_in_worker(pairs: Sequence[Pair], names: Sequence[str], protocol: Protocol, reward: RewardConfig) -> Cells:
-    return measure(pairs, names=names, protocol=protocol, backends=_backends(reward))
+def _measure_in_worker(
+    pairs: Sequence[Pair], names: Sequence[str], protocol: Protocol, reward: RewardConfig, parse: SectionParser
+) -> Cells:
+    return measure(pairs, names=names, protocol=protocol, backends=_backends(reward, parse))
 
 
 def annotate_once(annotate: Annotate, graphs: GraphCache, texts: Sequence[str]) -> list[Graph]:

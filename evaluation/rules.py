@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from radflow.data.sections import parse_sections
+from radflow.data.sections import SectionParser, parse_sections
 from radflow.rewards.metrics.lexical import notes_on_tokens
 from radflow.rewards.registry import LABELERS
 from radflow.rewards.rules.criticality import Definition
@@ -34,7 +34,11 @@ class Rules:
 
 
 def choose_rules(
-    labeler: LabelerName | None, lexicon: Path | None, files: Sequence[Path | None], references: Sequence[str]
+    labeler: LabelerName | None,
+    lexicon: Path | None,
+    files: Sequence[Path | None],
+    references: Sequence[str],
+    parse: SectionParser = parse_sections,
 ) -> Rules:
     """Those that are named, else those of the run that wrote the files, else chest labels and carotid keywords.
 
@@ -51,7 +55,7 @@ def choose_rules(
     name: LabelerName = labeler or run.get("expert", DEFAULT_LABELER)
     words = lexicon or (Path(run["lexicon"]) if run.get("lexicon") else None)
     missing = {}
-    if reason := _unlabelled(name, references):
+    if reason := _unlabelled(name, references, parse):
         if labeler is not None:
             raise ValueError(f"{reason}; choose the one made for these reports, or none to leave its metrics out")
         missing = dict.fromkeys(READ_LABELS, f"{reason}; choose one that is made for these reports")
@@ -63,15 +67,13 @@ def choose_rules(
     return Rules(name, words, missing, definition, tuple(notes_on_tokens(references)), by_character)
 
 
-def _unlabelled(name: LabelerName, references: Sequence[str]) -> str | None:
+def _unlabelled(name: LabelerName, references: Sequence[str], parse: SectionParser) -> str | None:
     """Why a labeler can say nothing of these references; None if it can."""
-    labeler = LABELERS[name](parse_sections)
+    labeler = LABELERS[name](parse)
     abnormal = sum(bool(labeler.abnormalities(text)) for text in references)
     if 10 * abnormal < len(references):
         for other, make in LABELERS.items():
-            if 4 * (more := sum(bool(make(parse_sections).abnormalities(text)) for text in references)) >= len(
-                references
-            ):
+            if 4 * (more := sum(bool(make(parse).abnormalities(text)) for text in references)) >= len(references):
                 found = f"it finds something abnormal in {abnormal} of {len(references)}, {other} in {more}"
                 wanted = f"expected references that the labeler {name} is made for"
                 raise ValueError(f"{wanted}: {found}; choose the labeler {other}")

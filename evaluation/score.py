@@ -20,6 +20,7 @@ from tyro.conf import OmitArgPrefixes
 from capo.checks import check_range
 from capo.journal import write_json, write_lines, write_whole
 from radflow.data.nearest import nearest_indices
+from radflow.data.sections import SectionParser
 from radflow.data.studies import Study
 from radflow.evaluation.inputs import left_out, notes_on, read_pairs, read_references, studies_of, training_texts
 from radflow.evaluation.measuring import MODELS, MeasureConfig, Measures, lacking, notes_on_lacking, with_radcliq
@@ -123,15 +124,16 @@ def score(config: ScoreConfig, weights: Weights) -> Scored:
     if config.predictions is None:
         return _score_precomputed(config, given)
     references = read_references(config.references, config.predictions, config.manifest, split=config.split)
-    pairs = read_pairs(config.predictions, references, config.protocol)
+    parse = SectionParser(config.headers)
+    pairs = read_pairs(config.predictions, references, config.protocol, parse)
     made = {} if config.precomputed is None else precomputed_cells(given, pairs.ids, config.precomputed)
     files = (config.predictions, config.references)
-    rules = choose_rules(config.labeler, config.lexicon, files, pairs.references)
+    rules = choose_rules(config.labeler, config.lexicon, files, pairs.references, parse)
     measures = Measures(config, weights, rules, given=made)
     names = [name for name in MODELS if name not in made]
     measured = measures.cells(pairs.predictions, pairs.references, title="score", names=names)
     cells = with_radcliq(measured | made)
-    train, notes = training_texts(config.train, config.manifest, pairs.ids, config.protocol)
+    train, notes = training_texts(config.train, config.manifest, pairs.ids, config.protocol, parse)
     nearest = nearest_texts(pairs.ids, studies_of(config.manifest, config.image_root), train)
     found = measure_baselines(measures, pairs.references, train, nearest, sample=config.baseline_sample)
     lists = left_out(pairs)

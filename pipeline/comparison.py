@@ -16,7 +16,6 @@ from radflow.dashboard.checks import LOWER
 from radflow.data.integrity import count_words
 from radflow.data.nearest import nearest_indices
 from radflow.data.phantoms import state_labels
-from radflow.data.sections import parse_sections
 from radflow.data.studies import Study
 from radflow.pipeline.finding_errors import MADE_UP, MISSED, finding_errors
 from radflow.pipeline.tables import Table, with_direction
@@ -43,7 +42,7 @@ def score_reports(reward: HierarchicalReward, reports: Sequence[str], studies: S
     columns = _score(reward, reports, studies) | finding_errors(reward.labeler, reports, studies)
     truths = [state_labels(study.state) for study in studies if study.state is not None]
     if len(truths) == len(studies):
-        impressions = reward.labeler([parse_sections(report).impression for report in reports])
+        impressions = reward.labeler([reward.metrics.parse(report).impression for report in reports])
         present = [{label for label in truth if truth[label]} for truth in truths]
         columns[TRUTH] = [LabelF1.agreement(a, b) for a, b in zip(impressions, present, strict=True)]
     return columns

@@ -10,14 +10,19 @@ from torch import Tensor
 
 from capo.advantages import GroupAdvantages, estimate_advantages
 from capo.config import RlConfig
-from radflow.data.sections import parse_sections
+from radflow.data.sections import SectionParser, parse_sections
 from radflow.pipeline.batch import Batch
 from radflow.rewards.hierarchy import TRUTH
 from radflow.rewards.registry import METRICS
 
 
 def advantages_of(
-    batch: Batch, rl: RlConfig, weights: Mapping[str, float], decode: Callable[[Tensor], str]
+    batch: Batch,
+    rl: RlConfig,
+    weights: Mapping[str, float],
+    decode: Callable[[Tensor], str],
+    *,
+    parse: SectionParser = parse_sections,
 ) -> GroupAdvantages:
     """Advantages of a step's reports, [N] (paper eq. 1), or with `rl.credit` section of their tokens, [N, T].
 
@@ -47,17 +52,18 @@ def advantages_of(
     rollouts = [rollout for group in batch.groups for rollout in group]
     rows = whole.advantages[:, None].repeat(1, max(len(rollout.response_ids) for rollout in rollouts))
     for row, rollout, of_findings, of_impression in zip(rows, rollouts, findings, impression, strict=True):
-        start = impression_start(rollout.response_ids, decode)
+        start = impression_start(rollout.response_ids, decode, parse)
         if start is not None:
             row[:start], row[start:] = of_findings, of_impression
     return replace(whole, advantages=rows)
 
 
-def impression_start(ids: Tensor, decode: Callable[[Tensor], str]) -> int | None:
-    """Index of the first token after the Findings, the header of the Impression; None if they are not in this order."""
+def impression_start(ids: Tensor, decode: Callable[[Tensor], str], parse: SectionParser = parse_sections) -> int | None:
+    """Index of the first token after the Findings, the header of the Impression; None if they are not in this order, or
+    written in markup."""
     text = decode(ids)
-    sections = parse_sections(text)
-    if sections.status != "ok":
+    sections = parse(text)
+    if sections.status != "ok" or not (sections.findings in text and sections.impression in text):
         return None
     # The last of each: a text may occur earlier too, as that of another section.
     end = text.rfind(sections.findings, 0, text.rfind(sections.impression)) + len(sections.findings)

@@ -15,7 +15,7 @@ from capo.stopping import StopRequested, StopSignal
 from radflow.dashboard.checks import check_criticality
 from radflow.dashboard.run_files import read_json
 from radflow.data.corpus import load_corpus
-from radflow.data.sections import parse_sections
+from radflow.data.sections import SectionParser
 from radflow.data.studies import Study
 from radflow.pipeline.resumable import resumable_map
 from radflow.pipeline.run import run_on_ranks
@@ -38,7 +38,8 @@ def annotate_references(config: Config) -> None:
 
     def work(ranks: Ranks, stop: StopSignal) -> None:
         studies = load_corpus(config.data, seed=config.seed).train
-        rows = label_references(config, studies, lambda: Backends(config.reward, parse_sections).rules, ranks, stop)
+        backends = Backends(config.reward, SectionParser(config.data.headers))
+        rows = label_references(config, studies, lambda: backends.rules, ranks, stop)
         if ranks.is_main:
             print(summarise(rows))
             print(format_examples(rows, studies, seed=config.seed))

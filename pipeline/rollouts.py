@@ -14,7 +14,7 @@ from capo.rollout import Engine, Request
 from capo.sampling import sample_seed
 from capo.stopping import StopRequested
 from capo.types import Prompt, Rollout
-from radflow.data.sections import parse_sections, render_report
+from radflow.data.sections import render_report
 from radflow.data.studies import Study
 from radflow.models.qwen_vl import QwenVL
 from radflow.pipeline.batch import Batch, all_gather_batch, sum_seconds
@@ -44,7 +44,7 @@ def reward_workers(run: Run) -> RewardWorkers:
     """The processes that score a run's reports, and make edited copies of some if `rl.edits` asks for them."""
     edits, render = run.config.rl.edits, render_report
     editing = Editing(edits.share, edits.when == "missed_by_all", render) if edits.share else None
-    return RewardWorkers(run.config.reward, parse_sections, judge=run.config.judge, editing=editing)
+    return RewardWorkers(run.config.reward, run.parse, judge=run.config.judge, editing=editing)
 
 
 def sample(engine: Engine, run: Run, prompts: Sequence[Prompt], *, step: int, attempt: int = 0) -> Iterator[Rollout]:

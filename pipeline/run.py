@@ -19,7 +19,7 @@ from capo.stopping import StopRequested, StopSignal
 from capo.trainer import DivergedError
 from radflow.dashboard.live import Live
 from radflow.data.corpus import Corpus, load_corpus
-from radflow.data.sections import parse_sections
+from radflow.data.sections import SectionParser
 from radflow.data.studies import Study
 from radflow.models.loading import check_transformers
 from radflow.models.processing import ReportProcessor
@@ -50,6 +50,11 @@ class Run:
         return self.config.run_dir
 
     @property
+    def parse(self) -> SectionParser:
+        """The section parser of the run's reports, with the headers of `data.headers`."""
+        return SectionParser(self.config.data.headers)
+
+    @property
     def labeler(self) -> Labeler:
         """The rule labeler of the run's reports: of the Impression expert, warm-up, balance and criticality."""
         return self.reward.labeler
@@ -73,7 +78,7 @@ def build_run(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None)
         processor=processor,
         reward=build_reward(
             config.reward,
-            parse_sections,
+            SectionParser(config.data.headers),
             judge=config.judge,
             explore=metric_names(config.explore),
             also=config.evaluate.metrics,
