@@ -9,6 +9,7 @@ from radflow.data.header_table import load_headers
 from radflow.data.phantoms import make_studies
 from radflow.data.prefetch import ImageCache, change_studies, decode_studies
 from radflow.data.readers.manifest import read_manifest
+from radflow.data.sections import SectionParser
 from radflow.data.studies import Study, check_studies
 from radflow.data.windowing import WindowConfig
 
@@ -83,7 +84,7 @@ def load_corpus(config: DataConfig, *, seed: int) -> Corpus:
         counts = {"num_train": config.num_train, "num_val": 0, "num_test": config.num_test}
         studies = make_studies(config.modality, **counts, seed=seed, size=config.image_size)
     else:
-        read = read_manifest(config.manifest, image_root=config.image_root)
+        read = read_manifest(config.manifest, image_root=config.image_root, parse=SectionParser(config.headers))
         studies = [replace(study, window=config.window) for study in read]
     check_studies(studies)
     if config.cache_dir is not None:

@@ -34,22 +34,23 @@ from radflow.data.readers.records import Record, Unread
 from radflow.data.readers.report_table import ColumnConfig, read_report_table
 from radflow.data.readers.rexgradient import read_rexgradient
 from radflow.data.readers.rexrank import read_rexrank
+from radflow.data.sections import SectionParser
 from radflow.data.studies import ViewChoice, arrange_views, is_frontal
 
 PREVIEWED = 3  # studies of a table that are shown
 TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 Priors = dict[str, list[tuple[str, str, str]]]  # patient -> date, id and first frontal image (or "") of studies
-READERS: dict[str, Callable[[Path], Iterator[Record | Unread]]] = {
+READERS: dict[str, Callable[[Path, SectionParser], Iterator[Record | Unread]]] = {
     "mimic_cxr": read_mimic_cxr,
-    "iu_xray_openi": read_openi,
+    "iu_xray_openi": lambda root, parse: read_openi(root),
     "iu_xray_r2gen": read_r2gen,
-    "iu_xray_kaggle": read_kaggle,
-    "iu_xray_rexrank": read_iu_rexrank,
-    "rexgradient": read_rexgradient,
-    "chexpert_plus": read_chexpert_plus,
-    "rexrank": read_rexrank,
+    "iu_xray_kaggle": lambda root, parse: read_kaggle(root),
+    "iu_xray_rexrank": lambda root, parse: read_iu_rexrank(root),
+    "rexgradient": lambda root, parse: read_rexgradient(root),
+    "chexpert_plus": lambda root, parse: read_chexpert_plus(root),
+    "rexrank": lambda root, parse: read_rexrank(root),
     "carotid_us": read_carotid_us,
-    "manifest": lambda root: manifest_records(root / "manifest.jsonl"),
+    "manifest": lambda root, parse: manifest_records(root / "manifest.jsonl", parse=parse),
 }
 
 
@@ -59,6 +60,8 @@ class PrepareConfig:
 
     out: Path
     """Manifest to write; a summary with every id goes to OUT.summary.json."""
+    headers: Path | None = None
+    """TOML file with further headers of reports, as `data.headers` of a run."""
     views: ViewChoice = "all"
     """Images of a study: all of them, frontal first; the frontal ones; or the first frontal one."""
     prior: bool = False
@@ -150,7 +153,7 @@ def _prepare_dataset(name: str, /, root: Path, config: PrepareConfig) -> None:
     """
     if not root.is_dir():
         raise ValueError(f"expected the folder of the dataset at {root}, not there; correct the path")
-    _write(READERS[name](Path(os.path.abspath(root))), config, root, name)
+    _write(READERS[name](Path(os.path.abspath(root)), SectionParser(config.headers)), config, root, name)
 
 
 def _prepare_table(reports: Path, images: Path, config: PrepareConfig, columns: ColumnConfig) -> None:
@@ -160,7 +163,7 @@ def _prepare_table(reports: Path, images: Path, config: PrepareConfig, columns: 
         reports: CSV with a header, one row per study or per image; also with semicolons or tabs.
         images: Folder of the images.
     """
-    table = read_report_table(reports, images, columns)
+    table = read_report_table(reports, images, columns, parse=SectionParser(config.headers))
     print(*table.told, *map(_preview, table.records[:PREVIEWED]), sep="\n")
     _write(table.records, config, images, "csv")
 

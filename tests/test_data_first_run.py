@@ -63,5 +63,5 @@ def test_five_commands_from_an_empty_folder_to_a_trained_model(tmp_path):
     lines = (tmp_path / "mine/studies.jsonl").read_text().splitlines()
     held_out = [study["id"] for study in map(json.loads, lines) if study["split"] == "test"]
     assert held_out and set(json.loads((tmp_path / "mine/reports.json").read_text())) == set(held_out)
-    assert (tmp_path / "mine/sheet.html").read_text().count("<img") == 24
+    assert (tmp_path / "mine/studies.html").read_text().count("<img") == 24
     assert (tmp_path / "runs/first_run/dashboard.html").exists() and (tmp_path / "mine/scores/summary.md").exists()

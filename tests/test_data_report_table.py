@@ -151,3 +151,15 @@ def test_the_command_shows_what_it_understood(folder, capsys, monkeypatch):
     assert json.loads((folder.parent / "m.jsonl.summary.json").read_text())["read"] == 4
     with pytest.raises(SystemExit, match="error: expected a folder of images at nowhere, not there"):
         main(["csv", "--reports", "r.csv", "--images", "nowhere", "--out", "m.jsonl"])
+
+
+def test_headers_of_a_site_divide_its_reports(folder):
+    own = folder.parent / "headers.toml"
+    own.write_text('[[header]]\nsection = "findings"\nreach = "line"\nnames = ["Løfunn"]\n', encoding="utf-8")
+    (folder.parent / "r.csv").write_text('id,report\ns1,"Løfunn: Clear.\nImpression: Normal."\n', encoding="utf-8")
+    words = ["csv", "--reports", str(folder.parent / "r.csv"), "--images", str(folder), "--out"]
+    out = folder.parent / "m.jsonl"
+    for options, findings in ((["--headers", str(own)], "Clear."), ([], "Løfunn: Clear.")):
+        main([*words, str(out), *options])
+        (study,) = read_manifest(out, image_root=folder)
+        assert (study.findings, study.impression) == (findings, "Normal.")

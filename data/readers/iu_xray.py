@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from radflow.data.readers.records import SHARES, Record, Texts, Unread, images_inside, official_split, split_of_patient
 from radflow.data.readers.rexrank import read_rexrank
 from radflow.data.readers.tables import load_object, rows
-from radflow.data.sections import parse_sections
+from radflow.data.sections import SectionParser, parse_sections
 from radflow.data.studies import Study
 
 Splits = Mapping[str, str] | None  # by number; None: decided by a hash
@@ -59,13 +59,13 @@ def read_kaggle(root: Path) -> Iterator[Record | Unread]:
         yield _record(number, splits, paths, texts, tuple(view for _, view in names), mesh.split(";"))
 
 
-def read_r2gen(root: Path) -> Iterator[Record | Unread]:
+def read_r2gen(root: Path, parse: SectionParser = parse_sections) -> Iterator[Record | Unread]:
     """R2Gen: annotation.json and images/ID/0.png. Findings only; indiana_reports.csv next to it gives the rest."""
     table = {number: texts for number, texts, _ in _kaggle_reports(root)} if (root / REPORTS).is_file() else {}
     for split, cases in _annotation(root).items():
         for case in cases:
             number = _number(str(case["id"]))
-            sections = parse_sections(case["report"])
+            sections = parse(case["report"])
             plain = sections.status == "missing_findings" and not sections.impression
             texts = table.get(number, Texts.of(sections))
             texts = texts._replace(findings=case["report"].strip() if plain else sections.findings)

@@ -18,21 +18,24 @@ from radflow.data.readers.records import (
     split_of_patient,
 )
 from radflow.data.readers.tables import id_of, is_missing, json_lines, names_of, need
+from radflow.data.sections import SectionParser, parse_sections
 from radflow.data.studies import Study
 
 COLUMNS = ("id", "patient_id", "split", "images", "views", "prior_images", *Texts._fields, "labels")
 ALWAYS = ("id", "patient_id", "split", "images", "findings", "impression")  # written even if empty
 
 
-def read_manifest(path: Path, *, image_root: Path | None = None) -> list[Study]:
+def read_manifest(path: Path, *, image_root: Path | None = None, parse: SectionParser = parse_sections) -> list[Study]:
     """Studies in file order, images from `image_root` or the manifest's folder. ValueErrors name file, line and key."""
-    studies = [record.study for record in manifest_records(path, image_root=image_root)]
+    studies = [record.study for record in manifest_records(path, image_root=image_root, parse=parse)]
     if not studies:
         raise ValueError(f"{path}: expected one study per line, got an empty file")
     return studies
 
 
-def manifest_records(path: Path, *, image_root: Path | None = None) -> Iterator[Record]:
+def manifest_records(
+    path: Path, *, image_root: Path | None = None, parse: SectionParser = parse_sections
+) -> Iterator[Record]:
     """The lines of a manifest, one at a time; raises as `read_manifest` does.
 
     Keys that are not read, and studies whose split is not given, are counted and warned of at the end. If no line has a
@@ -46,7 +49,7 @@ def manifest_records(path: Path, *, image_root: Path | None = None) -> Iterator[
         values = known_values(row)
         unknown.update(find_keys(tuple(row)).get("", ()))
         unsplit += "split" not in values
-        return _record(values, root, divided)
+        return _record(values, root, divided, parse)
 
     yield from json_lines(path, make)
     for said in (_tell_splits(unsplit, divided), _tell_keys(unknown)):
@@ -74,10 +77,10 @@ def manifest_row(record: Record, root: Path) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value or key in ALWAYS}
 
 
-def _record(values: Mapping[str, Any], root: Path, divided: bool) -> Record:
+def _record(values: Mapping[str, Any], root: Path, divided: bool, parse: SectionParser) -> Record:
     study_id = id_of(need(values, "id"))
     patient = id_of(values.get("patient_id", study_id))
-    texts, ambiguous = read_texts(values)
+    texts, ambiguous = read_texts(values, parse)
     images, views = names_of(values, "images"), names_of(values, "views")
     if views and len(views) != len(images):
         raise ValueError(f"key 'views': expected one per image, got {len(views)} for {len(images)} images")

@@ -8,7 +8,7 @@ from pathlib import Path
 from radflow.data.files import read_words
 from radflow.data.readers.records import Record, Texts, Unread, official_split, read_text
 from radflow.data.readers.tables import find_table, rows
-from radflow.data.sections import parse_sections
+from radflow.data.sections import SectionParser, parse_sections
 from radflow.data.studies import Study
 
 METADATA = "mimic-cxr-2.0.0-metadata.csv.gz"
@@ -28,7 +28,7 @@ class _Entry:
     date: str = ""  # YYYYMMDD HHMMSS of its first image, shifted by the owners, in order within a patient
 
 
-def read_mimic_cxr(root: Path) -> Iterator[Record | Unread]:
+def read_mimic_cxr(root: Path, parse: SectionParser = parse_sections) -> Iterator[Record | Unread]:
     """Studies in the order of the metadata table.
 
     `root` holds the tables of MIMIC-CXR-JPG and files/pXX/pXXXXXXXX/, with the reports of MIMIC-CXR unzipped into it
@@ -52,7 +52,7 @@ def read_mimic_cxr(root: Path) -> Iterator[Record | Unread]:
         except (OSError, UnicodeDecodeError) as error:
             yield Unread(name, "report file unreadable", str(error))
             continue
-        sections = parse_sections(text)
+        sections = parse(text)
         images = tuple(folder / name / f"{dicom}{suffix}" for dicom, _ in entry.images)
         views, marks = tuple(view for _, view in entry.images), labels.get(study, {})
         made = Study(name, folder.name, splits[study], images, *Texts.of(sections), views=views, labels=marks)

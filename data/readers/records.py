@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from radflow.data.readers.tables import text_of
-from radflow.data.sections import Sections, parse_sections
+from radflow.data.sections import SectionParser, Sections
 from radflow.data.studies import Study
 
 SPLITS = ("train", "val", "test")
@@ -51,7 +51,7 @@ class Unread:
     detail: str = ""
 
 
-def read_texts(row: Mapping[str, Any]) -> tuple[Texts, bool]:
+def read_texts(row: Mapping[str, Any], parse: SectionParser) -> tuple[Texts, bool]:
     """The texts under the keys of a manifest, those of `report` by its headers; and whether these are ambiguous.
 
     Raises ValueError for both a report and sections.
@@ -61,7 +61,7 @@ def read_texts(row: Mapping[str, Any]) -> tuple[Texts, bool]:
         return texts, False
     if texts.findings or texts.impression:
         raise ValueError("expected either report or findings and impression, got both; remove one")
-    sections = parse_sections(report)
+    sections = parse(report)
     found = Texts(*(given or parsed for given, parsed in zip(texts, Texts.of(sections), strict=True)))
     return found, sections.status == "ambiguous"
 

@@ -24,6 +24,7 @@ from radflow.data.readers.records import (
     split_of_patient,
 )
 from radflow.data.readers.tables import LONGEST_FIELD, delimiter_of, id_of, is_missing, storable, whole_ids
+from radflow.data.sections import SectionParser, parse_sections
 from radflow.data.studies import Study
 
 
@@ -79,7 +80,9 @@ class ReportTable(NamedTuple):
     told: list[str]
 
 
-def read_report_table(path: Path, images: Path, columns: ColumnConfig) -> ReportTable:
+def read_report_table(
+    path: Path, images: Path, columns: ColumnConfig, *, parse: SectionParser = parse_sections
+) -> ReportTable:
     """Studies in the order of their first row. The separator is a comma, semicolon, tab or bar.
 
     Raises ValueError with file and line if it is no such table, a column is missing or could be several, or rows of one
@@ -93,7 +96,7 @@ def read_report_table(path: Path, images: Path, columns: ColumnConfig) -> Report
     for name, rows in studies.items():
         try:
             named = dict.fromkeys(files.get(name, []), "") if files is not None else _locate(rows, folder)
-            records.append(_record(name, rows, folder.root, named, "split" in found, utf8))
+            records.append(_record(name, rows, folder.root, named, "split" in found, utf8, parse))
         except FileNotFoundError as error:
             records.append(Unread(name, "image not found", str(error)))
         except ValueError as error:
@@ -194,11 +197,19 @@ def _locate(rows: _Rows, folder: ImageFolder) -> dict[str, str]:
     return {path: rows.images[name] for name, path in paths.items() if path is not None}
 
 
-def _record(name: str, rows: _Rows, root: Path, images: Mapping[str, str], divided: bool, utf8: bool) -> Record:
+def _record(
+    name: str,
+    rows: _Rows,
+    root: Path,
+    images: Mapping[str, str],
+    divided: bool,
+    utf8: bool,
+    parse: SectionParser,
+) -> Record:
     values = rows.values
     patient = values.get("patient_id", name)
     split = official_split(values.get("split", "train")) if divided else split_of_patient(patient, SHARES)
-    texts, ambiguous = read_texts(values)
+    texts, ambiguous = read_texts(values, parse)
     views = tuple(images.values()) if any(images.values()) else ()
     study = Study(name, patient, split, images_inside(root, images), *texts, views=views)
     return Record(study, values.get("date", ""), ambiguous, utf8)
