@@ -35,7 +35,7 @@ def read_report(line: str, where: str) -> Report:
     """Parse one line; ValueError, beginning with `where`, if it is no JSON object with an id and a report."""
     try:
         content = json.loads(line, parse_constant=_refuse)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: expected one JSON object per line, got {line.strip()[:60]!r} ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(content).__name__}")

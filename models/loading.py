@@ -210,7 +210,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; a ValueError names a file that holds something else."""
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a JSON object, got a file that cannot be read ({error})") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(loaded).__name__}")

@@ -53,6 +53,7 @@ def test_blank_lines_carry_no_report(tmp_path):
         ('{"id": 1, "report": ', r"reports.jsonl:2: expected one JSON object per line"),
         ('{"id": 1, "report": NaN}', r"reports.jsonl:2: expected one JSON object per line.*NaN"),
         ("[1]", r"reports.jsonl:2: expected a JSON object, got list"),
+        ("[" * 100_000, r"reports.jsonl:2: expected one JSON object per line"),
         ('{"report": "x"}', r"reports.jsonl:2: expected an id .*got the keys \['report'\]"),
         ('{"id": {"a": 1}, "report": "x"}', r"reports.jsonl:2: expected an id"),
         ('{"id": 1, "report": 5}', r"reports.jsonl:2: expected report to be a string or null, got 5"),

@@ -252,6 +252,7 @@ GOOD = '{"id": "a", "critical": true}'
         ('{"critical": true}', 'expected {"id": "s1", "critical": true}'),
         ('["b", true]', 'expected {"id": "s1", "critical": true}'),
         ('{"id": "b", "critical": true', "expected a JSON object"),
+        ("[" * 100_000, "expected a JSON object"),
         ('{"id": "b", "critical": true, "label": 1}', "unknown key 'label'"),
         ('{"id": "b", "critical": true, "reason": 7}', "expected a text as reason"),
     ],
@@ -261,6 +262,15 @@ def test_a_mistake_in_the_corrected_file_names_its_line(tmp_path, line, said):
     path.write_text(f"{GOOD}\n\n{line}\n")
     with pytest.raises(ValueError, match=re.escape(f"{path}:3: ") + ".*" + re.escape(said)):
         read_corrections(path, {"a", "b"})
+
+
+def test_a_corrected_file_of_windows_is_read_and_one_in_latin_1_refused(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(f"\ufeff{GOOD}\r\n".encode())
+    assert read_corrections(path, {"a"})["a"].critical
+    path.write_bytes('{"id": "ä", "critical": true}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"mine.jsonl: expected JSON lines in UTF-8, got"):
+        read_corrections(path, {"ä"})
 
 
 def test_a_corrected_file_that_is_not_there_is_said(tmp_path):

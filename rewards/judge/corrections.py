@@ -37,8 +37,12 @@ def read_corrections(path: Path, known: Container[str]) -> dict[str, Criticality
     """
     if not path.exists():
         raise ValueError(f"criticality.corrected: {path} does not exist; correct the path")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"criticality.corrected: {path}: expected JSON lines in UTF-8, got {error}") from error
     labels: dict[str, Criticality] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         study_id, label = _read_line(line, where=f"{path}:{number}")
@@ -53,7 +57,7 @@ def read_corrections(path: Path, known: Container[str]) -> dict[str, Criticality
 def _read_line(line: str, *, where: str) -> tuple[str, Criticality]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: expected a JSON object, got {line[:60]!r}") from error
     if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not isinstance(row.get("critical"), bool):
         raise ValueError(f'{where}: expected {{"id": "s1", "critical": true}} or false, got {line[:60]!r}')
