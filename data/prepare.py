@@ -58,8 +58,6 @@ READERS: dict[str, Callable[[Path, SectionParser], Iterator[Record | Unread]]] =
 class PrepareConfig:
     """What of a dataset is wanted."""
 
-    out: Path
-    """Manifest to write; a summary with every id goes to OUT.summary.json."""
     headers: Path | None = None
     """TOML file with further headers of reports, as `data.headers` of a run."""
     views: ViewChoice = "all"
@@ -74,16 +72,20 @@ class PrepareConfig:
     """What is done with studies that break a rule."""
 
 
-def prepare(items: Iterable[Record | Unread], config: PrepareConfig, *, root: Path, title: str = "") -> Summary:
+def prepare(
+    items: Iterable[Record | Unread], config: PrepareConfig, *, root: Path, out: Path, title: str = ""
+) -> Summary:
     """Check the studies and write the manifest, image paths relative to `root`; only what the rules need is in memory.
+
+    A summary with every id goes to OUT.summary.json.
 
     Raises ValueError and writes nothing if a fatal rule is broken or no study is left.
     """
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     unread: list[Unread] = []
     entries: list[Entry] = []
     priors: Priors = {}
-    with tempfile.TemporaryFile("w+", encoding="utf-8", dir=config.out.parent) as drafts:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", dir=out.parent) as drafts:
         for record, entry in _check(items, config, title, unread):
             entries.append(entry)
             row = manifest_row(record, root)
@@ -94,8 +96,8 @@ def prepare(items: Iterable[Record | Unread], config: PrepareConfig, *, root: Pa
         summary.refuse_unusable()
         drafts.seek(0)
         kept = (line for index, line in enumerate(drafts) if index not in summary.gone)
-        write_whole(config.out, _add_priors(kept, priors) if config.prior else kept)
-    write_whole(Path(f"{config.out}.summary.json"), [json.dumps(summary.plain(), indent=1, ensure_ascii=False) + "\n"])
+        write_whole(out, _add_priors(kept, priors) if config.prior else kept)
+    write_whole(Path(f"{out}.summary.json"), [json.dumps(summary.plain(), indent=1, ensure_ascii=False) + "\n"])
     return summary
 
 
@@ -145,27 +147,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
-def _prepare_dataset(name: str, /, root: Path, config: PrepareConfig) -> None:
+def _prepare_dataset(name: str, /, root: Path, out: Path, config: PrepareConfig) -> None:
     """Write the manifest of a dataset.
 
     Args:
         root: Folder of the dataset, laid out as docs/data.md says.
+        out: Manifest to write; a summary with every id goes to OUT.summary.json.
     """
     if not root.is_dir():
         raise ValueError(f"expected the folder of the dataset at {root}, not there; correct the path")
-    _write(READERS[name](Path(os.path.abspath(root)), SectionParser(config.headers)), config, root, name)
+    items = READERS[name](Path(os.path.abspath(root)), SectionParser(config.headers))
+    _write(items, config, root, out, name)
 
 
-def _prepare_table(reports: Path, images: Path, config: PrepareConfig, columns: ColumnConfig) -> None:
+def _prepare_table(
+    reports: Path, images: Path, config: PrepareConfig, columns: ColumnConfig, out: Path | None = None
+) -> None:
     """Write the manifest of a table of reports and a folder of images.
 
     Args:
         reports: CSV with a header, one row per study or per image; also with semicolons or tabs.
         images: Folder of the images.
+        out: Manifest to write, by default next to the table; a summary with every id goes to OUT.summary.json.
     """
+    out = out or reports.with_suffix(".jsonl")
+    if out.resolve() == reports.resolve():
+        raise ValueError(f"expected another file to write than the table {reports}; name it with --out")
     table = read_report_table(reports, images, columns, parse=SectionParser(config.headers))
     print(*table.told, *map(_preview, table.records[:PREVIEWED]), sep="\n")
-    _write(table.records, config, images, "csv")
+    _write(table.records, config, images, out, "csv")
 
 
 def _preview(item: Record | Unread) -> str:
@@ -178,11 +188,11 @@ def _preview(item: Record | Unread) -> str:
     return f"  {study.id}: patient {study.patient_id}, {study.split}, {names}; Findings and Impression: {texts}"
 
 
-def _write(items: Iterable[Record | Unread], config: PrepareConfig, root: Path, title: str) -> None:
-    summary = prepare(items, config, root=Path(os.path.abspath(root)), title=title)
-    print(f"{summary.text()}\nwritten to {config.out}, and every id to {config.out}.summary.json")
-    if config.out.resolve().parent != root.resolve():
-        print(f"train with: --data.source manifest --data.manifest {config.out} --data.image-root {root}")
+def _write(items: Iterable[Record | Unread], config: PrepareConfig, root: Path, out: Path, title: str) -> None:
+    summary = prepare(items, config, root=Path(os.path.abspath(root)), out=out, title=title)
+    print(f"{summary.text()}\nwritten to {out}, and every id to {out}.summary.json")
+    if out.resolve().parent != root.resolve():
+        print(f"train with: --data.source manifest --data.manifest {out} --data.image-root {root}")
 
 
 if __name__ == "__main__":

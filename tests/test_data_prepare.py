@@ -30,8 +30,8 @@ def record(root, name, split="train", patient=None, *, findings=LONG, views=("PA
 
 def run(tmp_path, records, **config):
     integrity = IntegrityConfig(**{key: config.pop(key) for key in list(config) if hasattr(IntegrityConfig, key)})
-    options = PrepareConfig(tmp_path / "out.jsonl", **config, integrity=integrity)
-    summary = prepare(records, options, root=tmp_path)
+    options = PrepareConfig(**config, integrity=integrity)
+    summary = prepare(records, options, root=tmp_path, out=tmp_path / "out.jsonl")
     return summary, read_manifest(tmp_path / "out.jsonl")
 
 
@@ -96,15 +96,13 @@ def test_a_study_that_is_dropped_anyway_does_not_condemn_its_patient(tmp_path):
 def test_what_is_written_passes_the_checks_of_training(tmp_path_factory, drawn):
     root = tmp_path_factory.mktemp("drawn")
     records = [record(root, name, split, patient) for name, patient, split in drawn]
-    config = PrepareConfig(
-        root / "out.jsonl", integrity=IntegrityConfig(duplicate_id="drop", patient_in_two_splits="drop")
-    )
+    config = PrepareConfig(integrity=IntegrityConfig(duplicate_id="drop", patient_in_two_splits="drop"))
     if not records:
         with pytest.raises(ValueError, match="no study is left"):
-            prepare(records, config, root=root)
+            prepare(records, config, root=root, out=root / "out.jsonl")
         return
-    summary = prepare(records, config, root=root)
-    kept = read_manifest(config.out)
+    summary = prepare(records, config, root=root, out=root / "out.jsonl")
+    kept = read_manifest(root / "out.jsonl")
     check_studies(kept)
     assert len(kept) + sum(map(len, summary.dropped.values())) == summary.read == len(records)
 

@@ -141,16 +141,18 @@ def test_the_command_shows_what_it_understood(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder.parent)
     rows = "".join(f"s{number},{REPORT.replace('lungs', f'lungs {number}')},P1\n" for number in (1, 2, 3, 4))
     (folder.parent / "r.csv").write_text("Accession,Report,Patient\n" + rows)
-    main(["csv", "--reports", "r.csv", "--images", "images", "--out", "m.jsonl"])
+    main(["csv", "--reports", "r.csv", "--images", "images"])
     printed = capsys.readouterr().out
     assert "columns: id from 'Accession', report from 'Report', patient_id from 'Patient'" in printed
     assert "  s2: patient P1, " in printed
     assert "s2_lat.png, s2_pa.png; Findings and Impression: Clear lungs 2. | Normal." in printed
     assert "no image: 1 (s4)" in printed and "--data.image-root images" in printed
-    assert [study.id for study in read_manifest(folder.parent / "m.jsonl", image_root=folder)] == ["s1", "s2", "s3"]
-    assert json.loads((folder.parent / "m.jsonl.summary.json").read_text())["read"] == 4
+    assert [study.id for study in read_manifest(folder.parent / "r.jsonl", image_root=folder)] == ["s1", "s2", "s3"]
+    assert json.loads((folder.parent / "r.jsonl.summary.json").read_text())["read"] == 4
+    with pytest.raises(SystemExit, match=r"error: expected another file to write than the table r.jsonl"):
+        main(["csv", "--reports", "r.jsonl", "--images", "images"])
     with pytest.raises(SystemExit, match="error: expected a folder of images at nowhere, not there"):
-        main(["csv", "--reports", "r.csv", "--images", "nowhere", "--out", "m.jsonl"])
+        main(["csv", "--reports", "r.csv", "--images", "nowhere"])
 
 
 def test_headers_of_a_site_divide_its_reports(folder):
