@@ -118,8 +118,8 @@ def test_manifest_by_hand(tmp_path):
 
 def test_null_patient_and_split_count_as_absent(tmp_path):
     nobody = {**ROW, "uid": None, "patient_id": None, "split": None}
-    studies = read_manifest(write(tmp_path, nobody, {**nobody, "id": "b"}))
-    assert [(s.patient_id, s.split) for s in studies] == [("a", "train"), ("b", "train")]
+    studies = read_manifest(write(tmp_path, nobody, {**nobody, "id": "b"}, {**ROW, "id": "c"}))
+    assert [(s.patient_id, s.split) for s in studies] == [("a", "train"), ("b", "train"), ("7", "val")]
 
 
 @pytest.mark.parametrize(

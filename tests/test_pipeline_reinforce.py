@@ -85,9 +85,9 @@ def test_what_a_run_chooses_reaches_the_update(step, monkeypatch):
         flat.append((step, run.config.rl.resample))
         return dataclasses.replace(sample_flat_groups_anew(batch, engine, run, workers, step=step), resampled=7)
 
-    def advantages(batch, rl, weights, decode):
+    def advantages(batch, rl, weights, decode, **options):
         given.append(weights)
-        return advantages_of(batch, rl, weights, decode)
+        return advantages_of(batch, rl, weights, decode, **options)
 
     monkeypatch.setattr(train, "advantages_of", advantages)
     monkeypatch.setattr(train, "sample_flat_groups_anew", anew)
