@@ -375,7 +375,7 @@ pieces = st.sampled_from(
 @given(st.one_of(st.text(max_size=200), st.lists(pieces, max_size=16).map("".join), st.lists(pieces).map(" ".join)))
 @example("Findings: 1. 2.\nImpression: x. 3.")
 @example("Findings: IMPRESSION\n\nImpression: x")
-@example("FINDINGS:\nend of\n\nIMPRESSION:\nx")
+@example("FINDING end of WETREAD:Impresson: x")
 def test_any_text_is_parsed_into_parts_of_itself_that_read_back_alike(text):
     sections, text = parse_sections(text), plain_text(text, load_headers().named)
     assert all(part in text for part in sections.described.split("\n\n"))
