@@ -2,9 +2,10 @@
 """Where the headers of a report are: names of the table by what is around them, and names of examinations."""
 
 import re
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from radflow.data.header_table import GAP, Describes, Header, Headers, Reach, fold
+from radflow.data.header_table import GAP, ORNAMENTS, Describes, Header, Headers, Reach, fold
 
 # What may stand before a header: Markdown, a quote or a bracket, and at the start of a line a bullet or a number.
 _MARKUP = r"[*_\[({【〔「<\"'“]{0,4}"
@@ -44,8 +45,7 @@ _TITLE_COLON, _TITLE_END = (
     re.compile(rf"{_DATE}{_COLON.pattern}(?:{_DATE}{GAP}*(?=\n))?"),
     re.compile(_DATE + _END.pattern),
 )
-_ORNAMENTS = re.compile(rf"{GAP}*+[^\w\n]{{0,8}}+")
-_LINE_BREAK = re.compile(r"[\n,](?:(?<=\n)|(?<=[.!?],)(?=\S))")
+_ORNAMENTS = re.compile(ORNAMENTS)
 _TEXT = re.compile(rf"(?={GAP}+(?:[A-ZÀ-Þ]?[a-zß-ÿ]|[A-ZÀ-Þ] [a-zß-ÿ]|#?\d|_))")
 _BLANK = re.compile(GAP)
 _ANY = re.compile("")
@@ -142,9 +142,7 @@ def _with_titles(text: str, folded: str, found: list[Found], table: Headers) -> 
     """
     merged: list[Found] = []
     later = found[::-1]
-    for line_end in (0, *(line.end() for line in _LINE_BREAK.finditer(folded))):
-        ornaments = _ORNAMENTS.match(folded, line_end)
-        start = ornaments.end() if ornaments else line_end
+    for line_end, start in _title_lines(folded, table):
         while later and later[-1].start <= start:
             merged.append(later.pop())
         before = merged[-1] if merged else None
@@ -155,6 +153,13 @@ def _with_titles(text: str, folded: str, found: list[Found], table: Headers) -> 
         if end is not None and (before is None or _opens(folded, title, before, table)):
             merged.append(Found("body", "yes", line_end - (text[line_end - 1 : line_end] == ","), end))
     return merged + later[::-1]
+
+
+def _title_lines(folded: str, table: Headers) -> Iterator[tuple[int, int]]:
+    """Start of each line that may begin with the name of an examination, and of the name in it."""
+    first = _ORNAMENTS.match(folded)
+    yield 0, first.end() if first else 0
+    yield from ((line.start() + 1, line.end()) for line in table.title_line.finditer(folded))
 
 
 def _title_end(text: str, title: re.Match[str], before: Found | None) -> int | None:

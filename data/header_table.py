@@ -37,6 +37,7 @@ SECTIONS: Mapping[str, Describes] = {
 }
 
 GAP = "[ \t\r\xa0\u3000]"  # white space within a line
+ORNAMENTS = rf"{GAP}*+[^\w\n]{{0,8}}+"  # before the name of an examination
 LETTER = "a-z0-9\xdf-\u024f"  # what a name in folded text neither follows nor precedes
 _MARK = "[\u0300-\u036f]"  # an accent that is a character of its own
 _ACCENTED = [chr(code) for code in range(0xC0, 0x250) if unicodedata.normalize("NFD", chr(code))[0].isascii()]
@@ -71,14 +72,19 @@ class Headers:
     """ "/history" of INDICATION/HISTORY."""
     longer: re.Pattern[str]
     """ "OF PRESENT COMPLAINT" of HISTORY OF PRESENT COMPLAINT."""
+    title_line: re.Pattern[str]
+    """The break before a line that begins with a word of such a name, and the ornaments of the line. A comma without a
+    blank is all that some tables keep of a line end."""
     title: re.Pattern[str]
     """The name of an examination."""
     region: re.Pattern[str]
     """A part of the body."""
+    before_impression: tuple[str, ...]
+    """What makes another name of "impression" that follows it: "end of"."""
 
     def named(self, written: str) -> Header | None:
         """The row of a name as it is written in a report."""
-        return self.of_name.get(key(written))
+        return self.of_name.get(written) or self.of_name.get(key(written))
 
 
 def key(name: str) -> str:
@@ -150,6 +156,7 @@ def _compile(of_name: Mapping[str, Header], spelled: Mapping[str, str]) -> Heade
         ),
         re.compile(rf"(?:{GAP}*[/&,+-]?{GAP}*{word}(?![A-Za-z0-9])){{1,5}}"),
         *_title_patterns(),
+        tuple(name.removesuffix(" impression") for name in of_name if name.endswith(" impression")),
     )
 
 
@@ -175,12 +182,16 @@ def _spelling(name: str) -> str:
     )
 
 
-def _title_patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Of the name of an examination, and of a region in it."""
+def _title_patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """Of a line that may begin with the name of an examination, of the name, and of a region in it."""
     words = read_words("titles")
     regions, others = (_names_pattern(sorted({*words[kind]})) for kind in ("regions", "others"))
     word = rf"(?>(?:{regions}|{others}|\d{{1,2}}v?(?![:/.]?\d))(?![{LETTER}]))"
     between = rf"(?>{GAP}*[,/&+()-]?{GAP}*)"
     region = rf"(?<![{LETTER}])(?:{regions})(?![{LETTER}])"
     named = rf"(?=[^\n:\uff1a]{{0,120}}?{region})"
-    return re.compile(rf"{named}{word}(?:{between}{word}){{0,15}}"), re.compile(region)
+    return (
+        re.compile(rf"[\n,](?:(?<=\n)|(?<=[.!?],)(?=\S)){ORNAMENTS}(?={word})"),
+        re.compile(rf"{named}{word}(?:{between}{word}){{0,15}}"),
+        re.compile(region),
+    )

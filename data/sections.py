@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from radflow.data.header_search import KEPT, REACH, RULE, Found, find_headers
-from radflow.data.header_table import GAP, Headers, fold, load_headers
+from radflow.data.header_table import GAP, Headers, key, load_headers
 from radflow.data.markup import plain_text
 
 Status = Literal["ok", "missing_findings", "missing_impression", "ambiguous"]
@@ -71,7 +71,7 @@ class SectionParser:
     def __call__(self, text: str) -> Sections:
         table = load_headers(self.headers)
         sections, names_left = _split(plain_text(text, table.named), table)
-        if sections.status == "ok" and (names_left or _joins(sections.findings, table)):
+        if sections.status == "ok" and (names_left or _names_impression(sections.findings, table)):
             again, _ = _split(render_report(sections.findings, sections.impression), table)
             if (again.findings, again.impression) != (sections.findings, sections.impression):
                 return replace(sections, status="ambiguous")
@@ -86,10 +86,9 @@ def render_report(findings: str, impression: str) -> str:
     return f"Findings: {findings} Impression: {impression}"
 
 
-def _joins(findings: str, table: Headers) -> bool:
+def _names_impression(findings: str, table: Headers) -> bool:
     """Whether the last words of the Findings and the header written after them are one name: END OF IMPRESSION."""
-    end = fold(findings[-REACH:])
-    return any(name.end() > len(end) > name.start() for name in table.name.finditer(f"{end} impression"))
+    return key(findings[-REACH:]).endswith(table.before_impression)
 
 
 def _split(text: str, table: Headers) -> tuple[Sections, bool]:

@@ -27,7 +27,7 @@ class TextEncoder:
     def __call__(self, text: str) -> list[int]:
         text, ids, end = self._normal(text), [], 0
         for match in self._words.finditer(text) if self._ids else ():
-            ids += [*self._split(text[end : match.start()]), self._ids[match[0].strip()]]
+            ids += [*self._split(text[end : match.start()]), self._ids.get(match[0]) or self._ids[match[0].strip()]]
             end = match.end()
         return ids + self._split(text[end:])
 
