@@ -53,7 +53,8 @@ def read_mimic_cxr(root: Path, parse: SectionParser = parse_sections) -> Iterato
             yield Unread(name, "report file unreadable", str(error))
             continue
         sections = parse(text)
-        images = tuple(folder / name / f"{dicom}{suffix}" for dicom, _ in entry.images)
+        of_study = folder / name
+        images = tuple(of_study / f"{dicom}{suffix}" for dicom, _ in entry.images)
         views, marks = tuple(view for _, view in entry.images), labels.get(study, {})
         made = Study(name, folder.name, splits[study], images, *Texts.of(sections), views=views, labels=marks)
         yield Record(made, entry.date, sections.status == "ambiguous", utf8)
