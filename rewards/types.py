@@ -93,7 +93,7 @@ class Finding:
     piece: str = ""
     """The part of the sentence that its qualities are read from, in lower case."""
     sentence: str = ""
-    places: frozenset[str] = frozenset()
+    regions: frozenset[str] = frozenset()
     """Parts of the organ; empty if none is stated, or if the labeler reads none."""
 
 

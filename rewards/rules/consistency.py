@@ -135,7 +135,7 @@ def _denies(denial: Finding, asserted: Finding) -> bool:
     """The denial is of the same thing, where it may be the same, with no qualifier that the assertion lacks."""
     if denial.name != asserted.name or (denial.sides and not denial.sides & asserted.sides):
         return False
-    if (denial.places and not denial.places & asserted.places) or _only_more(denial, asserted):
+    if (denial.regions and not denial.regions & asserted.regions) or _only_more(denial, asserted):
         return False
     one_form = denial.name in names("many_forms") and not searches("words.generic", denial.mention)
     if one_form and denial.mention.split()[-1][:5] not in asserted.mention:

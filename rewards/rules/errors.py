@@ -185,9 +185,9 @@ def _denied(written: Sequence[Finding], expected: Sequence[Finding]) -> list[str
 
 def _is_denied(asserted: Sequence[Finding], denial: Finding) -> bool:
     """What is denied may be of a side and in a part, and is of a grade, that is asserted."""
-    sides, places = _sides(asserted), frozenset[str]().union(*(mention.places for mention in asserted))
+    sides, regions = _sides(asserted), frozenset[str]().union(*(mention.regions for mention in asserted))
     grades = {grade for mention in asserted for grade in mention.grades}
     elsewhere = (denial.sides and sides and not denial.sides & sides) or (
-        denial.places and places and not denial.places & places
+        denial.regions and regions and not denial.regions & regions
     )
     return not elsewhere and (not denial.grades or bool(denial.grades & grades))

@@ -91,7 +91,7 @@ class Lexicon:
     with which a moderate or severe one is."""
     sides: Mapping[str, tuple[str, ...]]
     """left, right, both -> words."""
-    places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Part of the organ -> words: what is denied in one part is not denied in another."""
     grades: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """minimal, mild, moderate, severe -> words."""
@@ -103,7 +103,7 @@ class Lexicon:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{error.lineno}: expected a lexicon in JSON, got {error.msg}") from error
-        keys, optional = {"name", "keywords", "normal", "denied", "sides"}, ["places", "grades"]
+        keys, optional = {"name", "keywords", "normal", "denied", "sides"}, ["regions", "grades"]
         _expect_keys(content, keys, f"{path}", optional=optional)
         keywords = tuple(_keyword(name, entry, str(path)) for name, entry in content["keywords"].items())
         _expect_keys(content["normal"], {"name", "terms"}, f"{path}: normal")
@@ -112,10 +112,10 @@ class Lexicon:
             content["denied"], {"before", "after", "ends"}, f"{path}: denied", optional=["neutral", "other", "much"]
         )
         sides = _table(content["sides"], {"left", "right", "both"}, f"{path}: sides")
-        places = content.get("places", {})
-        places = _table(places, {*places} if isinstance(places, dict) else set(), f"{path}: places")
+        regions = content.get("regions", {})
+        regions = _table(regions, {*regions} if isinstance(regions, dict) else set(), f"{path}: regions")
         grades = _table(content.get("grades", {}), set(), f"{path}: grades", optional=GRADES)
-        return cls(content["name"], keywords, normal, denied, sides, places, grades)
+        return cls(content["name"], keywords, normal, denied, sides, regions, grades)
 
     def mentions(self, text: str) -> list[Finding]:
         """Every mention of a keyword, with the side, the part of the organ and the grade stated for it."""
@@ -139,10 +139,10 @@ class Lexicon:
 
     def _finding(self, one: Statement, sentence: str, heading: frozenset[str]) -> Finding:
         start, end = _around(_PIECE, sentence, one.start, one.end)
-        places = frozenset(name for name, words in self.places.items() if _any_of(words).search(sentence, start, end))
+        regions = frozenset(name for name, words in self.regions.items() if _any_of(words).search(sentence, start, end))
         grades = self._grades(one, sentence, sentence[start:end]) if one.keyword.graded else frozenset[int]()
         sides = self._sides(sentence, start, end) or heading
-        return Finding(one.keyword.name, one.value, sides, grades, places=places)
+        return Finding(one.keyword.name, one.value, sides, grades, regions=regions)
 
     def _grades(self, one: Statement, sentence: str, piece: str) -> frozenset[int]:
         grades = {GRADES.index(name) for name, words in self.grades.items() if _any_of(words).search(piece)}
