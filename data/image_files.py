@@ -26,7 +26,7 @@ def open_image(source: Path) -> Image.Image:
     Raises ValueError for a pipe or device, too many pixels or a frame that cannot be chosen; else what decoders raise.
     """
     path, frame = split_frame(source)
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe or a device may wait for ever
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe or a device may never return
         raise ValueError("expected a file, got a folder, pipe or device")
     with path.open("rb") as file:
         start = file.read(START)

@@ -309,7 +309,7 @@ class ReportProcessor:
         comparison: str,
         views: Sequence[str],
     ) -> list[Any]:
-        """Texts and images, or what is there in their stead, in the order of the prompt."""
+        """Texts and images, or sizes instead of images, in the order of the prompt."""
         if not images:
             raise ValueError(f"study {study_id}: expected at least one image, got none")
         texts = {"views": ", ".join(views), "indication": indication, "comparison": comparison}

@@ -94,7 +94,7 @@ def test_links_in_a_circle_are_an_error_of_the_study(tmp_path):
 
 
 def test_only_files_are_opened(tmp_path):
-    # a pipe without a writer waits for ever, a device never ends
+    # a pipe without a writer never opens, a device never ends
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.dcm").mkdir()
     (tmp_path / "link.png").symlink_to("/dev/zero")
