@@ -32,7 +32,7 @@ lint: .venv/.installed ## style and likely mistakes
 
 types: .venv/.installed build/imports/radflow ## mypy: strict on capo, its defaults on the rest
 	$(BIN)/mypy --strict -p capo
-	MYPYPATH=build/imports $(BIN)/mypy -p radflow.rewards -p radflow.models -p radflow.data -p radflow.dashboard -p radflow.pipeline \
+	MYPYPATH=build/imports $(BIN)/mypy -p radflow.chat -p radflow.rewards -p radflow.models -p radflow.data -p radflow.dashboard -p radflow.pipeline \
 		-p radflow.evaluation -m radflow.train -m radflow.evaluate
 
 check: lint types test ## what must pass before a commit

@@ -18,7 +18,7 @@ from capo.stopping import StopRequested, StopSignal
 from radflow.data.prefetch import decode_studies
 from radflow.data.readers.manifest import read_manifest
 from radflow.data.studies import Study, check_studies
-from radflow.evaluation.endpoint import Endpoint, EndpointConfig
+from radflow.evaluation.endpoint import Endpoint, ServedModelConfig
 from radflow.pipeline.resumable import Row, resumable_map
 
 Write = Callable[..., list[tuple[str, bool]]]  # (report, whether it was cut) of each study
@@ -39,7 +39,7 @@ class GenerateConfig:
     """Split of the manifest."""
     model: str | None = None
     """Qwen-VL checkpoint: a directory or a hub id."""
-    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    endpoint: ServedModelConfig = field(default_factory=ServedModelConfig)
     sampling: Annotated[SamplingConfig, arg(name="")] = field(
         default_factory=lambda: SamplingConfig(temperature=0.0, max_new_tokens=256)
     )

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from capo.journal import read_lines, write_lines
 from capo.ranks import Ranks
 from capo.stopping import StopRequested, StopSignal
@@ -17,11 +19,12 @@ from radflow.dashboard.run_files import read_json
 from radflow.data.corpus import load_corpus
 from radflow.data.sections import SectionParser
 from radflow.data.studies import Study
+from radflow.pipeline.corrections import read_corrections
 from radflow.pipeline.resumable import resumable_map
 from radflow.pipeline.run import run_on_ranks
 from radflow.pipeline.run_config import Config
-from radflow.rewards.judge.corrections import read_corrections
-from radflow.rewards.judge.llm import Asker, CriticalityLlm
+from radflow.rewards.judge.asker import Asker
+from radflow.rewards.judge.llm import CriticalityLlm
 from radflow.rewards.registry import Backends
 from radflow.rewards.rules.criticality import Criticality, CriticalityRules
 from radflow.rewards.types import Labeler
@@ -60,7 +63,8 @@ def label_references(
             labels would change under a CAPO stage that has begun.
         StopRequested: some rank was stopped.
     """
-    folder, size, judge = config.run_dir / "criticality", config.criticality.part_size, _Judge(config, labeler, stop)
+    folder, size = config.run_dir / "criticality", config.criticality.part_size
+    judge = _Judge(config, labeler, stop, shown=ranks.is_main)
     corrected = _read_corrected(config, studies, folder, ranks)
     if ranks.is_main:
         _remove_incomplete(folder, corrected)
@@ -87,8 +91,8 @@ def label_references(
 class _Judge:
     """Rules or model, built when the first part is labelled: a finished stage needs no server."""
 
-    def __init__(self, config: Config, labeler: Callable[[], Labeler], stop: StopSignal) -> None:
-        self._config, self._labeler, self._stop = config, labeler, stop
+    def __init__(self, config: Config, labeler: Callable[[], Labeler], stop: StopSignal, *, shown: bool) -> None:
+        self._config, self._labeler, self._stop, self._hidden = config, labeler, stop, None if shown else True
         self._judge: CriticalityRules | CriticalityLlm | None = None
 
     def rows(self, studies: Sequence[Study], _: str, *, skip: Mapping[str, Criticality]) -> list[Row]:
@@ -101,11 +105,14 @@ class _Judge:
                 self._judge = CriticalityLlm(Asker(self._config.judge), who.definition)
         labels: dict[str, Criticality | None] = {}
         asked = [study for study in studies if study.id not in skip]
-        for first in range(0, len(asked), AT_ONCE):
-            if self._stop.requested:
-                raise StopRequested("stopped while references were labelled")
-            some = asked[first : first + AT_ONCE]
-            labels |= zip([study.id for study in some], self._judge([study.report for study in some]), strict=True)
+        with tqdm(total=len(asked), desc="labelled", unit="report", leave=False, disable=self._hidden) as bar:
+            for first in range(0, len(asked), AT_ONCE):
+                if self._stop.requested:
+                    raise StopRequested("stopped while references were labelled")
+                some = asked[first : first + AT_ONCE]
+                labels |= zip([study.id for study in some], self._judge([study.report for study in some]), strict=True)
+                bar.update(len(some))
+                bar.set_postfix_str(f"cost so far {self.llm.stats.spent:.4g}" if self.llm else "")
         return [_to_row(study.id, labels.get(study.id)) for study in studies]
 
     @property

@@ -31,10 +31,10 @@ from radflow.dashboard.trackers import TrackingConfig
 from radflow.data.corpus import DataConfig
 from radflow.models.start import ModelConfig
 from radflow.pipeline.command_line import CONFIGS, parse_source, suggest
+from radflow.pipeline.corrections import CriticalityConfig
 from radflow.pipeline.generation import EvaluateConfig
 from radflow.rewards.config import RewardConfig
 from radflow.rewards.judge.config import ANSWERS_DEPEND_ON, JudgeConfig
-from radflow.rewards.judge.corrections import CriticalityConfig
 
 C = TypeVar("C")
 TYRO: Any = {"prog": "train.py", "config": (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)}

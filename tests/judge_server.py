@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from radflow.rewards.judge.llm import JudgeConfig
+from radflow.rewards.judge.config import JudgeConfig
 
 KEY = "sk-test-0123456789-never-to-be-seen"
 Fault = Callable[[BaseHTTPRequestHandler], None]
@@ -81,6 +81,7 @@ class JudgeServer:
         answer: the content of a reply, from the text of the question.
         script: how the first requests are treated, in order; None answers.
         always: how all the others are.
+        habit: how a request is treated, from its body.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class JudgeServer:
         *,
         script: Sequence[Fault | None] = (),
         always: Fault | None = None,
+        habit: Callable[[dict], Fault] | None = None,
         usage: Mapping[str, int] | None = None,
         takes_s: float = 0.0,
     ) -> None:
@@ -109,10 +111,10 @@ class JudgeServer:
                     self.times.append(time.monotonic())
                     self.under_way += 1
                     self.most_at_once = max(self.most_at_once, self.under_way)
-                    fault = script.pop(0) if script else always
+                    fault = script.pop(0) if script else habit(body) if habit else always
                 try:
                     time.sleep(takes_s)
-                    text = body["messages"][1]["content"]
+                    text = body["messages"][-1]["content"]
                     (fault or says(answer(text), usage=usage))(handler)
                 finally:
                     with self._lock:
@@ -140,7 +142,7 @@ class JudgeServer:
 
     def asked(self) -> list[str]:
         """The text of the user's message of each request."""
-        return [request["messages"][1]["content"] for request in self.requests]
+        return [request["messages"][-1]["content"] for request in self.requests]
 
     def __enter__(self) -> "JudgeServer":
         self._thread.start()
@@ -153,5 +155,5 @@ class JudgeServer:
 
 def impatient(url: str, cache: object, **options: object) -> JudgeConfig:
     """A config whose waits are short enough for tests."""
-    waits = {"backoff_s": 0.01, "backoff_max_s": 0.05, "timeout_s": 5.0, "breaker_rest_s": 30.0, "claim_s": 5.0}
+    waits = {"backoff_s": 0.01, "backoff_max_s": 0.05, "timeout_s": 5.0, "claim_s": 5.0}
     return JudgeConfig(**{"url": url, "model": "tiny-judge", "cache": cache, **waits, **options})

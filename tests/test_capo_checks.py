@@ -15,7 +15,7 @@ from capo.sampling import SamplingConfig
 from capo.sft import SftConfig
 from capo.warmup import WarmupConfig
 from radflow.data.windowing import WindowConfig
-from radflow.evaluation.endpoint import EndpointConfig
+from radflow.evaluation.endpoint import ServedModelConfig
 from radflow.pipeline.run_config import Config
 
 REFUSED = (
@@ -101,7 +101,7 @@ def configs_under(kind):
 
 
 def float_fields():
-    kinds = sorted(configs_under(Config) | {EndpointConfig}, key=lambda kind: kind.__name__)
+    kinds = sorted(configs_under(Config) | {ServedModelConfig}, key=lambda kind: kind.__name__)
     for kind in kinds:
         for name, hint in typing.get_type_hints(kind).items():
             if float in (hint, *typing.get_args(hint)) and typing.get_origin(hint) in (None, types.UnionType):
@@ -119,7 +119,7 @@ def test_the_search_for_fractions_finds_those_of_every_package():
     found = {(kind.__name__, name) for kind, name in float_fields()}
     known = {("OptimizerConfig", "weight_decay"), ("RlConfig", "advantage_eps"), ("RewardConfig", "gamma")}
     known |= {("JudgeConfig", "max_money"), ("BertScoreConfig", "baseline"), ("LoraConfig", "alpha")}
-    assert found > known | {("ParallelConfig", "timeout_s"), ("EndpointConfig", "backoff_s")}
+    assert found > known | {("ParallelConfig", "timeout_s"), ("ServedModelConfig", "backoff_s")}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])

@@ -135,14 +135,15 @@ def test_every_rank_leaves_at_the_end_and_when_it_is_stopped(stopped, manifest, 
 
 @contextmanager
 def serving(answer):
-    """A chat endpoint; `answer` is given each request and its number, and returns (status, content)."""
+    """A chat endpoint; `answer` is given each request and its number, and returns (status, content[, why it ended])."""
     requests: list[dict] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            status, content = answer(requests[-1], len(requests))
-            body = json.dumps({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}).encode()
+            status, content, *ended = answer(requests[-1], len(requests))
+            choice = {"message": {"content": content}, "finish_reason": ended[0] if ended else "stop"}
+            body = json.dumps({"choices": [choice]}).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -157,6 +158,9 @@ def serving(answer):
     finally:
         server.shutdown()
         server.server_close()
+
+
+QUICK = ("--endpoint.backoff-s", 0.01)
 
 
 def by_endpoint(manifest, out, url, *options):
@@ -181,24 +185,53 @@ def test_an_endpoint_sees_the_images_and_the_context(tmp_path, manifest):
     assert "response_format" not in requests[0]
 
 
-def test_faults_are_asked_again_and_finished_parts_are_kept(tmp_path, manifest, monkeypatch):
-    monkeypatch.setattr("radflow.evaluation.endpoint.asyncio.sleep", _no_wait)
+def test_faults_are_asked_again_and_finished_parts_are_kept(tmp_path, manifest):
     with serving(lambda request, number: (503 if number in (1, 3) else 200, "Findings: x.")) as (url, requests):
         assert (
-            len(by_endpoint(manifest, tmp_path / "p.json", url, "--endpoint.concurrency", 1)) == 5
+            len(by_endpoint(manifest, tmp_path / "p.json", url, "--endpoint.concurrency", 1, *QUICK)) == 5
             and len(requests) == 7
         )
     with serving(lambda request, number: (503 if number > 3 else 200, "Findings: y.")) as (url, requests):
-        with pytest.raises(SystemExit, match=r"error: study .*: no report from .* after 2 requests: status 503"):
-            by_endpoint(manifest, tmp_path / "q.json", url, "--endpoint.concurrency", 1, "--endpoint.retries", 1)
+        with pytest.raises(SystemExit, match=r"error: study .*: no report from .*: status 503; rerun"):
+            by_endpoint(
+                manifest, tmp_path / "q.json", url, "--endpoint.concurrency", 1, "--endpoint.retries", 1, *QUICK
+            )
         assert len(list((tmp_path / "q.json.parts").glob("part_*.jsonl"))) == 1
     empty = pytest.raises(SystemExit, match=r"error: study .* answered with an empty report")
     with serving(lambda request, number: (200, "")) as (url, _), empty:
         by_endpoint(manifest, tmp_path / "r.json", url)
 
 
-async def _no_wait(seconds):
-    return None
+def test_thoughts_and_wrapping_are_no_part_of_a_report(tmp_path, manifest):
+    said = [
+        "<think>Findings: Mass.</think>\n```\nFindings: x.\n```",
+        [{"type": "text", "text": "Findings: x.<|im_end|>"}],
+    ]
+    with serving(lambda request, number: (200, said[number % 2])) as (url, _):
+        found = by_endpoint(manifest, tmp_path / "p.json", url)
+    assert set(found.values()) == {"Findings: x."}
+
+
+def test_a_report_that_the_limit_cuts_is_counted_and_thoughts_get_more_room(tmp_path, manifest, capsys):
+    def answer(request, number):
+        return 200, "<think>still" if request["max_completion_tokens"] < 100 else "Findings: x", "length"
+
+    with serving(answer) as (url, requests):
+        found = by_endpoint(manifest, tmp_path / "p.json", url, "--max-new-tokens", 50)
+    assert set(found.values()) == {"Findings: x"} and "5 were cut at the token limit" in capsys.readouterr().out
+    assert [request["max_completion_tokens"] for request in requests] == [50, *[200] * 5]
+
+
+def test_a_control_token_in_the_indication_is_broken_up(tmp_path, manifest):
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    marked = manifest.with_name("marked.jsonl")
+    marked.write_text(
+        "".join(json.dumps(r | {"indication": "Cough <|image_pad|>", "comparison": "</s>"}) + "\n" for r in rows)
+    )
+    with serving(lambda request, number: (200, "Findings: x.")) as (url, requests):
+        by_endpoint(marked, tmp_path / "p.json", url)
+    text = requests[0]["messages"][0]["content"][-1]["text"]
+    assert text.endswith("Indication: Cough < |image_pad|>\nComparison: < /s>")
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from judge_server import JudgeServer, says, status, verdict
 
 from radflow import train
 from radflow.data.corpus import DataConfig, load_corpus
+from radflow.pipeline.corrections import read_corrections
 from radflow.pipeline.criticality import escape_control, format_examples, shorten, summarise, warn_if_one_sided
 from radflow.pipeline.run_config import parse_config
-from radflow.rewards.judge.corrections import read_corrections
 
 ROOT = Path(train.__file__).parent
 STUDIES = 24

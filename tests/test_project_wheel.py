@@ -38,7 +38,7 @@ def test_wheel_holds_capo_and_everything_else_as_radflow(wheel):
         names = set(archive.namelist())
     info = f"radflow-{read_metadata(wheel)['Version']}.dist-info"
     assert {name.split("/")[0] for name in names} == {"capo", "radflow", info}
-    folders = ("rewards", "models", "data", "pipeline", "evaluation", "dashboard")
+    folders = ("chat", "rewards", "models", "data", "pipeline", "evaluation", "dashboard")
     sources = [*(ROOT / "capo").glob("*"), ROOT / "train.py", ROOT / "evaluate.py"]
     sources += [path for folder in folders for path in (ROOT / folder).rglob("*")] + [*(ROOT / "configs").glob("*")]
     relative = {p.relative_to(ROOT).as_posix() for p in sources if p.is_file() and "__pycache__" not in p.parts}

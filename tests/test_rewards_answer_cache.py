@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 
 from radflow.rewards.judge.answer_cache import AnswerCache
-from radflow.rewards.judge.prompts import CRITICALITY, Answer, question_key
+from radflow.rewards.judge.prompts import CONSISTENCY, CRITICALITY, Answer
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_one_owner_claims_others_wait_and_a_released_or_lapsed_claim_is_free(ope
     first.release("k")
     assert second.claim("k") and not first.claim("k")
     now[0] = 1015.0
-    second.renew()
+    second.extend_claims()
     now[0] = 1030.0
     assert not first.claim("k")  # it holds until 1035
     now[0] = 1036.0
@@ -50,29 +50,30 @@ def test_one_owner_claims_others_wait_and_a_released_or_lapsed_claim_is_free(ope
 
 def test_an_answered_question_cannot_be_claimed_and_its_first_answer_stays(opened):
     first, second = opened(), opened()
-    assert first.find("k") is None and first.claim("k")
-    first.store("k", Answer(False, "clear\x00 \n\u202e"), prompt="p", model="m")
-    second.store("k", Answer(True, "late"), prompt="p", model="m")
+    assert first.find(["k"]) == {} and first.claim("k")
+    first.store("k", "clear\x00 \n\u202e", prompt="p", model="m")
+    second.store("k", "late", prompt="p", model="m")
     first.release("k")
-    assert second.find("k") == Answer(False, "clear\x00 \n\u202e")
+    assert second.find(["j", "k"]) == {"k": "clear\x00 \n\u202e"}
     assert not second.claim("k")
 
 
 def test_the_key_is_of_prompt_model_and_texts_and_hides_them():
     keys = {
-        question_key(CRITICALITY, "m", ["a", "b"]),
-        question_key(CRITICALITY, "m", ["ab"]),
-        question_key(CRITICALITY, "m", ["a", "", "b"]),
-        question_key(CRITICALITY, "n", ["a", "b"]),
+        CRITICALITY.key("m", ["a", "b"]),
+        CRITICALITY.key("m", ["ab"]),
+        CRITICALITY.key("m", ["a", "", "b"]),
+        CRITICALITY.key("n", ["a", "b"]),
+        CONSISTENCY.key("m", ["a", "b"]),
     }
-    assert len(keys) == 4 and all(len(key) == 64 for key in keys)
+    assert len(keys) == 5 and all(len(key) == 64 for key in keys)
 
 
 def test_the_file_holds_no_report(tmp_path, opened):
     cache = opened()
-    key = question_key(CRITICALITY, "m", ["Mrs Example has a nodule"])
+    key = CRITICALITY.key("m", ["Mrs Example has a nodule"])
     cache.claim(key)
-    cache.store(key, Answer(True, "nodule"), prompt="p", model="m")
+    cache.store(key, '{"answer": "yes"}', prompt="p", model="m")
     assert not any(b"Mrs Example" in path.read_bytes() for path in tmp_path.iterdir())
 
 
@@ -94,12 +95,33 @@ def test_a_file_that_is_something_else_is_refused_and_left_as_it_is(tmp_path, ki
     else:
         with sqlite3.connect(path) as connection:
             connection.execute("CREATE TABLE mine (x)")
-            connection.execute(f"PRAGMA user_version = {0 if kind == 'other tables' else 2}")
+            connection.execute(f"PRAGMA user_version = {0 if kind == 'other tables' else 3}")
         connection.close()
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"c\.sqlite: expected a cache of the judge.*choose another judge\.cache"):
         AnswerCache(path, claim_s=9)
     assert path.read_bytes() == before
+
+
+VERSION_1 = """
+CREATE TABLE answers (key TEXT PRIMARY KEY, prompt TEXT NOT NULL, model TEXT NOT NULL,
+    yes INTEGER NOT NULL CHECK (yes IN (0, 1)), reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE spending (only INTEGER PRIMARY KEY CHECK (only = 1), calls INTEGER NOT NULL, money REAL NOT NULL);
+INSERT INTO answers VALUES ('k', 'criticality-1', 'm', 0, 'a "quoted" reason'), ('l', 'criticality-1', 'm', 1, '');
+INSERT INTO spending VALUES (1, 7, 0.5);
+PRAGMA user_version = 1;
+"""
+
+
+def test_paid_answers_of_the_version_before_are_kept(tmp_path, opened):
+    with sqlite3.connect(tmp_path / "c.sqlite") as connection:
+        connection.executescript(VERSION_1)
+    connection.close()
+    for cache in (opened(), opened()):  # the second finds it converted
+        answers = {key: CRITICALITY.parse(content) for key, content in cache.find(["k", "l"]).items()}
+        assert answers == {"k": Answer(False, 'a "quoted" reason'), "l": Answer(True, "")}
+    assert spent(tmp_path) == (7, 0.5)
 
 
 def claim_all(path, ready, out):

@@ -11,7 +11,8 @@ from multiprocessing.pool import ThreadPool
 import pytest
 from judge_server import JudgeServer, cut, impatient, reset, says, slow, status, verdict
 
-from radflow.rewards.judge.llm import ConsistencyLlm, CriticalityLlm, JudgeStats
+from radflow.rewards.judge.asker import JudgeStats
+from radflow.rewards.judge.llm import ConsistencyLlm, CriticalityLlm
 
 SERVER_FAULTS = {
     "500": status(500, "Internal Server Error"),
@@ -30,7 +31,6 @@ BAD_REPLIES = {
     "truncated answer": says('{"answer": "no", "reason": "the lu'),
     "prose": says("No."),
     "other keys": says('{"verdict": "no"}'),
-    "no content": says(None),
     "a refusal in prose": says("I'm sorry, but I can't assist with that."),
 }
 REFUSALS = {
@@ -120,17 +120,6 @@ def test_without_quota_nothing_is_repeated(tmp_path):
         judge.asker.close()
 
 
-def test_errors_do_not_repeat_the_report(tmp_path, caplog):
-    """Some servers quote the request in their error message."""
-    with JudgeServer(
-        always=status(500, {"error": {"message": "bad input: Mrs Example has TB", "code": "x y Mrs"}})
-    ) as server:
-        judge = judge_at(server, tmp_path, breaker_failures=1)
-        assert judge(["Mrs Example has TB"]) == [None]
-        assert "Mrs" not in caplog.text + judge.asker.last_trouble and "status 500" in caplog.text
-        judge.asker.close()
-
-
 def test_a_mixture_of_faults_over_many_questions_gives_every_label_right(tmp_path):
     """Faults come at fixed requests; whatever they hit, an odd report is critical and an even one is not."""
 
@@ -141,7 +130,7 @@ def test_a_mixture_of_faults_over_many_questions_gives_every_label_right(tmp_pat
     kinds = [*SERVER_FAULTS.values(), *BAD_REPLIES.values()]
     script = [kinds[n % len(kinds)] if n % 3 == 0 else None for n in range(60)]
     with JudgeServer(answer, script=script) as server:
-        judge = judge_at(server, tmp_path, retries=6, breaker_failures=50)
+        judge = judge_at(server, tmp_path, retries=6)
         reports = [f"report {n}." for n in range(40)]
         found = judge(reports)
         for number, label in enumerate(found):
@@ -155,36 +144,36 @@ def test_a_mixture_of_faults_over_many_questions_gives_every_label_right(tmp_pat
         judge.asker.close()
 
 
-# ---- a server that is down, and the breaker
+# ---- a server that is down
 
 
-def test_a_server_that_is_down_for_the_whole_run_leaves_every_score_missing(tmp_path):
+def test_a_server_that_is_down_for_the_whole_run_leaves_every_score_missing(tmp_path, caplog):
     with JudgeServer() as server:
         url = server.url
-    judge = ConsistencyLlm.from_config(impatient(url, tmp_path / "c.sqlite", breaker_failures=4, retries=1))
+    judge = ConsistencyLlm.from_config(impatient(url, tmp_path / "c.sqlite", retries=3))
     for step in range(5):
         scores = judge([f"finding {step} {n}." for n in range(6)] + [""], ["i."] * 7)
         assert scores == [None] * 6 + [-1.0]
     assert judge.stats.missing == 30 and judge.stats.cached == 0 and judge.asker.last_trouble == "ConnectError"
-    assert judge.stats.asked + judge.stats.retried <= 4 + judge.asker.config.concurrency  # then it was left alone
+    # The first question was tried four times; a server that failed it is tried once per question until it answers.
+    assert judge.stats.asked == 30 and judge.stats.retried == 3
+    assert caplog.text.count("leaves questions unanswered: ConnectError") == 1
     judge.asker.close()
 
 
-def test_the_breaker_stops_the_asking_and_one_probe_starts_it_again(tmp_path):
-    with JudgeServer(script=[status(500)] * 3) as server:
-        judge = judge_at(server, tmp_path, retries=0, concurrency=1, breaker_failures=3, breaker_rest_s=0.3)
-        assert judge([f"r{n}" for n in range(10)]) == [None] * 10
-        assert len(server.requests) == 3 and judge.stats.asked == 3 and judge.stats.missing == 10
-        time.sleep(0.35)
-        assert None not in judge([f"r{n}" for n in range(10)]) and len(server.requests) == 13
+def test_a_server_that_is_back_is_asked_patiently_again(tmp_path):
+    with JudgeServer(script=[status(503)] * 4 + [None, status(503)]) as server:
+        judge = judge_at(server, tmp_path, retries=1, concurrency=1)
+        assert judge(["A.", "B.", "C."]) == [None] * 3  # two requests, one, one
+        assert judge(["D.", "E."])[0].critical and judge.stats.retried == 2  # one for A, one for E
         judge.asker.close()
 
 
-def test_a_busy_server_is_not_a_failing_one_until_a_question_gets_no_answer_for_it(tmp_path):
-    with JudgeServer(script=[status(429)] * 8) as server:
-        judge = judge_at(server, tmp_path, retries=4, concurrency=1, breaker_failures=2)
-        assert judge(["A."])[0] is None and judge.stats.retried == 4  # five refusals: one failure
-        assert judge(["B."])[0].critical and len(server.requests) == 9
+def test_a_busy_server_works(tmp_path):
+    with JudgeServer(script=[status(429)] * 6) as server:
+        judge = judge_at(server, tmp_path, retries=2, concurrency=1)
+        assert judge(["A.", "B."]) == [None, None] and judge.stats.retried == 4
+        assert judge(["A.", "B."])[1].critical and len(server.requests) == 8
         judge.asker.close()
 
 
@@ -197,7 +186,7 @@ def test_the_budget_in_calls_holds_and_what_it_did_not_reach_is_missing(tmp_path
         found = judge([f"r{n}" for n in range(9)])
         assert len(server.requests) == 5 and found.count(None) == 5  # one of the five calls was a retry
         assert judge.stats.over_budget == judge.stats.missing == 5 and judge.stats.asked == 4
-        assert judge.asker.last_trouble == "the budget is used up"
+        assert judge.asker.last_trouble.startswith("the budget is used up; raise judge.max_calls")
         judge.asker.close()
         richer = judge_at(server, tmp_path, max_calls=10)
         assert None not in richer([f"r{n}" for n in range(9)]) and len(server.requests) == 10

@@ -4,19 +4,50 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from radflow.chat.client import Chat
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A yes-or-no question about texts."""
+class Prompt(Generic[T]):
+    """A question about texts that is answered with a JSON object."""
 
     version: str
-    question: str
+    system: str  # with {code}, the mark of the fence
     titles: tuple[str, ...]  # of the texts that it is about
+    schema: Mapping[str, Any]
+    read: Callable[[Mapping[str, Any]], T]  # the answer in a JSON object; ValueError if it holds none
+
+    def key(self, model: str, texts: Sequence[str]) -> str:
+        """The key of an answer in the cache: a hash, so that the cache holds no report."""
+        return hashlib.sha256(json.dumps([self.version, model, *texts]).encode()).hexdigest()
+
+    def chat(self, texts: Sequence[str], *, again: bool = False) -> Chat:
+        """The question about `texts`, one per title; `again` after a reply of wrong form."""
+        # A text cannot contain its own hash, so that no report can forge its fence; and the same question is the same
+        # bytes each time.
+        code = self.key("", texts)[:16]
+        fenced = [
+            f"<<<{title} {code}\n{defuse(text)}\n<<<END OF {title} {code}"
+            for title, text in zip(self.titles, texts, strict=True)
+        ]
+        user = "\n".join([*fenced, *([_TEXTS["again"]] if again else [])])
+        return Chat(user, " ".join(texts), self.system.replace("{code}", code), self.schema)
+
+    def parse(self, content: str) -> T:
+        """The answer in a reply that is exactly one JSON object; ValueError for other text around it, repeated keys or
+        other values."""
+        # Pairs show repeated keys, which a dict would hide.
+        found = json.loads(content, object_pairs_hook=_without_repeats)
+        if not isinstance(found, dict):
+            raise ValueError("expected one JSON object")
+        return self.read(found)
 
 
 @dataclass(frozen=True)
@@ -27,42 +58,18 @@ class Answer:
     reason: str
 
 
-class BadReplyError(ValueError):
-    """The judge's reply is not the JSON object that it was asked for."""
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("expected each key once")
+    return found
 
 
-_TEXTS = tomllib.loads(Path(__file__).with_name("prompts.toml").read_text(encoding="utf-8"))
-CONSISTENCY, CRITICALITY, CRITICALITY_ACUTE = (
-    Prompt(entry["version"], entry["question"], tuple(entry["titles"]))
-    for entry in (_TEXTS["consistency"], _TEXTS["criticality"], _TEXTS["criticality_acute"])
-)
-_SCHEMA = {
-    "type": "object",
-    "properties": {"reason": {"type": "string"}, "answer": {"type": "string", "enum": ["yes", "no"]}},
-    "required": ["reason", "answer"],
-    "additionalProperties": False,
-}
-# From the strictest to none: a server that refuses one is asked with the next.
-RESPONSE_FORMATS: tuple[dict[str, Any] | None, ...] = (
-    {"type": "json_schema", "json_schema": {"name": "judgement", "strict": True, "schema": _SCHEMA}},
-    {"type": "json_object"},
-    None,
-)
-
-
-def messages(prompt: Prompt, texts: Sequence[str], *, again: bool = False) -> list[dict[str, str]]:
-    """The chat that asks `prompt` about `texts`, one per title; `again` after a reply of wrong form."""
-    # A text cannot contain its own hash, so that no report can forge its fence; and the same question is the same
-    # bytes each time.
-    code = question_key(prompt, "", texts)[:16]
-    fenced = [
-        f"<<<{title} {code}\n{defuse(text)}\n<<<END OF {title} {code}"
-        for title, text in zip(prompt.titles, texts, strict=True)
-    ]
-    return [
-        {"role": "system", "content": _TEXTS["system"].format(code=code, question=prompt.question)},
-        {"role": "user", "content": "\n".join([*fenced, *([_TEXTS["again"]] if again else [])])},
-    ]
+def _read_answer(found: Mapping[str, Any]) -> Answer:
+    answer, reason = str(found.get("answer")).strip().lower(), found.get("reason")
+    if answer not in ("yes", "no"):
+        raise ValueError('expected the key "answer", yes or no')
+    reason = reason if isinstance(reason, str) else ""
+    return Answer(answer == "yes", re.sub("[\ud800-\udfff]", "\ufffd", reason))  # no file can hold half a pair
 
 
 def defuse(text: str) -> str:
@@ -73,26 +80,19 @@ def defuse(text: str) -> str:
     return re.sub(r"<(?=[^\s\d=])|\[(?=/?[A-Z_]+\])", r"\g<0> ", text)
 
 
-def question_key(prompt: Prompt, model: str, texts: Sequence[str]) -> str:
-    """The key of an answer in the cache: a hash, so that the cache holds no report."""
-    return hashlib.sha256(json.dumps([prompt.version, model, *texts]).encode()).hexdigest()
+_TEXTS = tomllib.loads(Path(__file__).with_name("prompts.toml").read_text(encoding="utf-8"))
+_YES_OR_NO = {
+    "type": "object",
+    "properties": {"reason": {"type": "string"}, "answer": {"type": "string", "enum": ["yes", "no"]}},
+    "required": ["reason", "answer"],
+    "additionalProperties": False,
+}
 
 
-def parse_answer(content: str) -> Answer:
-    """The answer in a reply that is exactly one JSON object, alone or in one Markdown code block; BadReplyError for
-    anything else: other text around it, other, missing or repeated keys, other values."""
-    block = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", content, flags=re.DOTALL)
-    try:
-        # Pairs show repeated keys, which a dict would hide; a tuple tells an object from a list.
-        pairs = json.loads(block[1] if block else content, object_pairs_hook=tuple)
-    except (ValueError, RecursionError) as error:
-        raise BadReplyError("expected one JSON object") from error
-    match sorted(pairs, key=repr) if isinstance(pairs, tuple) else None:
-        case [("answer", "yes" | "no" as answer), ("reason", str(reason))] if _writable(reason):
-            return Answer(answer == "yes", reason)
-    raise BadReplyError('expected the keys "answer" (yes or no) and "reason" (text), each once')
+def _yes_or_no(name: str) -> Prompt[Answer]:
+    text = _TEXTS[name]
+    system = _TEXTS["system"].format(code="{code}", question=text["question"])
+    return Prompt(text["version"], system, tuple(text["titles"]), _YES_OR_NO, _read_answer)
 
 
-def _writable(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can spell and no file can hold."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+CONSISTENCY, CRITICALITY, CRITICALITY_ACUTE = map(_yes_or_no, ("consistency", "criticality", "criticality_acute"))
