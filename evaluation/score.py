@@ -9,13 +9,15 @@ import csv
 import dataclasses
 import io
 import itertools
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from tqdm import tqdm
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import arg
 
 from capo.checks import check_range
 from capo.journal import write_json, write_lines, write_whole
@@ -23,6 +25,7 @@ from radflow.data.nearest import nearest_indices
 from radflow.data.sections import SectionParser
 from radflow.data.studies import Study
 from radflow.evaluation.inputs import left_out, notes_on, read_pairs, read_references, studies_of, training_texts
+from radflow.evaluation.llm_metrics import LlmMetric, ask_errors
 from radflow.evaluation.measuring import MODELS, MeasureConfig, Measures, lacking, notes_on_lacking, with_radcliq
 from radflow.evaluation.precomputed import Rows, precomputed_cells, read_precomputed
 from radflow.evaluation.rules import DEFAULT_LABELER, LabelerName, choose_rules
@@ -30,6 +33,7 @@ from radflow.evaluation.table_metrics import LABEL_CELLS, Cells, TableMetric, av
 from radflow.evaluation.weights import Weights
 from radflow.pipeline.comparison import Variety, best_constants, even_sample
 from radflow.pipeline.tables import Table, bounds, documents, number
+from radflow.rewards.judge.config import JudgeConfig
 from radflow.rewards.registry import LABELERS
 from radflow.rewards.rules.chexpert_rules import LABELS as CHEXPERT_LABELS
 from radflow.rewards.statistics import Interval
@@ -57,6 +61,9 @@ class ScoreConfig(MeasureConfig):
     """JSONL of sub-scores and annotations computed elsewhere; they are used as they are."""
     baseline_sample: int = 100
     """Training reports tried as constant, and training references that they are judged on."""
+    llm: tuple[LlmMetric, ...] = ()
+    """Metrics that the model of section judge fills, listing the errors of each report (docs/judge.md)."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +72,8 @@ class ScoreConfig(MeasureConfig):
         if self.predictions is None and (self.references or self.train or self.manifest):
             raise ValueError("expected predictions with the references, training references or manifest, got none")
         check_range(self, "baseline_sample", least=1)
+        if self.llm and (self.predictions is None or self.judge.model is None):
+            raise ValueError("llm needs predictions, and judge.model, the name of the model that is asked")
 
 
 @dataclass(frozen=True)
@@ -99,9 +108,10 @@ class Scored:
     varieties: Mapping[str, Variety]
     left_out: Mapping[str, Sequence[str]]
     notes: Sequence[str]
+    listed: Sequence[Mapping[str, object]] = ()  # errors that a language model found
 
 
-def score_files(config: OmitArgPrefixes[ScoreConfig], weights: Weights, out: Path | None = None) -> None:
+def score_files(config: Annotated[ScoreConfig, arg(name="")], weights: Weights, out: Path | None = None) -> None:
     """Score one file of reports, next to baselines that see nothing or only copy.
 
     Args:
@@ -132,7 +142,8 @@ def score(config: ScoreConfig, weights: Weights) -> Scored:
     measures = Measures(config, weights, rules, given=made)
     names = [name for name in MODELS if name not in made]
     measured = measures.cells(pairs.predictions, pairs.references, title="score", names=names)
-    cells = with_radcliq(measured | made)
+    asked = ask_errors(config.llm, config.judge, pairs.ids, pairs.predictions, pairs.references)
+    cells = with_radcliq(measured | made) | asked.cells
     train, notes = training_texts(config.train, config.manifest, pairs.ids, config.protocol, parse)
     nearest = nearest_texts(pairs.ids, studies_of(config.manifest, config.image_root), train)
     found = measure_baselines(measures, pairs.references, train, nearest, sample=config.baseline_sample)
@@ -140,10 +151,11 @@ def score(config: ScoreConfig, weights: Weights) -> Scored:
     if others := [study_id for study_id in given if study_id not in set(pairs.ids)]:
         lists["precomputed lines of studies that are not scored"] = others
     varieties = {"predictions": Variety.of(pairs.predictions), "references": Variety.of(pairs.references)}
-    rows = _rows(config, measures.rows, cells, measures.missing, found)
+    missing = measures.missing | dict.fromkeys(asked.cells, "the model answered for no report")
+    rows = _rows(config, [*measures.rows, *asked.rows], cells, missing, found)
     feet = _feet(config, pairs.ids, rules.labeler, varieties, found)
-    feet += [*rules.tokens, *notes, *notes_on(lists)]
-    return Scored(pairs.ids, cells, rules.labeler, rows, found, varieties, lists, feet)
+    feet += [*rules.tokens, *asked.notes, *notes, *notes_on(lists)]
+    return Scored(pairs.ids, cells, rules.labeler, rows, found, varieties, lists, feet, asked.listed)
 
 
 def measure_baselines(
@@ -260,7 +272,8 @@ def tables(scored: Scored) -> tuple[list[Table], list[str]]:
 
 
 def write(scored: Scored, folder: Path, config: ScoreConfig) -> str:
-    """Write summary.txt, .md, .tex and .json, per_study.csv and .jsonl; returns the text."""
+    """Write summary.txt, .md, .tex and .json, per_study.csv and .jsonl, and errors.jsonl of a language model; returns
+    the text."""
     shown, notes = tables(scored)
     texts = documents(shown, notes)
     for ending, text in texts.items():
@@ -272,6 +285,8 @@ def write(scored: Scored, folder: Path, config: ScoreConfig) -> str:
     writer.writerows(rows)
     write_whole(folder / "per_study.csv", file.getvalue())
     write_lines(folder / "per_study.jsonl", [row | labels for row, labels in zip(rows, _labels(scored), strict=True)])
+    if scored.listed:
+        write_lines(folder / "errors.jsonl", scored.listed)
     return texts["txt"]
 
 
@@ -305,7 +320,7 @@ def as_json(scored: Scored, config: ScoreConfig) -> dict[str, object]:
             low, high = (None if np.isnan(bound) else bound for bound in (row.interval.low, row.interval.high))
             entry |= {"value": row.interval.mean, "low": low, "high": high, "studies": row.studies}
         metrics.append({**entry, "baselines": dict(row.baselines)})
-    settings = {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(config).items()}
+    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # paths as text
     return {
         "settings": settings,
         "labeler": scored.labeler,

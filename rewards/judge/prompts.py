@@ -23,6 +23,7 @@ class Prompt(Generic[T]):
     titles: tuple[str, ...]  # of the texts that it is about
     schema: Mapping[str, Any]
     read: Callable[[Mapping[str, Any]], T]  # the answer in a JSON object; ValueError if it holds none
+    again: str  # added after a reply of wrong form
 
     def key(self, model: str, texts: Sequence[str]) -> str:
         """The key of an answer in the cache: a hash, so that the cache holds no report."""
@@ -37,7 +38,7 @@ class Prompt(Generic[T]):
             f"<<<{title} {code}\n{defuse(text)}\n<<<END OF {title} {code}"
             for title, text in zip(self.titles, texts, strict=True)
         ]
-        user = "\n".join([*fenced, *([_TEXTS["again"]] if again else [])])
+        user = "\n".join([*fenced, *([self.again] if again else [])])
         return Chat(user, " ".join(texts), self.system.replace("{code}", code), self.schema)
 
     def parse(self, content: str) -> T:
@@ -89,10 +90,14 @@ _YES_OR_NO = {
 }
 
 
-def _yes_or_no(name: str) -> Prompt[Answer]:
-    text = _TEXTS[name]
-    system = _TEXTS["system"].format(code="{code}", question=text["question"])
-    return Prompt(text["version"], system, tuple(text["titles"]), _YES_OR_NO, _read_answer)
+def fenced_prompt(name: str, form: str, schema: Mapping[str, Any], read: Callable[[Mapping[str, Any]], T]) -> Prompt[T]:
+    """The prompt of a section of prompts.toml; the section `form` says what is replied."""
+    text, reply = _TEXTS[name], _TEXTS[form]
+    system = _TEXTS["system"].format(code="{code}", question=text["question"], keys=reply["keys"])
+    return Prompt(text["version"], system, tuple(text["titles"]), schema, read, _TEXTS["again"] + reply["again"])
 
 
-CONSISTENCY, CRITICALITY, CRITICALITY_ACUTE = map(_yes_or_no, ("consistency", "criticality", "criticality_acute"))
+CONSISTENCY, CRITICALITY, CRITICALITY_ACUTE = (
+    fenced_prompt(name, "yes_or_no", _YES_OR_NO, _read_answer)
+    for name in ("consistency", "criticality", "criticality_acute")
+)
