@@ -1,7 +1,7 @@
 """What a served model answers to the judge's two questions, 50 times each, and how often it agrees with the rules.
 
-    make test-served                                                          starts a small model and asks it
-    python benchmarks/served_judge.py --url http://127.0.0.1:11434/v1 --model qwen3      asks a server of yours
+make test-served                                                          starts a small model and asks it
+python benchmarks/served_judge.py --url http://127.0.0.1:11434/v1 --model qwen3      asks a server of yours
 """
 
 import argparse
@@ -67,17 +67,20 @@ def count(question: str, answers: Sequence[bool | None], rules: Sequence[bool]) 
     return Row(question, answers.count(True), answers.count(False), answers.count(None), sum(rules), agreed)
 
 
+def write(model: str, rows: Sequence[Row], stats: JudgeStats, seconds: float) -> None:
+    setting = f"{NUM_QUESTIONS} questions of each kind about phantoms, answered by {model}"
+    columns = ["question", "yes", "no", "missing", "yes by rules", "agrees with the rules"]
+    answers = [[row.question, *map(str, (row.yes, row.no, row.missing, row.rules_yes, row.agreed))] for row in rows]
+    table = {"setting": setting, "columns": columns, "rows": answers, "counts": stats, "seconds": round(seconds)}
+    harness.write("served_judge", table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True, help="of an OpenAI-compatible API")
     parser.add_argument("--model", required=True, help="as the server names it")
     words = parser.parse_args()
-    rows, stats, seconds = ask(words.url, words.model)
-    table = [{"model": words.model, **vars(row)} for row in rows]
-    harness.write_rows("served_judge", table)
-    for row in rows:
-        print(row)
-    print(f"{stats}, {seconds:.0f} s")
+    write(words.model, *ask(words.url, words.model))
 
 
 if __name__ == "__main__":

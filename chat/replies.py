@@ -92,6 +92,8 @@ def parse_error(data: Any, *, private: str, public: str) -> Error:
     status = next((code for code in (fields.get("code"), fields.get("status")) if type(code) is int), None)
     said = next((fields[name] for name in ("message", "detail", "msg") if fields.get(name)), "")
     message = said if isinstance(said, str) else json.dumps(said)
+    if isinstance(fields.get("param"), str) and fields["param"] not in message:
+        message = f"{message} ({fields['param']})"
     code, message = (cut_out(text, private, public) for text in ("".join(codes[:1]), message))
     return Error(code, message, status)
 

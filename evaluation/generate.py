@@ -18,7 +18,7 @@ from capo.stopping import StopRequested, StopSignal
 from radflow.data.prefetch import decode_studies
 from radflow.data.readers.manifest import read_manifest
 from radflow.data.studies import Study, check_studies
-from radflow.evaluation.endpoint import Endpoint, ServedModelConfig
+from radflow.evaluation.served_model import ServedModel, ServedModelConfig
 from radflow.pipeline.resumable import Row, resumable_map
 
 Write = Callable[..., list[tuple[str, bool]]]  # (report, whether it was cut) of each study
@@ -109,12 +109,12 @@ def generate(config: Annotated[GenerateConfig, arg(name="")]) -> None:
 def _load_writer(config: GenerateConfig, stop: StopSignal, shown: bool) -> Write:
     """What reports a part; a model is loaded with the first part, so that none is needed if all parts are there."""
     if config.model is None:
-        endpoint = Endpoint(config.endpoint, config.sampling)
+        served = ServedModel(config.endpoint, config.sampling)
 
         def ask(part: Sequence[Study], *, title: str) -> list[tuple[str, bool]]:
             if stop.requested:
                 raise StopRequested("stopped while reports were requested")
-            return endpoint.reports(part, title=title)
+            return served.reports(part, title=title)
 
         return ask
     from radflow.pipeline.generation import ReportWriter, open_model  # loads transformers

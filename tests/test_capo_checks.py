@@ -15,7 +15,7 @@ from capo.sampling import SamplingConfig
 from capo.sft import SftConfig
 from capo.warmup import WarmupConfig
 from radflow.data.windowing import WindowConfig
-from radflow.evaluation.endpoint import ServedModelConfig
+from radflow.evaluation.served_model import ServedModelConfig
 from radflow.pipeline.run_config import Config
 
 REFUSED = (

@@ -10,7 +10,9 @@ from functools import partial
 from multiprocessing.pool import ThreadPool
 from typing import TypeVar
 
-from radflow.chat.client import Chat, ChatClient, TroubleError
+from radflow.chat.client import ChatClient
+from radflow.chat.endpoint import TroubleError
+from radflow.chat.forms import Chat
 from radflow.rewards.judge.answer_cache import AnswerCache
 from radflow.rewards.judge.config import JudgeConfig
 from radflow.rewards.judge.prompts import Prompt

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from radflow.chat.client import Chat
+from radflow.chat.forms import Chat
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from radflow.chat.client import Chat
+from radflow.chat.forms import Chat
 from radflow.rewards.judge.prompts import Prompt, defuse, fenced_prompt
 
 _PACKAGE = "crimson-score"
@@ -121,9 +121,7 @@ def read_crimson(found: Mapping[str, Any]) -> Errors:
         weight = reference.get(name, 0.0)
         earned += weight * weight / (weight + lost.get(name, 0.0)) if weight else 0.0
     total = sum(reference.values()) if reference else len(matched) + missed
-    if total:
-        share = (earned - false) / total
-    else:
-        share = 1.0 if false == missed == 0 else -(false + missed + 1)
+    without_findings = 1.0 if false == missed == 0 else -1.0
+    share = (earned - false) / total if total else without_findings
     excess = max(0.0, false - earned)
     return Errors(round(share if share >= 0 else -excess / (1 + excess), 4), found)

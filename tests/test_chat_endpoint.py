@@ -1,4 +1,4 @@
-"""The client of endpoints: how much it reads, whom it asks, what it tells, and that it keeps the key."""
+"""An endpoint: how much is read, whom it asks, what it tells, and that the key is kept."""
 
 import logging
 import os
@@ -9,9 +9,9 @@ import tracemalloc
 import pytest
 from judge_server import KEY, JudgeServer, impatient, says, status, verdict
 
-from radflow.chat import client
-from radflow.chat.client import ChatClient, TroubleError
+from radflow.chat import endpoint
 from radflow.chat.config import EndpointConfig
+from radflow.chat.endpoint import Endpoint, TroubleError
 from radflow.rewards.judge.llm import CriticalityLlm
 
 
@@ -70,9 +70,9 @@ def endless(handler):
 
 
 def test_an_endless_body_is_left_after_its_first_mebibytes(monkeypatch):
-    monkeypatch.setattr(client, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(endpoint, "MAX_BYTES", 2**20)
     with JudgeServer(always=endless) as server:
-        asking = ChatClient(config_of(server))
+        asking = Endpoint(config_of(server))
         tracemalloc.start()
         with pytest.raises(TroubleError, match="a reply of more than 1 MiB"):
             asking.post("/chat/completions", {"messages": [{"content": ""}]})
@@ -116,7 +116,7 @@ def test_the_url_may_be_that_of_the_chat(tmp_path):
 
 def test_a_retry_after_holds_for_every_thread(tmp_path):
     with JudgeServer(script=[None, status(429, Retry_After="0.3")]) as server:
-        asking, body = ChatClient(config_of(server, backoff_max_s=9.0)), {"messages": [{"content": ""}]}
+        asking, body = Endpoint(config_of(server, backoff_max_s=9.0)), {"messages": [{"content": ""}]}
         asking.post("/a", body)
         other = threading.Thread(target=asking.post, args=("/b", body))
         other.start()

@@ -11,8 +11,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from capo.sampling import SamplingConfig
-from radflow.chat.client import Chat, ChatClient, TroubleError
+from radflow.chat.client import ChatClient
 from radflow.chat.config import EndpointConfig
+from radflow.chat.endpoint import TroubleError
+from radflow.chat.forms import Chat
 from radflow.data.studies import Study, load_image
 from radflow.rewards.judge.prompts import defuse
 
@@ -40,7 +42,7 @@ class ServedModelConfig(EndpointConfig):
         self.check(least={"max_side": 32})
 
 
-class Endpoint:
+class ServedModel:
     """Asks for reports; ValueError if the key is not set, or httpx or tenacity is not installed."""
 
     def __init__(self, config: ServedModelConfig, sampling: SamplingConfig) -> None:

@@ -1,0 +1,62 @@
+"""A question to a served model, and the forms in which servers accept it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+_FORMATS = ("json_schema", "json_object", None)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One question to a model."""
+
+    user: str | list[dict[str, Any]]  # text, or parts with images
+    private: str  # of this text no word is shown in an error
+    system: str = ""
+    schema: Mapping[str, Any] | None = None  # of the JSON object that is wanted; None: the reply is text
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a server is asked. What it refuses is given up, one thing after the other."""
+
+    format: str | None = "json_schema"
+    limits: tuple[str, ...] = ("max_completion_tokens",)
+    system: bool = True
+    temperature: bool = True
+    room: int = 1  # times the token limit
+
+    def plainer(self, said: str, chat: Chat) -> "Form | None":
+        """The form without what the words of a refusal name, or without what is refused most often; None if nothing is
+        left to give up."""
+        ways: list[tuple[str, Form]] = []
+        if chat.schema is not None and self.format is not None:
+            plainer = _FORMATS[_FORMATS.index(self.format) + 1]
+            ways.append(("format|schema|json|grammar", replace(self, format=plainer)))
+        if "max_completion_tokens" in self.limits:
+            ways.append(("max_(completion_)?tokens", replace(self, limits=("max_tokens",))))
+        if chat.system and self.system:
+            ways.append(("system|role|template", replace(self, system=False)))
+        if self.temperature:
+            ways.append(("temperature", replace(self, temperature=False)))
+        named = [form for words, form in ways if re.search(words, said, re.IGNORECASE)]
+        return next(iter(named + [form for _, form in ways]), None)
+
+    def body(self, chat: Chat, *, model: str | None, max_tokens: int, temperature: float | None) -> dict[str, Any]:
+        """The request."""
+        messages: list[dict[str, Any]] = [{"role": "user", "content": chat.user}]
+        if chat.system and self.system:
+            messages.insert(0, {"role": "system", "content": chat.system})
+        elif chat.system:
+            messages[0]["content"] = f"{chat.system}\n\n{chat.user}"
+        body: dict[str, Any] = {"model": model, "messages": messages, "stream": False}
+        body |= dict.fromkeys(self.limits, max_tokens * self.room)
+        if self.temperature and temperature is not None:
+            body["temperature"] = temperature
+        if chat.schema is not None and self.format is not None:
+            named = {"name": "reply", "strict": True, "schema": chat.schema}
+            schema = {"json_schema": named} if self.format == "json_schema" else {}
+            body["response_format"] = {"type": self.format, **schema}
+        return body
