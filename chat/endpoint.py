@@ -86,7 +86,7 @@ class Endpoint:
         return self.retry(lambda: self.post_once(path, body, private=private, public=public))
 
     def retry(self, work: Callable[[], T]) -> T:
-        """What `work` returns, tried as often as the config allows; a TroubleError says if it is worth another attempt."""
+        """What `work` returns, tried as often as the config allows; a TroubleError says if once more is worth it."""
         return self._retrying(work)
 
     def post_once(self, path: str, body: Mapping[str, Any], *, private: str, public: str) -> Any:
