@@ -28,6 +28,7 @@ keys of these sections of the config:
     criticality   who labels references as critical
     rl            CAPO: objective, clip ranges, KL, steps
     rollout       sampling of reports
+    served        the server that samples them, with rollout.engine served
     evaluate      evaluation, and validation during CAPO
     parallel      sharding over GPUs
     tracking      dashboard, TensorBoard, Weights & Biases
@@ -230,7 +231,8 @@ def reinforce(run: Run) -> None:
     loop = StageLoop(run, "rl", trainer, every=rl.checkpoint_every, identity={"selection": fingerprint(studies)})
     batches, suppressed = rl_batches(run, studies, first=loop.first), suppressed_mask(policy, run.processor)
     new_engine = partial(rollout_engine, policy, run, suppressed, num_studies=min(rl.studies_per_step, len(studies)))
-    engine = new_engine if trainer.sharded else cache(new_engine)
+    gathers = trainer.sharded and config.rollout.engine == "local"  # weights go to new memory in each step
+    engine = new_engine if gathers else cache(new_engine)
     with reward_workers(run) as workers:
 
         def step(number: int) -> dict[str, float | None]:

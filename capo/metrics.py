@@ -128,9 +128,12 @@ class ScoringMetrics:
         self._totals = _Totals()
 
     def add(self, sampled: Tensor, behaviour: Tensor, kl: Tensor, entropy: Tensor, mask: Tensor) -> None:
-        """Add a micro-batch; [B, T] each, KL and entropy 0 outside the mask."""
-        gap = log_ratio(behaviour, sampled, mask).abs()
+        """Add a micro-batch; [B, T] each, KL and entropy 0 outside the mask, `sampled` NaN where the sampler gave none:
+        such a token has no gap and the weight 1."""
+        known = mask & ~sampled.isnan()
+        gap = log_ratio(behaviour, sampled, known).abs()
         self._totals.add("tokens", mask)
+        self._totals.add("known", known)
         self._totals.add("kl_before", kl)
         self._totals.add("entropy", entropy)
         self._totals.add("sampler_gap_mean", gap)
@@ -138,18 +141,22 @@ class ScoringMetrics:
         if self.level != "off":
             # All tokens of a report have its weight: count the first.
             counted = mask if self.level == "token" else mask & (mask.cumsum(-1) == 1)
-            weights = sampler_weights(behaviour, sampled, mask, level=self.level, cap=self.cap)
+            given = torch.where(known, sampled, behaviour)
+            weights = sampler_weights(behaviour, given, mask, level=self.level, cap=self.cap)
             self._totals.add("weights", counted)
             self._totals.add("sampler_weight_mean", torch.where(counted, weights, 0.0))
             self._totals.add("sampler_weight_capped", counted & (weights >= self.cap))
 
-    def read(self, ranks: Ranks | None = None) -> dict[str, float]:
-        """KL and entropy per token, mean and maximum of the gap between sampler and training path, and unless "off"
-        mean of the weights and share at the cap, over tokens or reports as the level says."""
+    def read(self, ranks: Ranks | None = None) -> dict[str, float | None]:
+        """KL and entropy per token, mean and maximum of the gap between sampler and training path (None if the sampler
+        gave no log-probability), and unless "off" mean of the weights and share at the cap, over tokens or reports as
+        the level says."""
         sums, maxima = self._totals.read(ranks)
-        tokens, weights = max(1.0, sums.pop("tokens")), max(1.0, sums.pop("weights", 0.0))
-        means = {name: value / (weights if "_weight_" in name else tokens) for name, value in sums.items()}
-        return {**means, **maxima}
+        tokens, known, weights = sums.pop("tokens"), sums.pop("known"), sums.pop("weights", 0.0)
+        counts = {name: weights if "_weight_" in name else known if "_gap_" in name else tokens for name in sums}
+        found: dict[str, float | None] = {name: value / max(1.0, counts[name]) for name, value in sums.items()}
+        found |= maxima
+        return found if known or not tokens else {**found, "sampler_gap_mean": None, "sampler_gap_max": None}
 
 
 class _Totals:

@@ -130,7 +130,7 @@ class Trainer:
         temperature: float,
         suppressed: Tensor | None,
         max_tokens: int = 0,
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """One CAPO step (paper eq. 8): `inner_epochs` passes over a batch of rollouts, each report clipped by the range
         of its case, with the KL to the reference.
 
@@ -262,12 +262,14 @@ def _with_behaviour(micro: _MicroBatch, logps: Tensor, entropy: Tensor, before: 
 
     The sampler's own come from another path and differ in the last digits (in bf16 by more than a critical case's
     clip range), so no ratio is taken of them: they are compared, and give the weights of `sampler_correction`. A copy
-    has none; with the trainer's its weight is 1.
+    has none, and neither has a token whose sampler gave none; with the trainer's its weight is 1.
     """
-    sampled = torch.where(micro.sampled[:, None], micro.sampled_logps, logps)
     mask = micro.layout.mask & micro.sampled[:, None]
-    before.add(sampled, logps, k3(logps, micro.reference_logps, mask), torch.where(mask, entropy, 0.0), mask)
-    return replace(micro, sampled_logps=sampled, behaviour_logps=logps)
+    before.add(
+        micro.sampled_logps, logps, k3(logps, micro.reference_logps, mask), torch.where(mask, entropy, 0.0), mask
+    )
+    known = mask & ~micro.sampled_logps.isnan()
+    return replace(micro, sampled_logps=torch.where(known, micro.sampled_logps, logps), behaviour_logps=logps)
 
 
 def _objective(micro: _MicroBatch, logps: Tensor, config: RlConfig, counts: dict[str, int]) -> LossTerms:

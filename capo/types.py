@@ -71,7 +71,7 @@ class Rollout:
     study_id: str
     sample: int  # index among the reports of its study; of a copy, that of the report that it was made of
     response_ids: Tensor  # [T] int64; ends in EOS unless truncated
-    behaviour_logps: Tensor  # [T] float32, of the distribution sampled from; of a copy, which nobody sampled, 0
+    behaviour_logps: Tensor  # [T] float32, of the distribution sampled from, NaN if unknown; of a copy, 0
     truncated: bool  # the token limit came before EOS
     edited: str | None = None  # of a copy: what was changed
 

@@ -98,8 +98,8 @@ class ChatClient:
         body = form.body(chat, model=self._model, max_tokens=self._max_tokens, temperature=self._temperature)
         purse.pay(chat, self._max_tokens * form.room)
         try:
-            texts = {"private": chat.private, "public": chat.system}
-            reply = parse_completion(self._endpoint.post_once("/chat/completions", body, **texts))
+            data = self._endpoint.post_once("/chat/completions", body, private=chat.private, public=chat.system)
+            reply = parse_completion(data)
         except TroubleError as trouble:
             if not trouble.charged:
                 purse.settle((0, 0))

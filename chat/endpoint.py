@@ -76,21 +76,24 @@ class Endpoint:
     def close(self) -> None:
         self._http.close()
 
-    def post(self, path: str, body: Mapping[str, Any], *, private: str = "", public: str = "") -> Any:
-        """The JSON that a POST of JSON brings, after retries; TroubleError if there is none.
+    def post(self, path: str, body: Mapping[str, Any], *, private: str = "", text: bool = False) -> Any:
+        """What a POST of JSON brings, after retries; TroubleError if there is nothing.
 
         Args:
             path: after the url of the config.
-            private: text of which no word is shown in an error, but those of `public`.
+            private: text of which no word is shown in an error.
+            text: the reply may be text, as vLLM's is when it has loaded an adapter; otherwise it is JSON.
         """
-        return self.retry(lambda: self.post_once(path, body, private=private, public=public))
+        return self.retry(lambda: self.post_once(path, body, private=private, text=text))
 
     def retry(self, work: Callable[[], T]) -> T:
         """What `work` returns, tried as often as the config allows; a TroubleError says if once more is worth it."""
         return self._retrying(work)
 
-    def post_once(self, path: str, body: Mapping[str, Any], *, private: str, public: str) -> Any:
-        """As `post`, without retries."""
+    def post_once(
+        self, path: str, body: Mapping[str, Any], *, private: str, public: str = "", text: bool = False
+    ) -> Any:
+        """As `post`, without retries; words of `public` may be shown though they are in `private`."""
         time.sleep(max(0.0, self._resume_at - time.monotonic()))
         limit_s, began, content = self._config.timeout_s, time.monotonic(), bytearray()
         try:
@@ -108,18 +111,18 @@ class Endpoint:
             raise TroubleError(message, retry=True, charged=charged) from None
         except TimeoutError:
             raise TroubleError(f"no reply within {limit_s:g} s", retry=True) from None
-        text = self._without_key(content.decode("utf-8-sig", "replace"))
+        came = self._without_key(content.decode("utf-8-sig", "replace"))
         try:
-            data = json.loads(text)
+            data = json.loads(came)
         except (ValueError, RecursionError):
             data = None
         failed = data.get("error") if isinstance(data, dict) and not data.get("choices") else None
         if failed or not response.is_success:
-            raise self._trouble(response, data if failed or data is not None else text, private, public)
+            raise self._trouble(response, came if data is None else data, private, public)
         self._down = False
-        if data is None:
+        if data is None and not text:
             raise TroubleError("a reply that is no JSON", retry=True)
-        return data
+        return came if data is None else data
 
     def _trouble(self, response: "httpx.Response", data: Any, private: str, public: str) -> TroubleError:
         """What an error says; some hosts send it with status 200."""

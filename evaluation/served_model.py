@@ -1,7 +1,5 @@
 """Reports from any OpenAI-compatible vision endpoint: images travel as data URIs, in one message with the question."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -15,6 +13,7 @@ from radflow.chat.client import ChatClient
 from radflow.chat.config import EndpointConfig
 from radflow.chat.endpoint import TroubleError
 from radflow.chat.forms import Chat
+from radflow.data.image_files import as_data_uri
 from radflow.data.studies import Study, load_image
 from radflow.rewards.judge.prompts import defuse
 
@@ -86,14 +85,7 @@ def build_question(study: Study, config: ServedModelConfig) -> Chat:
             parts.append({"type": "text", "text": title})
         for source in sources:
             image = load_image(source, study_id=study.id, window=study.window)
-            parts.append({"type": "image_url", "image_url": {"url": encode_png(image, config.max_side)}})
+            image.thumbnail((config.max_side, config.max_side), Image.Resampling.BICUBIC)
+            parts.append({"type": "image_url", "image_url": {"url": as_data_uri(image)}})
     question = {"type": "text", "text": "\n".join([config.prompt, *lines])}
     return Chat([*parts, question], private=" ".join(lines))
-
-
-def encode_png(image: Image.Image, side: int) -> str:
-    """An image as PNG in a data URI, at most `side` pixels wide and high: lossless, as the model would see the file."""
-    image.thumbnail((side, side), Image.Resampling.BICUBIC)
-    with io.BytesIO() as file:
-        image.save(file, "PNG")
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -53,6 +53,13 @@ def write_adapter(directory: Path, weights: Mapping[str, Tensor], config: LoraCo
         (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
+def list_targets(directory: Path) -> None:
+    """Name each layer of an adapter in its `target_modules`: SGLang refuses the regular expression that PEFT takes."""
+    names = sorted({name.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for name in read_weights(directory)})
+    settings = {**read_json(directory / CONFIG), "target_modules": names}
+    (directory / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
 def load_adapter(policy: QwenVL, directory: Path) -> LoraConfig:
     """Put the adapters of a directory on a policy, ours or PEFT's own, and return their config.
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from radflow.models import loading
 from radflow.models.loading import END, IMAGE, START
@@ -194,7 +195,7 @@ class ReportProcessor:
 
     def check_chat(self) -> None:
         """Refuse a chat template that does not show the image, or does not leave the report to be written next."""
-        ids = self._chat([{"type": "image"}, {"type": "text", "text": "x"}])
+        ids = self._chat([None, "x"])
         if ids.count(self.image_id) != 1:
             raise ValueError(
                 f"expected a chat template that writes {IMAGE} once for one image, got {ids.count(self.image_id)}; "
@@ -217,7 +218,7 @@ class ReportProcessor:
         control = self._control
         expected = Counter(i for i in plain if i in control)
         for index, token in control.items():
-            ids = self._chat([{"type": "image"}, {"type": "text", "text": f"x{token}x {token} x"}])
+            ids = self._chat([None, f"x{token}x {token} x"])
             if (got := Counter(i for i in ids if i in control)) != expected:
                 raise ValueError(
                     f"expected the name of {token} in a text to stay text, as in a chat without it, got the token "
@@ -259,6 +260,38 @@ class ReportProcessor:
         positions = mrope_positions(input_ids, grids, self.image_id, self.image_processor.merge_size)
         return Prompt(study_id, input_ids, positions, processed["pixel_values"], grids)
 
+    def messages(
+        self,
+        study_id: str,
+        images: Sequence[Image.Image],
+        *,
+        indication: str = "",
+        comparison: str = "",
+        prior_images: Sequence[Image.Image] = (),
+        views: Sequence[str] = (),
+    ) -> list[dict[str, Any]]:
+        """The chat of `prompt` for a server: an image is {"type": "image", "image": ...}, scaled as the model sees it,
+        because another library scales to other pixels.
+
+        Raises:
+            ValueError: a text names a control token, which the server would take for the token; names the study.
+        """
+        parts = self._parts(study_id, images, prior_images, indication, comparison, views)
+        for text in (part for part in parts if isinstance(part, str)):
+            if named := next((token for token in self._control.values() if token in text), None):
+                raise ValueError(
+                    f"study {study_id}: expected a text without control tokens, as a server takes the name of one for "
+                    f"the token, got {named}; take it out of the text or drop the study"
+                )
+        return self._turns([p if isinstance(p, str) else self._scale(p) for p in parts])
+
+    def _scale(self, image: Image.Image) -> Image.Image:
+        """An image at the size of which the image processor cuts patches."""
+        limits, side = self.image_processor.size, self.image_processor.patch_size * self.image_processor.merge_size
+        least, most = limits["shortest_edge"], limits["longest_edge"]
+        height, width = smart_resize(image.height, image.width, factor=side, min_pixels=least, max_pixels=most)
+        return image.convert("RGB").resize((width, height), self.image_processor.resample)
+
     def check_prompt(
         self,
         study_id: str,
@@ -288,7 +321,7 @@ class ReportProcessor:
     @cached_property
     def _request(self) -> int:
         """Tokens of a prompt without images and texts, and of the names of its fields."""
-        return len(self._chat([{"type": "text", "text": "".join(self.template)}]))
+        return len(self._chat(["".join(self.template)]))
 
     def check_report(self, study_id: str, report: str) -> None:
         """Raise ValueError if a report has more tokens than `max_report_tokens`."""
@@ -317,7 +350,7 @@ class ReportProcessor:
 
     def _encode_prompt(self, study_id: str, parts: Sequence[object], counts: Sequence[int]) -> list[int]:
         """Token ids of the chat; `counts` are the image tokens that the vision tower gives for each image."""
-        ids = self._chat([{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in parts])
+        ids = self._chat(parts)
         if ids.count(self.image_id) != len(counts):
             raise ValueError(
                 f"study {study_id}: expected {len(counts)} {IMAGE} in the prompt, one for each image, got "
@@ -343,10 +376,16 @@ class ReportProcessor:
             kept = kept[: kept.index(self.eos_id)]
         return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
 
-    def _chat(self, content: list[dict[str, str]]) -> list[int]:
-        """Token ids of the checkpoint's own chat template, up to the start of the report; one token per image."""
+    def _turns(self, parts: Sequence[Any]) -> list[dict[str, Any]]:
+        """Messages of a chat whose user turn has these texts and images."""
         system = [{"role": "system", "content": self.config.system}] if self.config.system else []
-        chat = [*system, {"role": "user", "content": content}]
+        content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
+        return [*system, {"role": "user", "content": content}]
+
+    def _chat(self, parts: Sequence[Any]) -> list[int]:
+        """Token ids of the checkpoint's own chat template, up to the start of the report; one token per image."""
+        # The template needs no pixels.
+        chat = self._turns([part if isinstance(part, str) else None for part in parts])
         # Sanitised: the name of a special token in a text is only text, not the token.
         options = {"add_generation_prompt": True, "sanitize_control_tokens": True}
         with self._lock:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from capo.checks import check_range
@@ -55,12 +57,19 @@ class EvaluateConfig:
 
 def build_prompt(processor: ReportProcessor, study: Study, change: Callable | None = None):
     """The model's input for a study; `change` is applied to each image of it (augmentation)."""
-    read = partial(load_image, study_id=study.id, window=study.window)
-    images, prior = [read(source) for source in study.images], [read(source) for source in study.prior_images]
+    images, context = read_inputs(study)
     if change is not None:
-        images, prior = [change(image) for image in images], [change(image) for image in prior]
-    texts = {"indication": study.indication, "comparison": study.comparison}
-    return processor.prompt(study.id, images, prior_images=prior, views=study.views, **texts)
+        images = [change(image) for image in images]
+        context["prior_images"] = [change(image) for image in context["prior_images"]]
+    return processor.prompt(study.id, images, **context)
+
+
+def read_inputs(study: Study) -> tuple[list[Image.Image], dict[str, Any]]:
+    """Images of a study, and what else of it `ReportProcessor` takes."""
+    read = partial(load_image, study_id=study.id, window=study.window)
+    prior = [read(source) for source in study.prior_images]
+    context = {"indication": study.indication, "comparison": study.comparison, "views": study.views}
+    return [read(source) for source in study.images], {**context, "prior_images": prior}
 
 
 def suppressed_mask(policy: QwenVL, processor: ReportProcessor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from capo.config import RlConfig
 from capo.rollout import Engine, Request
 from capo.sampling import sample_seed
-from capo.stopping import StopRequested
+from capo.stopping import StopRequested, StopSignal
 from capo.types import Prompt, Rollout
 from radflow.data.sections import render_report
 from radflow.data.studies import Study
@@ -20,6 +20,7 @@ from radflow.models.qwen_vl import QwenVL
 from radflow.pipeline.batch import Batch, all_gather_batch, sum_seconds
 from radflow.pipeline.generation import build_prompt, prepare_generation, with_progress
 from radflow.pipeline.run import Run
+from radflow.pipeline.served_rollouts import ServedAdapter, ServedEngine
 from radflow.rewards.editing import Editing
 from radflow.rewards.types import Score, Scored
 from radflow.rewards.workers import RewardWorkers, scores_of
@@ -27,16 +28,47 @@ from radflow.rewards.workers import RewardWorkers, scores_of
 OVERLONG = "overlong"  # the part of the reward that punishes reports near the token limit
 
 
-def rollout_engine(policy: QwenVL, run: Run, suppressed: Tensor, *, num_studies: int) -> Engine:
+class ReportSampler(Protocol):
+    """What samples the reports of a step."""
+
+    def rollout(self, requests: Iterable[Request], *, stop: StopSignal | None = None) -> Iterator[Rollout]:
+        """Every requested report, each as it ends."""
+
+
+class LocalEngine(Engine):
+    """The engine of a policy in training, which it makes ready for the time of a rollout."""
+
+    def rollout(self, requests: Iterable[Request], *, stop: StopSignal | None = None) -> Iterator[Rollout]:
+        with prepare_generation(cast(QwenVL, self.policy)):
+            yield from super().rollout(requests, stop=stop)
+
+
+def rollout_engine(policy: QwenVL, run: Run, suppressed: Tensor, *, num_studies: int) -> ReportSampler:
     """The engine of this rank for steps of `num_studies` studies."""
     config = run.config
+    if config.rollout.engine == "served":
+        return served_engine(policy, run, suppressed)
     reports = -(-num_studies // run.ranks.size) * config.rl.group_size
-    return Engine(
+    return LocalEngine(
         policy,
         sampling=config.rollout,
         eos_id=run.processor.eos_id,
         suppressed=suppressed,
         slots=min(config.rollout.slots, reports),
+    )
+
+
+def served_engine(policy: QwenVL, run: Run, suppressed: Tensor) -> ServedEngine:
+    """Of a policy whose adapter a server loads before each step, on top of sft/model."""
+    config, base, folder = run.config, str(run.folder / "sft" / "model"), run.folder / "rl" / "served_adapter"
+    adapter = ServedAdapter(policy, config.model.lora, config.served, base=base, folder=folder, ranks=run.ranks)
+    return ServedEngine(
+        adapter,
+        run.processor,
+        {study.id: study for study in run.corpus.train},
+        sampling=config.rollout,
+        suppressed=suppressed,
+        needs_logps=config.rl.sampler_correction != "off",
     )
 
 
@@ -47,7 +79,9 @@ def reward_workers(run: Run) -> RewardWorkers:
     return RewardWorkers(run.config.reward, run.parse, judge=run.config.judge, editing=editing)
 
 
-def sample(engine: Engine, run: Run, prompts: Sequence[Prompt], *, step: int, attempt: int = 0) -> Iterator[Rollout]:
+def sample(
+    engine: ReportSampler, run: Run, prompts: Sequence[Prompt], *, step: int, attempt: int = 0
+) -> Iterator[Rollout]:
     """G reports for each prompt of this rank, each as soon as it ends; other ones at every attempt.
 
     Raises:
@@ -59,9 +93,8 @@ def sample(engine: Engine, run: Run, prompts: Sequence[Prompt], *, step: int, at
         for prompt in prompts
     ]
     shown, title = run.ranks.is_main, f"rollouts of step {step}"
-    with prepare_generation(cast(QwenVL, engine.policy)):
-        written = engine.rollout(requests, stop=run.stop)
-        yield from with_progress(written, title, group * len(requests), leave=False, shown=shown)
+    written = engine.rollout(requests, stop=run.stop)
+    yield from with_progress(written, title, group * len(requests), leave=False, shown=shown)
 
 
 def score(
@@ -89,7 +122,7 @@ def score(
 
 
 def sample_flat_groups_anew(
-    batch: Batch, engine: Callable[[], Engine], run: Run, workers: RewardWorkers, *, step: int
+    batch: Batch, engine: Callable[[], ReportSampler], run: Run, workers: RewardWorkers, *, step: int
 ) -> Batch:
     """The batch with groups without spread sampled again, at most `rl.resample` times (dynamic sampling, DAPO,
     arXiv:2503.14476, section 3.2; there other studies take their turn)."""

@@ -24,7 +24,6 @@ from capo.config import RlConfig
 from capo.explore import ExploreConfig
 from capo.fsdp import ParallelConfig
 from capo.journal import write_json, write_whole
-from capo.sampling import SamplingConfig
 from capo.sft import SftConfig
 from capo.warmup import WarmupConfig
 from radflow.dashboard.trackers import TrackingConfig
@@ -33,6 +32,7 @@ from radflow.models.start import ModelConfig
 from radflow.pipeline.command_line import CONFIGS, parse_source, suggest
 from radflow.pipeline.corrections import CriticalityConfig
 from radflow.pipeline.generation import EvaluateConfig
+from radflow.pipeline.served_rollouts import RolloutConfig, ServedConfig
 from radflow.rewards.config import RewardConfig
 from radflow.rewards.judge.config import ANSWERS_DEPEND_ON, JudgeConfig
 
@@ -61,7 +61,8 @@ class Config:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     criticality: CriticalityConfig = field(default_factory=CriticalityConfig)
     rl: RlConfig = field(default_factory=RlConfig)
-    rollout: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    served: ServedConfig = field(default_factory=ServedConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -82,12 +83,20 @@ class Config:
                 "expected rollout.temperature above 0, top_p 1 and top_k 0, as the RL stage trains on the distribution "
                 f"that it samples from, got {sampling.temperature}, {sampling.top_p} and {sampling.top_k}"
             )
+        if self.rollout.engine == "served":
+            if self.served.url is None or self.served.model is None:
+                raise ValueError("rollout.engine served needs served.url and served.model, the name of sft/model there")
+            if self.model.training != "lora":
+                raise ValueError(
+                    "expected model.training lora with rollout.engine served, as a server loads an adapter in each "
+                    f"step, got {self.model.training}"
+                )
         if self.model.training == "lora" and self.rl.vision == "trained":
             raise ValueError("expected rl.vision frozen with model.training lora, got trained; see model.lora.vision")
 
 
 MAY_CHANGE = (
-    *("run_dir", "stages", "parallel", "tracking", "reward.workers", "data.workers", "data.cache_dir"),
+    *("run_dir", "stages", "parallel", "tracking", "served", "reward.workers", "data.workers", "data.cache_dir"),
     *("criticality.corrected", "evaluate.validate_every", "evaluate.validate_studies"),
     *(f"judge.{one.name}" for one in fields(JudgeConfig) if one.name not in ANSWERS_DEPEND_ON),
 )

@@ -198,6 +198,19 @@ def test_gap_and_weights_of_a_step_by_hand():
     assert found["report"]["sampler_weight_capped"] == pytest.approx(1 / 2)
 
 
+def test_a_token_whose_sampler_gave_no_log_probability_has_no_gap_and_the_weight_1():
+    zeros, partly = torch.zeros(3, 3), SAMPLED.clone()
+    partly[0, 1] = NAN  # of gap 2 log 2 and weight 3
+    metrics = ScoringMetrics(level="token", cap=3.0)
+    metrics.add(partly, BEHAVIOUR, zeros, zeros, MASK)
+    found = metrics.read()
+    assert found["sampler_gap_mean"] == pytest.approx((1 + 1 + 2 + 1) * math.log(2) / 4)
+    assert found["sampler_weight_mean"] == pytest.approx((2 + 1 + 0.5 + 0.25 + 2) / 5)
+    metrics = ScoringMetrics()
+    metrics.add(torch.full((3, 3), NAN), BEHAVIOUR, zeros, zeros, MASK)
+    assert metrics.read() == {"kl_before": 0, "entropy": 0, "sampler_gap_mean": None, "sampler_gap_max": None}
+
+
 def test_a_step_without_reports_has_no_gap_and_divides_by_nothing():
     metrics = ScoringMetrics(level="report", cap=3.0)
     none = torch.zeros(0, 2)

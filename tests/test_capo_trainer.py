@@ -276,3 +276,16 @@ def test_bad_gradients_in_a_row_end_the_run_with_a_diagnosis(policy):
     with pytest.raises(DivergedError, match="3 updates in a row had a gradient that is not finite"):
         update(float("nan"))
     assert trainer.num_skipped == 5
+
+
+@pytest.mark.parametrize("level", ["off", "token", "report"])
+def test_a_sampler_that_gives_no_log_probabilities_leaves_the_loss_finite_and_uncorrected(
+    policy, processor, cases, level
+):
+    few = cases[:2]
+    layout = pack([c.prompt for c in few], [[r.response_ids for r in c.rollouts] for c in few])
+    unknown = with_sampled(few, torch.full(layout.mask.shape, float("nan")), layout.mask)
+    plain, _ = gradients_of(copy.deepcopy(policy), few, processor, RL)
+    found, row = gradients_of(policy, unknown, processor, dataclasses.replace(RL, sampler_correction=level))
+    assert row["sampler_gap_mean"] is None and row.get("sampler_weight_mean", 1.0) == 1.0
+    assert all(torch.equal(gradient, found[0][name]) for name, gradient in plain[0].items())
