@@ -103,6 +103,9 @@ class ChatClient:
         except TroubleError as trouble:
             if not trouble.charged:
                 purse.settle((0, 0))
+            # A server that fails for a field, and says which, will fail again.
+            if trouble.status in _REFUSES_FORM and form.plainer(trouble.message, chat, only_named=True):
+                trouble.retry = trouble.retry and form == self._proven
             raise
         except ValueError as error:
             raise TroubleError(f"a reply that is {error}", retry=True) from None

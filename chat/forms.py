@@ -28,9 +28,9 @@ class Form:
     temperature: bool = True
     room: int = 1  # times the token limit
 
-    def plainer(self, said: str, chat: Chat) -> "Form | None":
-        """The form without what the words of a refusal name, or without what is refused most often; None if nothing is
-        left to give up."""
+    def plainer(self, said: str, chat: Chat, *, only_named: bool = False) -> "Form | None":
+        """The form without what the words of a refusal name, or else without what is refused most often; None if there
+        is nothing to give up, or with `only_named` if they name nothing."""
         ways: list[tuple[str, Form]] = []
         if chat.schema is not None and self.format is not None:
             plainer = _FORMATS[_FORMATS.index(self.format) + 1]
@@ -38,11 +38,12 @@ class Form:
         if "max_completion_tokens" in self.limits:
             ways.append(("max_(completion_)?tokens", replace(self, limits=("max_tokens",))))
         if chat.system and self.system:
-            ways.append(("system|role|template", replace(self, system=False)))
+            ways.append((r"system.{0,20}(role|message|prompt)|\broles?\b|template", replace(self, system=False)))
         if self.temperature:
             ways.append(("temperature", replace(self, temperature=False)))
         named = [form for words, form in ways if re.search(words, said, re.IGNORECASE)]
-        return next(iter(named + [form for _, form in ways]), None)
+        others = [] if only_named else [form for _, form in ways]
+        return next(iter(named + others), None)
 
     def body(self, chat: Chat, *, model: str | None, max_tokens: int, temperature: float | None) -> dict[str, Any]:
         """The request."""

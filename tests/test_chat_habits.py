@@ -154,6 +154,16 @@ def test_only_what_is_refused_is_given_up(tmp_path):
     assert merged == {"role": "user", "content": "\n\n".join(one["content"] for one in first["messages"])}
 
 
+def test_a_failure_that_names_a_field_is_not_tried_again_as_it_is(tmp_path):
+    """What llama-cpp-python's server says to a schema."""
+    said = "'loc': ('body', 'response_format', 'type'), 'msg': \"Input should be 'text' or 'json_object'\""
+    refusal = {"error": {"message": f"1 validation error: {said}", "type": "internal_server_error"}}
+    with JudgeServer(habit=refuses(500, refusal, without=asks_for("json_schema"))) as server:
+        judge = CriticalityLlm.from_config(impatient(server.url, tmp_path / "c.sqlite", retries=4))
+        assert judge(["A."])[0].critical and len(server.requests) == 2
+        judge.asker.close()
+
+
 def test_one_question_learns_for_all_that_are_asked_with_it(tmp_path):
     with JudgeServer(habit=HABITS["no format"], takes_s=0.05) as server:
         judge = CriticalityLlm.from_config(impatient(server.url, tmp_path / "c.sqlite", concurrency=8))
