@@ -87,7 +87,7 @@ class ChatClient:
         """The form to ask again in, if this one brought no proper reply."""
         used, allowed = reply.usage[1] if reply.usage else 0, self._max_tokens * form.room
         if used > allowed and form.limits == ("max_completion_tokens",):  # it was ignored
-            return replace(form, limits=("max_completion_tokens", "max_tokens"))
+            return replace(form, limits=("max_tokens",))
         if reply.cut and form.room < MAX_ROOM and (chat.schema is not None or not reply.content):
             return replace(form, room=4 * form.room)
         silent = not reply.content and not reply.refused and form != self._proven

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-_FORMATS = ("json_schema", "json_object", None)
+# How the form of a reply is asked for: OpenAI's way, that of llama.cpp and others, JSON of any form, words alone.
+_FORMATS = ("json_schema", "schema", "json_object", None)
+_NEW, _OLD = "max_completion_tokens", "max_tokens"  # names of the token limit
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Form:
     """How a server is asked. What it refuses is given up, one thing after the other."""
 
     format: str | None = "json_schema"
-    limits: tuple[str, ...] = ("max_completion_tokens",)
+    limits: tuple[str, ...] = (_NEW, _OLD)  # some servers ignore the one, some the other
     system: bool = True
     temperature: bool = True
     room: int = 1  # times the token limit
@@ -35,8 +37,8 @@ class Form:
         if chat.schema is not None and self.format is not None:
             plainer = _FORMATS[_FORMATS.index(self.format) + 1]
             ways.append(("format|schema|json|grammar", replace(self, format=plainer)))
-        if "max_completion_tokens" in self.limits:
-            ways.append(("max_(completion_)?tokens", replace(self, limits=("max_tokens",))))
+        if _NEW in self.limits:
+            ways.append(("max_(completion_)?tokens", replace(self, limits=(_NEW,) if _OLD in self.limits else (_OLD,))))
         if chat.system and self.system:
             ways.append((r"system.{0,20}(role|message|prompt)|\broles?\b|template", replace(self, system=False)))
         if self.temperature:
@@ -58,6 +60,9 @@ class Form:
             body["temperature"] = temperature
         if chat.schema is not None and self.format is not None:
             named = {"name": "reply", "strict": True, "schema": chat.schema}
-            schema = {"json_schema": named} if self.format == "json_schema" else {}
-            body["response_format"] = {"type": self.format, **schema}
+            body["response_format"] = {
+                "json_schema": {"type": "json_schema", "json_schema": named},
+                "schema": {"type": "json_object", "schema": chat.schema},
+                "json_object": {"type": "json_object"},
+            }[self.format]
         return body

@@ -25,7 +25,8 @@ def has_system(request):
 
 
 def asks_for(kind):
-    return lambda request: request.get("response_format", {}).get("type") == kind
+    """ "schema": for a JSON object with a schema."""
+    return lambda request: kind in (request.get("response_format", {}).get("type"), *request.get("response_format", ()))
 
 
 def ignores_new_limit(request):
@@ -110,6 +111,9 @@ HABITS |= {
     "no schema": refuses(
         400, {"error": {"message": "response_format is unavailable"}}, without=asks_for("json_schema")
     ),
+    "JSON without a schema only": refuses(
+        400, {"error": "extra field"}, without=lambda r: asks_for("json_schema")(r) or asks_for("schema")(r)
+    ),
     "no format": refuses(400, {"error": "unknown field response_format"}, "response_format"),
     "no word why": refuses(422, "", "response_format"),
     "fails for a format": refuses(500, {"error": {"message": "grammar", "code": 500}}, "response_format"),
@@ -169,7 +173,7 @@ def test_one_question_learns_for_all_that_are_asked_with_it(tmp_path):
         judge = CriticalityLlm.from_config(impatient(server.url, tmp_path / "c.sqlite", concurrency=8))
         assert all(one.critical for one in judge([f"r{n}" for n in range(16)]))
         judge.asker.close()
-    assert sum("response_format" in request for request in server.requests) == 2
+    assert sum("response_format" in request for request in server.requests) == 3
 
 
 def test_a_question_that_is_refused_for_what_it_holds_changes_nothing_for_others(tmp_path):

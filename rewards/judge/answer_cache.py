@@ -112,34 +112,28 @@ class AnswerCache:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    import tenacity
+    import filelock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes that switch a new file to WAL at once lock each other out without waiting.
-    busy = tenacity.retry_if_exception(lambda error: getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY)
-    waiting = tenacity.Retrying(
-        retry=busy, stop=tenacity.stop_after_delay(60), wait=tenacity.wait_random(0, 0.1), reraise=True
-    )
-    try:
-        return waiting(_open, path)
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"{path}: expected a cache of the judge: {error}; choose another judge.cache") from error
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-    try:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and version not in (1, _VERSION):
-            raise sqlite3.DatabaseError(f"its version is {version}, not {_VERSION}")
-        connection.executescript(_TABLES)
-        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'answers'").fetchone():  # version 1
-            connection.execute(_OLD_ANSWERS)
-            connection.execute("DROP TABLE answers")
-        connection.execute(f"PRAGMA user_version = {_VERSION}")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.close()
-        raise
+    # Processes that open a new file at once would see it half made, and switching it to WAL locks the others out.
+    with filelock.FileLock(f"{path}.lock"):
+        connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        try:
+            _open(connection)
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise ValueError(f"{path}: expected a cache of the judge: {error}; choose another judge.cache") from error
     return connection
+
+
+def _open(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables and version not in (1, _VERSION):
+        raise sqlite3.DatabaseError(f"its version is {version}, not {_VERSION}")
+    connection.executescript(_TABLES)
+    if version == 1:
+        connection.execute(_OLD_ANSWERS)
+        connection.execute("DROP TABLE answers")
+    connection.execute(f"PRAGMA user_version = {_VERSION}")
+    connection.execute("COMMIT")
