@@ -96,7 +96,7 @@ clean: ## remove the environment, builds and caches; runs/ stays
 .venv-peers/.installed: .venv/.installed requirements/peers.txt requirements/peers-alone.txt
 	$(PYTHON) -m venv .venv-peers
 	$(PEERS)/python -m pip install -c constraints.txt torch==2.13.0 -e '.[train,eval,test]' -r requirements/peers.txt
-	$(PEERS)/python -m pip install --no-deps -r requirements/peers-alone.txt
+	$(PEERS)/python -m pip install --no-deps --ignore-requires-python -r requirements/peers-alone.txt
 	touch $@
 
 # The server alone, for the CPU it is compiled on. The weights are joined from their parts again after an interruption.

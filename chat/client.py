@@ -15,7 +15,7 @@ _REFUSES_FORM = {400, 422, 500, 501}  # some servers fail where they should refu
 _FILTERED = {"content_filter", "content_policy_violation", "invalid_prompt"}  # error codes of filters before the model
 
 
-class Purse(Protocol):
+class Budget(Protocol):
     """Pays for requests: each before it is sent, with the most it can cost."""
 
     def pay(self, chat: Chat, max_tokens: int) -> None:
@@ -25,7 +25,7 @@ class Purse(Protocol):
         """The tokens of prompt and answer that the last request cost; not called if that is unknown."""
 
 
-class _Free:
+class _Unlimited:
     def pay(self, chat: Chat, max_tokens: int) -> None: ...
 
     def settle(self, usage: tuple[int, int]) -> None: ...
@@ -49,7 +49,7 @@ class ChatClient:
     def close(self) -> None:
         self._endpoint.close()
 
-    def complete(self, chat: Chat, purse: Purse | None = None) -> Reply:
+    def complete(self, chat: Chat, budget: Budget | None = None) -> Reply:
         """The reply to a chat; its content may be empty.
 
         Raises:
@@ -59,16 +59,16 @@ class ChatClient:
             with self._first:
                 if not self._tried:
                     try:
-                        return self._learn(chat, purse or _Free())
+                        return self._learn(chat, budget or _Unlimited())
                     finally:
                         self._tried = True
-        return self._learn(chat, purse or _Free())
+        return self._learn(chat, budget or _Unlimited())
 
-    def _learn(self, chat: Chat, purse: Purse) -> Reply:
+    def _learn(self, chat: Chat, budget: Budget) -> Reply:
         form: Form | None = self._form
         while form is not None:
             try:
-                reply = self._endpoint.retry(partial(self._complete, chat, form, purse))
+                reply = self._endpoint.retry(partial(self._complete, chat, form, budget))
             except TroubleError as trouble:
                 if trouble.code in _FILTERED:
                     return Reply("", refused=True)
@@ -93,16 +93,16 @@ class ChatClient:
         silent = not reply.content and not reply.refused and form != self._proven
         return form.plainer("format", chat) if silent and chat.schema is not None and form.format else None
 
-    def _complete(self, chat: Chat, form: Form, purse: Purse) -> Reply:
+    def _complete(self, chat: Chat, form: Form, budget: Budget) -> Reply:
         """One request in one form."""
         body = form.body(chat, model=self._model, max_tokens=self._max_tokens, temperature=self._temperature)
-        purse.pay(chat, self._max_tokens * form.room)
+        budget.pay(chat, self._max_tokens * form.room)
         try:
             data = self._endpoint.post_once("/chat/completions", body, private=chat.private, public=chat.system)
             reply = parse_completion(data)
         except TroubleError as trouble:
             if not trouble.charged:
-                purse.settle((0, 0))
+                budget.settle((0, 0))
             # A server that fails for a field, and says which, will fail again.
             if trouble.status in _REFUSES_FORM and form.plainer(trouble.message, chat, only_named=True):
                 trouble.retry = trouble.retry and form == self._proven
@@ -110,5 +110,5 @@ class ChatClient:
         except ValueError as error:
             raise TroubleError(f"a reply that is {error}", retry=True) from None
         if reply.usage is not None:
-            purse.settle(reply.usage)
+            budget.settle(reply.usage)
         return reply

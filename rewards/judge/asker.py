@@ -36,8 +36,8 @@ class JudgeStats:
 
 
 @dataclass
-class _Tab:
-    """What one question cost so far, and how it ended; the purse of its requests."""
+class _Account:
+    """What one question cost so far, and how it ended; its requests are paid from the budget of the cache."""
 
     key: str
     config: JudgeConfig
@@ -106,54 +106,58 @@ class Asker:
         """
         keys = [prompt.key(self.model, texts) for texts in questions]
         texts = dict(zip(keys, questions, strict=True))
-        replies, tabs, left = self._cache.find(texts), dict[str, _Tab](), threading.Event()
+        replies, accounts, left = self._cache.find(texts), dict[str, _Account](), threading.Event()
         ask_one = partial(self._ask, prompt, texts, left)
         try:
-            while waiting := [key for key in texts if key not in replies and key not in tabs]:
-                for tab in self._threads.imap_unordered(ask_one, waiting):
-                    if tab is not None:
-                        tabs[tab.key] = tab
-                        replies |= {} if tab.content is None else {tab.key: tab.content}
-                if others := [key for key in waiting if key not in tabs]:
+            while waiting := [key for key in texts if key not in replies and key not in accounts]:
+                for account in self._threads.imap_unordered(ask_one, waiting):
+                    if account is not None:
+                        accounts[account.key] = account
+                        replies |= {} if account.content is None else {account.key: account.content}
+                if others := [key for key in waiting if key not in accounts]:
                     time.sleep(_POLL_S)
                     replies |= self._cache.find(others)
         finally:
             left.set()  # after Ctrl-C nothing further is asked
-        self._count(keys, replies, tabs)
+        self._count(keys, replies, accounts)
         return [prompt.parse(replies[key]) if key in replies else None for key in keys]
 
-    def _ask(self, prompt: Prompt[T], texts: dict[str, Sequence[str]], left: threading.Event, key: str) -> _Tab | None:
+    def _ask(
+        self, prompt: Prompt[T], texts: dict[str, Sequence[str]], left: threading.Event, key: str
+    ) -> _Account | None:
         """How asking ended; None if another process asks this question, or has just done so."""
         if left.is_set() or not self._cache.claim(key):
             return None
-        tab = _Tab(key, self.config, self._cache)
+        account = _Account(key, self.config, self._cache)
         try:
             for again in (False, True):
-                reply = self._client.complete(prompt.chat(texts[key], again=again), tab)
+                reply = self._client.complete(prompt.chat(texts[key], again=again), account)
                 if reply.refused:
-                    tab.refused, tab.trouble = 1, "the model declined to answer"
+                    account.refused, account.trouble = 1, "the model declined to answer"
                     break
                 try:
                     prompt.parse(reply.content)
                 except (ValueError, RecursionError) as error:
-                    tab.trouble = f"a reply of wrong form: {error}"
+                    account.trouble = f"a reply of wrong form: {error}"
                 else:
-                    tab.content = reply.content
+                    account.content = reply.content
                     self._cache.store(key, reply.content, prompt=prompt.version, model=self.model)
                     break
         except TroubleError as trouble:
-            tab.trouble = str(trouble)
+            account.trouble = str(trouble)
         finally:
             self._cache.release(key)
-        return tab
+        return account
 
-    def _count(self, keys: Sequence[str], replies: dict[str, str], tabs: dict[str, _Tab]) -> None:
-        asked = {key for key, tab in tabs.items() if tab.requests}
+    def _count(self, keys: Sequence[str], replies: dict[str, str], accounts: dict[str, _Account]) -> None:
+        asked = {key for key, account in accounts.items() if account.requests}
         missing = sum(key not in replies for key in keys)
         self._counts.update(asked=len(asked), missing=missing, cached=len(keys) - missing - len(asked & replies.keys()))
-        for tab in tabs.values():
-            self._counts.update(refused=tab.refused, over_budget=tab.over_budget, retried=max(0, tab.requests - 1))
-            self._spent += tab.spent
-            if tab.content is None and tab.trouble != self.last_trouble:
-                self.last_trouble = tab.trouble
-                _log.warning("the judge leaves questions unanswered: %s", tab.trouble)
+        for account in accounts.values():
+            self._counts.update(
+                refused=account.refused, over_budget=account.over_budget, retried=max(0, account.requests - 1)
+            )
+            self._spent += account.spent
+            if account.content is None and account.trouble != self.last_trouble:
+                self.last_trouble = account.trouble
+                _log.warning("the judge leaves questions unanswered: %s", account.trouble)
