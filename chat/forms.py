@@ -27,6 +27,7 @@ class Form:
     format: str | None = "json_schema"
     limits: tuple[str, ...] = (_NEW, _OLD)  # some servers ignore the one, some the other
     system: bool = True
+    parts: bool = False  # a text is sent as a list of one part
     temperature: bool = True
     room: int = 1  # times the token limit
 
@@ -44,6 +45,8 @@ class Form:
         if self.temperature:
             ways.append(("temperature", replace(self, temperature=False)))
         named = [form for words, form in ways if re.search(words, said, re.IGNORECASE)]
+        if re.search(r"content.*\b(list|array)\b", said, re.IGNORECASE) and not self.parts:  # few servers want it
+            named.insert(0, replace(self, parts=True))
         others = [] if only_named else [form for _, form in ways]
         return next(iter(named + others), None)
 
@@ -54,6 +57,9 @@ class Form:
             messages.insert(0, {"role": "system", "content": chat.system})
         elif chat.system:
             messages[0]["content"] = f"{chat.system}\n\n{chat.user}"
+        for message in messages:
+            if self.parts and isinstance(message["content"], str):
+                message["content"] = [{"type": "text", "text": message["content"]}]
         body: dict[str, Any] = {"model": model, "messages": messages, "stream": False}
         body |= dict.fromkeys(self.limits, max_tokens * self.room)
         if self.temperature and temperature is not None:

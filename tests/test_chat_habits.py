@@ -119,6 +119,11 @@ HABITS |= {
     "fails for a format": refuses(500, {"error": {"message": "grammar", "code": 500}}, "response_format"),
     "says nothing in a format": lambda request: says("" if "response_format" in request else YES),
     "says null for a schema": lambda request: says(None if asks_for("json_schema")(request) else YES),
+    "texts as lists of parts only": refuses(
+        422,
+        {"detail": [{"loc": ["body", "messages", 0, "content"], "msg": "Input should be a valid list"}]},
+        without=lambda request: isinstance(request["messages"][0]["content"], str),
+    ),
     "its own temperature": refuses(
         400,
         {"error": {"message": "Unsupported value", "param": "temperature", "code": "unsupported_value"}},
