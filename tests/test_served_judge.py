@@ -32,7 +32,9 @@ def test_every_question_ends_as_yes_no_or_missing(url, capsys):
 
 
 def test_errors_are_listed_in_the_form_or_missing(url, tmp_path):
-    asker = Asker(JudgeConfig(url=url, model=MODEL, cache=tmp_path / "c.sqlite", timeout_s=300.0, concurrency=1))
+    """So small a model may never end its list: it is asked with 100, 400 and 1600 tokens."""
+    patience = {"timeout_s": 120.0, "retries": 0, "concurrency": 1, "max_tokens": 100}
+    asker = Asker(JudgeConfig(url=url, model=MODEL, cache=tmp_path / "c.sqlite", **patience))
     reports = [("Findings: Effusion. Impression: Effusion.", "Findings: Clear. Impression: Normal.")]
     for errors in asker.ask(GREEN_LIKE, reports):
         assert errors is None or (0 <= errors.score <= 1 and isinstance(errors.listed["errors"], list))
