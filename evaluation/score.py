@@ -142,11 +142,12 @@ def score(config: ScoreConfig, weights: Weights) -> Scored:
     measures = Measures(config, weights, rules, given=made)
     names = [name for name in MODELS if name not in made]
     measured = measures.cells(pairs.predictions, pairs.references, title="score", names=names)
-    asked = ask_errors(config.llm, config.judge, pairs.ids, pairs.predictions, pairs.references)
-    cells = with_radcliq(measured | made) | asked.cells
     train, notes = training_texts(config.train, config.manifest, pairs.ids, config.protocol, parse)
     nearest = nearest_texts(pairs.ids, studies_of(config.manifest, config.image_root), train)
     found = measure_baselines(measures, pairs.references, train, nearest, sample=config.baseline_sample)
+    # Last: it may cost money, and a mistake in another file would waste it.
+    asked = ask_errors(config.llm, config.judge, pairs.ids, pairs.predictions, pairs.references)
+    cells = with_radcliq(measured | made) | asked.cells
     lists = left_out(pairs)
     if others := [study_id for study_id in given if study_id not in set(pairs.ids)]:
         lists["precomputed lines of studies that are not scored"] = others
