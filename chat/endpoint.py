@@ -60,7 +60,7 @@ class Endpoint:
             trust_env=not is_loopback(config.url),
             limits=httpx.Limits(max_connections=config.concurrency),
         )
-        self._failures, self._late = (httpx.RequestError, httpx.InvalidURL), httpx.TimeoutException
+        self._failures, self._late = httpx.RequestError, httpx.TimeoutException
         never_sent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.LocalProtocolError)
         self._never_sent = (*never_sent, httpx.UnsupportedProtocol, httpx.InvalidURL)
         backoff = {"multiplier": config.backoff_s, "jitter": config.backoff_s, "max": config.backoff_max_s}
@@ -95,23 +95,7 @@ class Endpoint:
     ) -> Any:
         """As `post`, without retries; words of `public` may be shown though they are in `private`."""
         time.sleep(max(0.0, self._resume_at - time.monotonic()))
-        limit_s, began, content = self._config.timeout_s, time.monotonic(), bytearray()
-        try:
-            with self._http.stream("POST", self._url + path, content=json.dumps(body).encode()) as response:
-                for piece in response.iter_bytes():
-                    content += piece
-                    if time.monotonic() - began > limit_s:  # httpx limits each read, not the whole
-                        raise TimeoutError
-                    if len(content) > MAX_BYTES:
-                        raise TroubleError(f"a reply of more than {MAX_BYTES >> 20} MiB")
-        except self._failures as error:  # their messages may quote what was sent
-            charged = not isinstance(error, self._never_sent)
-            late = charged and isinstance(error, self._late)
-            message = f"no reply within {limit_s:g} s" if late else type(error).__name__
-            raise TroubleError(message, retry=True, charged=charged) from None
-        except TimeoutError:
-            raise TroubleError(f"no reply within {limit_s:g} s", retry=True) from None
-        came = self._without_key(content.decode("utf-8-sig", "replace"))
+        response, came = self._send(path, json.dumps(body).encode())
         try:
             data = json.loads(came)
         except (ValueError, RecursionError):
@@ -123,6 +107,26 @@ class Endpoint:
         if data is None and not text:
             raise TroubleError("a reply that is no JSON", retry=True)
         return came if data is None else data
+
+    def _send(self, path: str, body: bytes) -> tuple["httpx.Response", str]:
+        """The response and its text, within the limits of time and size."""
+        limit_s, began, content = self._config.timeout_s, time.monotonic(), bytearray()
+        late = TroubleError(f"no reply within {limit_s:g} s", retry=True)
+        try:
+            with self._http.stream("POST", self._url + path, content=body) as response:
+                for piece in response.iter_bytes():
+                    content += piece
+                    if time.monotonic() - began > limit_s:  # httpx limits each read, not the whole
+                        raise late
+                    if len(content) > MAX_BYTES:
+                        raise TroubleError(f"a reply of more than {MAX_BYTES >> 20} MiB")
+        except self._never_sent as error:  # no message of an error is shown: it may quote what was sent
+            raise TroubleError(type(error).__name__, retry=True, charged=False) from None
+        except self._late:
+            raise late from None
+        except self._failures as error:
+            raise TroubleError(type(error).__name__, retry=True) from None
+        return response, self._without_key(content.decode("utf-8-sig", "replace"))
 
     def _trouble(self, response: "httpx.Response", data: Any, private: str, public: str) -> TroubleError:
         """What an error says; some hosts send it with status 200."""
