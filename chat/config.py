@@ -31,8 +31,8 @@ class EndpointConfig:
     """What is sent may leave this machine: needed for every url that is not a loopback address."""
     concurrency: int = 8
     """Requests that one process sends at a time."""
-    timeout_s: float = 60.0
-    """Seconds that one request may take."""
+    timeout_s: float = 180.0
+    """Seconds that one request may take, also while the server answers others first."""
     retries: int = 4
     """Further requests after a fault of the server."""
     backoff_s: float = 1.0
