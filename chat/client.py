@@ -1,7 +1,6 @@
 """Chats with a served model: what its server accepts is learned from what it refuses, and used from then on."""
 
 import threading
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -10,7 +9,6 @@ from radflow.chat.endpoint import Endpoint, TroubleError
 from radflow.chat.forms import Chat, Form
 from radflow.chat.replies import Reply, parse_completion
 
-MAX_ROOM = 16  # a reply that was cut is asked for again with 4 and with 16 times the tokens
 _REFUSES_FORM = {400, 422, 500, 501}  # some servers fail where they should refuse
 _FILTERED = {"content_filter", "content_policy_violation", "invalid_prompt"}  # error codes of filters before the model
 
@@ -31,6 +29,9 @@ class _Unlimited:
     def settle(self, usage: tuple[int, int]) -> None: ...
 
 
+UNLIMITED = _Unlimited()
+
+
 class ChatClient:
     """Asks one model, from any number of threads; ValueError as of `Endpoint`.
 
@@ -49,7 +50,7 @@ class ChatClient:
     def close(self) -> None:
         self._endpoint.close()
 
-    def complete(self, chat: Chat, budget: Budget | None = None) -> Reply:
+    def complete(self, chat: Chat, budget: Budget = UNLIMITED) -> Reply:
         """The reply to a chat; its content may be empty.
 
         Raises:
@@ -59,10 +60,10 @@ class ChatClient:
             with self._first:
                 if not self._tried:
                     try:
-                        return self._learn(chat, budget or _Unlimited())
+                        return self._learn(chat, budget)
                     finally:
                         self._tried = True
-        return self._learn(chat, budget or _Unlimited())
+        return self._learn(chat, budget)
 
     def _learn(self, chat: Chat, budget: Budget) -> Reply:
         form: Form | None = self._form
@@ -78,20 +79,11 @@ class ChatClient:
                     raise
                 form = plainer
             else:
-                answered, form = form, self._adapt(form, chat, reply)
+                proven, answered = form == self._proven, form
+                form = form.adapted(chat, reply, max_tokens=self._max_tokens, proven=proven)
                 if form is None:
                     self._form = self._proven = answered
         return reply
-
-    def _adapt(self, form: Form, chat: Chat, reply: Reply) -> Form | None:
-        """The form to ask again in, if this one brought no proper reply."""
-        used, allowed = reply.usage[1] if reply.usage else 0, self._max_tokens * form.room
-        if used > allowed and form.limits == ("max_completion_tokens",):  # it was ignored
-            return replace(form, limits=("max_tokens",))
-        if reply.cut and form.room < MAX_ROOM and (chat.schema is not None or not reply.content):
-            return replace(form, room=4 * form.room)
-        silent = not reply.content and not reply.refused and form != self._proven
-        return form.plainer("format", chat) if silent and chat.schema is not None and form.format else None
 
     def _complete(self, chat: Chat, form: Form, budget: Budget) -> Reply:
         """One request in one form."""

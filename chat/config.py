@@ -1,12 +1,13 @@
 """Settings of an OpenAI-compatible endpoint: where it is, who may read what is sent, how patiently it is asked."""
 
 import ipaddress
-import math
 import os
 import re
 from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import urlsplit
+
+from capo.checks import check_range
 
 # Nothing that two URL parsers could read differently: no user name, backslash, query or fragment.
 _URL = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
@@ -41,21 +42,15 @@ class EndpointConfig:
     """Longest wait before a retry, also if the server's Retry-After asks for more."""
 
     def __post_init__(self) -> None:
-        self.check(least={"concurrency": 1, "retries": 0, "backoff_s": 0, "backoff_max_s": 0}, above={"timeout_s": 0})
+        check_range(self, "concurrency", least=1)
+        check_range(self, "retries", "backoff_s", "backoff_max_s", least=0)
+        check_range(self, "timeout_s", above=0)
         # Messages do not repeat what may hold a secret by mistake.
         if self.api_key_env is not None and not _VARIABLE.fullmatch(self.api_key_env):
             variable = "to be the name of an environment variable, not the key itself"
             raise ValueError(f"expected {self.section}.api_key_env {variable}")
         if self.url is not None:
             self._check_url(self.url)
-
-    def check(self, *, least: dict[str, float] | None = None, above: dict[str, float] | None = None) -> None:
-        """ValueError if a field is smaller than it may be, or infinite, or not a number; None is left alone."""
-        for limits, words in ((least or {}, "of at least"), (above or {}, "above")):
-            for name, limit in limits.items():
-                value = getattr(self, name)
-                if value is not None and not (limit < value < math.inf or (words == "of at least" and value == limit)):
-                    raise ValueError(f"expected {self.section}.{name} {words} {limit} and finite, got {value}")
 
     def _check_url(self, url: str) -> None:
         if not _URL.fullmatch(url):

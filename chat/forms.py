@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from radflow.chat.replies import Reply
+
 # How the form of a reply is asked for: OpenAI's way, that of llama.cpp and others, JSON of any form, words alone.
 _FORMATS = ("json_schema", "schema", "json_object", None)
+MAX_ROOM = 16  # a reply that was cut is asked for again with 4 and with 16 times the tokens
 _NEW, _OLD = "max_completion_tokens", "max_tokens"  # names of the token limit
 
 
@@ -49,6 +52,16 @@ class Form:
             named.insert(0, replace(self, parts=True))
         others = [] if only_named else [form for _, form in ways]
         return next(iter(named + others), None)
+
+    def adapted(self, chat: Chat, reply: Reply, *, max_tokens: int, proven: bool) -> "Form | None":
+        """The form to ask again in, if this one brought no proper reply."""
+        used = reply.usage[1] if reply.usage else 0
+        if used > max_tokens * self.room and self.limits == (_NEW,):  # it was ignored
+            return replace(self, limits=(_OLD,))
+        if reply.cut and self.room < MAX_ROOM and (chat.schema is not None or not reply.content):
+            return replace(self, room=4 * self.room)
+        silent = not reply.content and not reply.refused and not proven
+        return self.plainer("format", chat) if silent and chat.schema is not None and self.format else None
 
     def body(self, chat: Chat, *, model: str | None, max_tokens: int, temperature: float | None) -> dict[str, Any]:
         """The request."""

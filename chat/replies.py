@@ -99,17 +99,18 @@ def parse_error(data: Any, *, private: str, public: str) -> Error:
 
 
 def cut_out(message: str, private: str, public: str = "") -> str:
-    """`message` in one line of at most `SHOWN` characters, with an ellipsis for words of `private`, and for beginnings
-    of such words, as a server that quotes cuts them anywhere."""
+    """`message` in one line of at most `SHOWN` characters, with an ellipsis for words of `private`, and for pieces of
+    such words, as a server that quotes cuts them anywhere."""
     secret = {word.casefold() for word in _WORD.findall(private)}
     known = {word.casefold() for word in _WORD.findall(public)}
 
     def show(match: re.Match[str]) -> str:
         word = match[0].casefold()
-        hidden = word in secret or (len(word) > 2 and any(one.startswith(word) for one in secret))
+        hidden = word in secret or (len(word) > 2 and any(word in one for one in secret))
         return "…" if len(word) > 40 or (hidden and word not in known) else match[0]
 
-    unescaped = re.sub(r"\\+(?:u[0-9a-fA-F]{4}|[a-z])", " ", message[: 20 * SHOWN])
+    unescaped = re.sub(r"\\+u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), message[: 20 * SHOWN])
+    unescaped = re.sub(r"\\+[a-z]", " ", unescaped)
     shown = " ".join(re.sub(r"…(?:\W+…)+", "…", _WORD.sub(show, unescaped)).split())
     return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]} ..."
 

@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from capo.checks import check_range
 from capo.sampling import SamplingConfig
 from radflow.chat.client import ChatClient
 from radflow.chat.config import EndpointConfig
@@ -38,7 +39,7 @@ class ServedModelConfig(EndpointConfig):
         super().__post_init__()
         if (self.url is None) != (self.model is None):
             raise ValueError("expected endpoint.url and endpoint.model together, got one of them")
-        self.check(least={"max_side": 32})
+        check_range(self, "max_side", least=32)
 
 
 class ServedModel:
