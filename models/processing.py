@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from radflow.models import loading
 from radflow.models.loading import END, IMAGE, START
@@ -147,12 +146,12 @@ class ReportProcessor:
         self.template = config.prompt or TASKS[config.task]
         self.eos_id: int = tokenizer.convert_tokens_to_ids(END)
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
-        self._control = control_tokens(tokenizer)  # none of them may come out of a text
-        tokenizer.chat_control_tokens = list(self._control.values())
+        self.control = control_tokens(tokenizer)  # none of them may come out of a text
+        tokenizer.chat_control_tokens = list(self.control.values())
         self._plain = TextEncoder(tokenizer)
         # Each call switches the tokenizer's sanitising on or off, so two threads must not use it at the same time.
         self._lock = threading.Lock()
-        self.suppressed_ids: tuple[int, ...] = tuple(index for index in self._control if index != self.eos_id)
+        self.suppressed_ids: tuple[int, ...] = tuple(index for index in self.control if index != self.eos_id)
 
     @classmethod
     def load(cls, path_or_id: Path | str, config: ProcessorConfig | None = None) -> "ReportProcessor":
@@ -215,7 +214,7 @@ class ReportProcessor:
 
         `plain` are the token ids of a chat with one image and a text that names none.
         """
-        control = self._control
+        control = self.control
         expected = Counter(i for i in plain if i in control)
         for index, token in control.items():
             ids = self._chat([None, f"x{token}x {token} x"])
@@ -249,7 +248,7 @@ class ReportProcessor:
         Raises:
             ValueError: no image, one too elongated, or more tokens than `max_prompt_tokens`; names the study.
         """
-        parts = self._parts(study_id, images, prior_images, indication, comparison, views)
+        parts = self.parts(study_id, images, prior_images, indication, comparison, views)
         shown = [part for part in parts if not isinstance(part, str)]
         for image in shown:
             _check_shape(study_id, image.size)
@@ -259,38 +258,6 @@ class ReportProcessor:
         input_ids = torch.tensor(self._encode_prompt(study_id, parts, counts))
         positions = mrope_positions(input_ids, grids, self.image_id, self.image_processor.merge_size)
         return Prompt(study_id, input_ids, positions, processed["pixel_values"], grids)
-
-    def messages(
-        self,
-        study_id: str,
-        images: Sequence[Image.Image],
-        *,
-        indication: str = "",
-        comparison: str = "",
-        prior_images: Sequence[Image.Image] = (),
-        views: Sequence[str] = (),
-    ) -> list[dict[str, Any]]:
-        """The chat of `prompt` for a server: an image is {"type": "image", "image": ...}, scaled as the model sees it,
-        because another library scales to other pixels.
-
-        Raises:
-            ValueError: a text names a control token, which the server would take for the token; names the study.
-        """
-        parts = self._parts(study_id, images, prior_images, indication, comparison, views)
-        for text in (part for part in parts if isinstance(part, str)):
-            if named := next((token for token in self._control.values() if token in text), None):
-                raise ValueError(
-                    f"study {study_id}: expected a text without control tokens, as a server takes the name of one for "
-                    f"the token, got {named}; take it out of the text or drop the study"
-                )
-        return self._turns([p if isinstance(p, str) else self._scale(p) for p in parts])
-
-    def _scale(self, image: Image.Image) -> Image.Image:
-        """An image at the size of which the image processor cuts patches."""
-        limits, side = self.image_processor.size, self.image_processor.patch_size * self.image_processor.merge_size
-        least, most = limits["shortest_edge"], limits["longest_edge"]
-        height, width = smart_resize(image.height, image.width, factor=side, min_pixels=least, max_pixels=most)
-        return image.convert("RGB").resize((width, height), self.image_processor.resample)
 
     def check_prompt(
         self,
@@ -303,7 +270,7 @@ class ReportProcessor:
         views: Sequence[str] = (),
     ) -> None:
         """Raise what `prompt` would for images of these sizes (width, height), without them."""
-        parts = self._parts(study_id, sizes, prior_sizes, indication, comparison, views)
+        parts = self.parts(study_id, sizes, prior_sizes, indication, comparison, views)
         counts = []
         for part in parts:
             if not isinstance(part, str):
@@ -333,7 +300,7 @@ class ReportProcessor:
                 "max_report_tokens"
             )
 
-    def _parts(
+    def parts(
         self,
         study_id: str,
         images: Sequence[Any],
@@ -376,7 +343,7 @@ class ReportProcessor:
             kept = kept[: kept.index(self.eos_id)]
         return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
 
-    def _turns(self, parts: Sequence[Any]) -> list[dict[str, Any]]:
+    def turns(self, parts: Sequence[Any]) -> list[dict[str, Any]]:
         """Messages of a chat whose user turn has these texts and images."""
         system = [{"role": "system", "content": self.config.system}] if self.config.system else []
         content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
@@ -385,7 +352,7 @@ class ReportProcessor:
     def _chat(self, parts: Sequence[Any]) -> list[int]:
         """Token ids of the checkpoint's own chat template, up to the start of the report; one token per image."""
         # The template needs no pixels.
-        chat = self._turns([part if isinstance(part, str) else None for part in parts])
+        chat = self.turns([part if isinstance(part, str) else None for part in parts])
         # Sanitised: the name of a special token in a text is only text, not the token.
         options = {"add_generation_prompt": True, "sanitize_control_tokens": True}
         with self._lock:

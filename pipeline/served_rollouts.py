@@ -32,6 +32,7 @@ from radflow.models.adapter_files import list_targets, save_adapter
 from radflow.models.lora import LoraConfig
 from radflow.models.processing import ReportProcessor
 from radflow.models.qwen_vl import QwenVL
+from radflow.models.served_chat import served_messages
 from radflow.pipeline.generation import read_inputs
 
 UNKNOWN = -9999.0  # vLLM's log-probability of a token that it has none for
@@ -194,7 +195,7 @@ class ServedEngine:
     def _body(self, model: str, request: Request) -> dict[str, Any]:
         study = self.studies[request.prompt.study_id]
         images, context = read_inputs(study)
-        messages = self.processor.messages(study.id, images, **context)
+        messages = served_messages(self.processor, study.id, images, context)
         for message in messages:
             if not isinstance(message["content"], str):
                 message["content"] = [_with_data_uri(part) for part in message["content"]]
