@@ -1,13 +1,12 @@
 """Settings of an OpenAI-compatible endpoint: where it is, who may read what is sent, how patiently it is asked."""
 
 import ipaddress
+import math
 import os
 import re
 from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import urlsplit
-
-from capo.checks import check_range
 
 # Nothing that two URL parsers could read differently: no user name, backslash, query or fragment.
 _URL = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
@@ -42,15 +41,26 @@ class EndpointConfig:
     """Longest wait before a retry, also if the server's Retry-After asks for more."""
 
     def __post_init__(self) -> None:
-        check_range(self, "concurrency", least=1)
-        check_range(self, "retries", "backoff_s", "backoff_max_s", least=0)
-        check_range(self, "timeout_s", above=0)
+        self.check("concurrency", least=1)
+        self.check("retries", "backoff_s", "backoff_max_s", least=0)
+        self.check("timeout_s", above=0)
         # Messages do not repeat what may hold a secret by mistake.
         if self.api_key_env is not None and not _VARIABLE.fullmatch(self.api_key_env):
             variable = "to be the name of an environment variable, not the key itself"
             raise ValueError(f"expected {self.section}.api_key_env {variable}")
         if self.url is not None:
             self._check_url(self.url)
+
+    def check(self, *names: str, least: float = -math.inf, above: float = -math.inf) -> None:
+        """ValueError unless each named field is finite, at least `least` and above `above`; None is left alone.
+
+        `capo.checks` is not called: rewards and what they load are independent of it.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not (least <= value < math.inf and value > above):
+                bound = f"of at least {least}" if least > -math.inf else f"above {above}"
+                raise ValueError(f"expected {self.section}.{name} {bound} and finite, got {value}")
 
     def _check_url(self, url: str) -> None:
         if not _URL.fullmatch(url):

@@ -76,12 +76,12 @@ def test_a_key_does_not_travel_in_the_clear():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"concurrency": 0}, "expected concurrency of at least 1"),
-        ({"retries": -1}, "expected retries of at least 0"),
-        ({"timeout_s": 0.0}, "expected timeout_s above 0"),
-        ({"timeout_s": float("nan")}, "expected timeout_s above 0"),
-        ({"max_calls": -1}, "expected max_calls of at least 0"),
-        ({"max_tokens": 0}, "expected max_tokens of at least 1"),
+        ({"concurrency": 0}, "judge.concurrency of at least 1"),
+        ({"retries": -1}, "judge.retries of at least 0"),
+        ({"timeout_s": 0.0}, "judge.timeout_s above 0"),
+        ({"timeout_s": float("nan")}, "judge.timeout_s above 0"),
+        ({"max_calls": -1}, "judge.max_calls of at least 0"),
+        ({"max_tokens": 0}, "judge.max_tokens of at least 1"),
         ({"max_money": 5.0}, "judge.max_money needs judge.input_price"),
     ],
 )

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from capo.checks import check_range
 from radflow.chat.config import EndpointConfig
 
 
@@ -35,10 +34,9 @@ class JudgeConfig(EndpointConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "max_tokens", least=1)
-        check_range(self, "claim_s", above=0)
-        optional = [name for name in ("max_calls", "max_money", "temperature") if getattr(self, name) is not None]
-        check_range(self, "input_price", "output_price", *optional, least=0)
+        self.check("max_tokens", least=1)
+        self.check("claim_s", above=0)
+        self.check("max_calls", "max_money", "temperature", "input_price", "output_price", least=0)
         if self.max_money is not None and self.input_price == self.output_price == 0:
             raise ValueError("judge.max_money needs judge.input_price and judge.output_price, both are 0")
 
