@@ -5,7 +5,7 @@ PEERS := .venv-peers/bin
 BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/demo_table.py benchmarks/tables.py benchmarks/tower.py benchmarks/tower_carotid.py benchmarks/served_judge.py benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-peers test-served mutants kills lint types check bench gpu gpu-trl gpu-wheels study clean help
+.PHONY: demo test test-peers test-served test-installed mutants kills lint types check bench gpu gpu-trl gpu-wheels study clean help
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -23,6 +23,10 @@ test-peers: .venv-peers/.installed ## against TRL, verl, Liger, PEFT, radgraph, 
 test-served: .venv-peers/.served ## the judge with a small real model in llama.cpp's server, which is compiled first (minutes)
 	$(PEERS)/python -m pytest -o addopts= tests/test_served_*.py $(ARGS)
 
+# Interpreters that are not there are skipped, and said to be. What torch needs is downloaded for each.
+test-installed: .venv/.installed ## the wheel in empty environments of Python 3.11, 3.12 and 3.13 (minutes)
+	$(BIN)/python -m pytest -o addopts= -rs tests/test_installed_*.py $(ARGS)
+
 mutants: .venv/.installed ## break the code in small ways and see that the tests notice; ARGS='capo/trainer.py sections' picks some
 	$(BIN)/python tests/mutants.py $(ARGS)
 
@@ -36,7 +40,7 @@ lint: .venv/.installed ## style and likely mistakes
 types: .venv/.installed build/imports/radflow ## mypy: strict on capo, its defaults on the rest
 	$(BIN)/mypy --strict -p capo
 	MYPYPATH=build/imports $(BIN)/mypy -p radflow.chat -p radflow.rewards -p radflow.models -p radflow.data -p radflow.dashboard -p radflow.pipeline \
-		-p radflow.evaluation -m radflow.train -m radflow.evaluate
+		-p radflow.evaluation -m radflow -m radflow.train -m radflow.evaluate -m radflow.__main__
 
 check: lint types test ## what must pass before a commit
 
@@ -86,7 +90,7 @@ clean: ## remove the environment, builds and caches; runs/ stays
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "expected Python 3.11 or newer, got: $$($(PYTHON) --version 2>&1); install one and run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0 -e '.[train,eval,test]'
+	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0 -e '.[train,test]'
 	touch $@
 
 .venv/.study: .venv/.installed requirements/encoder.txt
@@ -95,7 +99,7 @@ clean: ## remove the environment, builds and caches; runs/ stays
 
 .venv-peers/.installed: .venv/.installed requirements/peers.txt requirements/peers-alone.txt
 	$(PYTHON) -m venv .venv-peers
-	$(PEERS)/python -m pip install -c constraints.txt torch==2.13.0 -e '.[train,eval,test]' -r requirements/peers.txt
+	$(PEERS)/python -m pip install -c constraints.txt torch==2.13.0 -e '.[train,test]' -r requirements/peers.txt
 	$(PEERS)/python -m pip install --no-deps --ignore-requires-python -r requirements/peers-alone.txt
 	touch $@
 

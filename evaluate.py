@@ -16,7 +16,7 @@ needs, and which files are read.
 import sys
 from collections.abc import Sequence
 
-from radflow.pipeline.command_line import run_command
+from radflow.pipeline.command_line import run_program
 
 COMMANDS = {
     "predict": "evaluation.predict:predict",
@@ -31,8 +31,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    if not run_command("evaluate.py", sys.argv[1:] if argv is None else argv, COMMANDS, __doc__):
-        sys.exit(f"error: expected a command among {', '.join(COMMANDS)}; see evaluate.py --help")
+    run_program("evaluate.py", sys.argv[1:] if argv is None else argv, COMMANDS, __doc__)
 
 
 if __name__ == "__main__":

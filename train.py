@@ -106,8 +106,8 @@ from radflow.rewards.metrics.lexical import notes_on_tokens
 from radflow.rewards.unspaced import has_characters
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    words = sys.argv[1:] if argv is None else argv
+def main(words: Sequence[str] | None = None) -> None:
+    words = sys.argv[1:] if words is None else words
     if not run_command("train.py", words, TRAIN_COMMANDS, __doc__):
         config = parse_config(words)
         run_on_ranks(config, lambda ranks, stop: train(config, ranks, stop))

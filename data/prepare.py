@@ -136,12 +136,12 @@ def _add_priors(lines: Iterable[str], priors: Priors) -> Iterator[str]:
         yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[..., None]] = {"csv": _prepare_table}
     commands |= {name: partial(_prepare_dataset, name) for name in READERS}
     try:
         subcommand_cli_from_dict(
-            commands, args=argv, prog="python -m radflow.data.prepare", description=__doc__, config=TYRO
+            commands, args=words, prog="python -m radflow.data.prepare", description=__doc__, config=TYRO
         )
     except ValueError as error:
         sys.exit(f"error: {error}")

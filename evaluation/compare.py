@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from capo.checks import check_range
 from capo.journal import write_json, write_whole
 from radflow.data.protocols import Pairs
 from radflow.data.sections import SectionParser
-from radflow.evaluation.inputs import left_out, name_files, notes_on, read_pairs, read_references
+from radflow.evaluation.inputs import FilesConfig, left_out, name_files, notes_on, read_pairs, read_references
 from radflow.evaluation.measuring import MeasureConfig, Measures, lacking, notes_on_lacking
 from radflow.evaluation.rules import choose_rules
 from radflow.evaluation.table_metrics import PER_REPORT, Cells, TableMetric, available, inverse_of_mean, per_label_f1
@@ -25,16 +25,21 @@ from radflow.pipeline.tables import Table, bounds, documents, number, with_direc
 from radflow.rewards.rules.criticality import CriticalityRules
 from radflow.rewards.statistics import Interval, bootstrap_difference, holm, randomisation_test
 
+if TYPE_CHECKING:
+    import pandas
+
+CHANGED = 10  # studies shown that changed most, in each direction
+
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(MeasureConfig):
+class CompareConfig(FilesConfig):
     """Which systems, over what, and how differences are tested."""
 
     systems: Positional[tuple[Path, ...]]
     """Files or folders of reports; the first is the one that others are compared with."""
     pairs: Literal["first", "all"] = "first"
     """Each other system against the first, or every pair."""
-    changed: int = 10
+    changed: int = CHANGED
     """Studies shown that changed most, in each direction."""
     changed_by: str | None = None
     """Metric by which they changed; unset: RadCliQ-v1 if it is there, else entity F1 by rules."""
@@ -69,6 +74,13 @@ class Test:
     p: float  # approximate randomisation, two-sided
     corrected: float  # Holm, over all tests of the comparison
 
+    @property
+    def row(self) -> dict[str, str | float | int]:
+        """As one line of a file."""
+        systems, d = {"metric": self.metric.name, "first": self.first, "second": self.second}, self.difference
+        bounded = {"difference": d.mean, "low": d.low, "high": d.high}
+        return {**systems, **bounded, "p": self.p, "p_holm": self.corrected, "studies": self.studies}
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -82,6 +94,21 @@ class Compared:
     lists: Mapping[str, Mapping[str, Sequence[str]]]  # system -> ids left out, by why
     reasons: Mapping[str, str]  # metric -> why it is not compared
 
+    @property
+    def columns(self) -> dict[str, list[str | float | int]]:
+        """The tests, a column each: metric, first, second, difference, low, high, p, p_holm, studies."""
+        rows = [test.row for test in self.tests]
+        return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The tests, one row each; needs pandas."""
+        import pandas
+
+        return pandas.DataFrame(self.columns)
+
+    def __str__(self) -> str:
+        return documents(*tables(self))["txt"]
+
 
 def compare_files(config: OmitArgPrefixes[CompareConfig], weights: Weights, out: Path | None = None) -> None:
     """Compare two or more files of reports, paired by study.
@@ -90,7 +117,7 @@ def compare_files(config: OmitArgPrefixes[CompareConfig], weights: Weights, out:
         out: Folder of the comparison as text, Markdown, LaTeX and JSON.
     """
     compared = compare(config, weights)
-    shown, notes = tables(compared, config)
+    shown, notes = tables(compared, changed=config.changed, changed_by=config.changed_by)
     print(documents(shown, notes)["txt"], end="")
     if out is not None:
         write(compared, out, shown, notes)
@@ -108,14 +135,34 @@ def compare(config: CompareConfig, weights: Weights) -> Compared:
     read = {
         name: read_pairs(path, references, config.protocol, parse) for name, path in name_files(config.systems).items()
     }
+    return compare_pairs(read, config, weights, files=(*config.systems, config.references), which=config.pairs)
+
+
+def compare_pairs(
+    read: Mapping[str, Pairs],
+    config: MeasureConfig,
+    weights: Weights,
+    *,
+    files: Sequence[Path | None] = (),
+    which: Literal["first", "all"] = "first",
+) -> Compared:
+    """The comparison of systems by name.
+
+    Args:
+        files: that the texts are from; those of a run name its rules.
+        which: each other system against the first, or every pair.
+
+    Raises:
+        ValueError: no study is common to all.
+    """
     ids, texts, lists = _common(read)
     first = next(iter(read.values()))
     expected = dict(zip(first.ids, first.references, strict=True))
     targets = [expected[study_id] for study_id in ids]
-    rules = choose_rules(config.labeler, config.lexicon, (*config.systems, config.references), targets, parse)
+    rules = choose_rules(config.labeler, config.lexicon, files, targets, SectionParser(config.headers))
     measures = Measures(config, weights, rules)
     systems = [System(n, reports, measures.cells(reports, targets, title=n)) for n, reports in texts.items()]
-    tests, reasons = _test(systems, measures.rows, config), lacking(measures.rows, systems[0].cells, measures.missing)
+    tests, reasons = _test(systems, measures, which), lacking(measures.rows, systems[0].cells, measures.missing)
     critical = np.array([found.critical for found in CriticalityRules(measures.labeler, rules.definition)(targets)])
     return Compared(ids, systems, tests, measures, critical, lists, reasons)
 
@@ -136,10 +183,11 @@ def _common(read: Mapping[str, Pairs]) -> tuple[list[str], dict[str, list[str]],
     return ids, texts, lists
 
 
-def _test(systems: Sequence[System], metrics: Sequence[TableMetric], config: CompareConfig) -> list[Test]:
-    pairs = [(a, b) for a, b in itertools.combinations(systems, 2) if config.pairs == "all" or a is systems[0]]
+def _test(systems: Sequence[System], measures: Measures, which: Literal["first", "all"]) -> list[Test]:
+    config = measures.config
+    pairs = [(a, b) for a, b in itertools.combinations(systems, 2) if which == "all" or a is systems[0]]
     # 1/RadCliQ-v1 says the same as RadCliQ-v1: tested twice, it would only cost the others power.
-    tested = [metric for metric in metrics if metric.statistic is not inverse_of_mean]
+    tested = [metric for metric in measures.rows if metric.statistic is not inverse_of_mean]
     work = [(metric, a, b) for a, b in pairs for metric in available(tested, a.cells)]
     found = []
     for metric, a, b in tqdm(work, "tests", unit="test", disable=None, leave=False):
@@ -164,11 +212,13 @@ def _changed_by(compared: Compared, asked: str | None) -> TableMetric:
     raise ValueError(f"changed_by {names[-1]}: it is not available here; choose among {known}")
 
 
-def tables(compared: Compared, config: CompareConfig) -> tuple[list[Table], list[str]]:
+def tables(
+    compared: Compared, *, changed: int = CHANGED, changed_by: str | None = None
+) -> tuple[list[Table], list[str]]:
     """Differences, labels, the split by criticality, the studies that changed most; and the notes."""
     rules = compared.measures.rules
     by_labels = [_labels(compared), _by_criticality(compared)] if rules.labels_fit else []
-    texts = f"protocol {config.protocol}, labeler {rules.labeler}"
+    texts = f"protocol {compared.measures.config.protocol}, labeler {rules.labeler}"
     studies = f"{len(compared.ids)} studies that all systems report"
     p = f"p by approximate randomisation, Holm-corrected over all {len(compared.tests)} tests"
     notes = [f"{texts}, {studies}; differences with 95 % paired bootstrap intervals; {p}"]
@@ -176,7 +226,7 @@ def tables(compared: Compared, config: CompareConfig) -> tuple[list[Table], list
     notes += [Variety.of(system.reports).line(system.name) for system in compared.systems]
     notes += [f"{name}: {line}" for name, lists in compared.lists.items() for line in notes_on(lists)]
     notes += notes_on_lacking(compared.measures.rows, compared.reasons)
-    return [_differences(compared), *by_labels, *_changes(compared, config)], notes
+    return [_differences(compared), *by_labels, *_changes(compared, changed, changed_by)], notes
 
 
 def _differences(compared: Compared) -> Table:
@@ -210,17 +260,17 @@ def _by_criticality(compared: Compared) -> Table:
     return Table("Critical and normal references (by rules)", ["metric", *head], rows)
 
 
-def _changes(compared: Compared, config: CompareConfig) -> list[Table]:
+def _changes(compared: Compared, changed: int, changed_by: str | None) -> list[Table]:
     """For each other system, the studies whose value moved most from the first system's, both ways."""
-    metric, first = _changed_by(compared, config.changed_by), compared.systems[0]
+    metric, first = _changed_by(compared, changed_by), compared.systems[0]
     made = []
-    for system in compared.systems[1:] if config.changed else ():
+    for system in compared.systems[1:] if changed else ():
         a, b = first.cells[metric.cells], system.cells[metric.cells]
         gain = b - a if metric.better == "higher" else a - b
         known = np.flatnonzero(~np.isnan(gain))
         order = known[np.argsort(gain[known], kind="stable")]
-        worse = [("worse", i) for i in order[: config.changed] if gain[i] < 0]
-        better = [("better", i) for i in order[::-1][: config.changed] if gain[i] > 0]
+        worse = [("worse", i) for i in order[:changed] if gain[i] < 0]
+        better = [("better", i) for i in order[::-1][:changed] if gain[i] > 0]
         rows = [
             [compared.ids[i], way, number(a[i]), number(b[i]), number(b[i] - a[i], signed=True)]
             for way, i in (*better, *worse)
@@ -234,18 +284,13 @@ def write(compared: Compared, folder: Path, shown: Sequence[Table], notes: Seque
     """Write comparison.txt, .md, .tex and .json."""
     for ending, text in documents(shown, notes).items():
         write_whole(folder / f"comparison.{ending}", text)
-    tests = []
-    for test in compared.tests:
-        d, systems = test.difference, {"first": test.first, "second": test.second}
-        bounded = {"difference": d.mean, "low": d.low, "high": d.high, "p": test.p, "p_holm": test.corrected}
-        tests.append({"metric": test.metric.name, **systems, **bounded, "studies": test.studies})
     rules = compared.measures.rules
     content = {
         "systems": [system.name for system in compared.systems],
         "studies": len(compared.ids),
         "labeler": rules.labeler,
         "critical": int(compared.critical.sum()) if rules.labels_fit else None,
-        "tests": tests,
+        "tests": [test.row for test in compared.tests],
         "tables": [dataclasses.asdict(table) for table in shown],
         "left_out": compared.lists,
         "unavailable": dict(compared.reasons),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from radflow.data.protocols import Pairs, Protocol, pair, reference_text
@@ -9,8 +10,19 @@ from radflow.data.readers.manifest import read_manifest
 from radflow.data.report_files import Report, read_report_file
 from radflow.data.sections import SectionParser, parse_sections
 from radflow.data.studies import Study
+from radflow.evaluation.measuring import MeasureConfig
 
 MOST_NAMED = 5  # ids in a note; the JSON has all
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesConfig(MeasureConfig):
+    """Which texts are compared, and with what."""
+
+    references: Path | None = None
+    """File or folder of references; else those of a manifest, or those in the file of the (first) predictions."""
+    split: str = "all"
+    """Only references of this split."""
 
 
 def read_references(

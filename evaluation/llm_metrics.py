@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from radflow.data.protocols import Pairs
 from radflow.evaluation.table_metrics import Cells, TableMetric
 from radflow.rewards.judge.asker import Asker
 from radflow.rewards.judge.config import JudgeConfig
@@ -29,13 +30,7 @@ class LlmScores:
     notes: Sequence[str] = ()
 
 
-def ask_errors(
-    metrics: Sequence[LlmMetric],
-    judge: JudgeConfig,
-    ids: Sequence[str],
-    predictions: Sequence[str],
-    references: Sequence[str],
-) -> LlmScores:
+def ask_errors(metrics: Sequence[LlmMetric], judge: JudgeConfig, pairs: Pairs) -> LlmScores:
     """Scores of reports by each metric; a report without an answer has none, and a note counts these.
 
     Raises:
@@ -47,9 +42,9 @@ def ask_errors(
     asker, rows, cells, listed, notes = Asker(judge), [], dict[str, np.ndarray](), list[dict[str, object]](), []
     for metric, prompt in prompts.items():
         name = f"{metric}_llm"
-        found = _ask(asker, prompt, list(zip(references, predictions, strict=True)), title=name)
+        found = _ask(asker, prompt, list(zip(pairs.references, pairs.predictions, strict=True)), title=name)
         asked = {"metric": name, "prompt": prompt.version, "model": asker.model}
-        for study_id, errors in zip(ids, found, strict=True):
+        for study_id, errors in zip(pairs.ids, found, strict=True):
             answer = {"score": None, "listed": None} if errors is None else vars(errors)
             listed.append({"study_id": study_id, **asked, **answer})
         rows.append(TableMetric(name, f"{LABELS[metric]} ({prompt.version}, {asker.model})", name))

@@ -40,14 +40,10 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """Which texts are compared, and with what."""
+    """How texts are compared, and with what."""
 
-    references: Path | None = None
-    """File or folder of references; else those of a manifest, or those in the file of the (first) predictions."""
     protocol: Protocol = "rexrank"
     """`rexrank`: both sections, text untouched; or one section."""
-    split: str = "all"
-    """Only references of this split."""
     labeler: LabelerName | None = None
     """Rules that read labels, consistency and criticality. Unset: those of the run that wrote the files, if they lie in
     the folder `eval` of a run, else those of the chest."""

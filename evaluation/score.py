@@ -10,10 +10,11 @@ import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from tqdm import tqdm
@@ -22,10 +23,19 @@ from tyro.conf import arg
 from capo.checks import check_range
 from capo.journal import write_json, write_lines, write_whole
 from radflow.data.nearest import nearest_indices
+from radflow.data.protocols import Pairs
 from radflow.data.sections import SectionParser
 from radflow.data.studies import Study
-from radflow.evaluation.inputs import left_out, notes_on, read_pairs, read_references, studies_of, training_texts
-from radflow.evaluation.llm_metrics import LlmMetric, ask_errors
+from radflow.evaluation.inputs import (
+    FilesConfig,
+    left_out,
+    notes_on,
+    read_pairs,
+    read_references,
+    studies_of,
+    training_texts,
+)
+from radflow.evaluation.llm_metrics import LlmMetric, LlmScores, ask_errors
 from radflow.evaluation.measuring import MODELS, MeasureConfig, Measures, lacking, notes_on_lacking, with_radcliq
 from radflow.evaluation.precomputed import Rows, precomputed_cells, read_precomputed
 from radflow.evaluation.rules import DEFAULT_LABELER, LabelerName, choose_rules
@@ -38,6 +48,9 @@ from radflow.rewards.registry import LABELERS
 from radflow.rewards.rules.chexpert_rules import LABELS as CHEXPERT_LABELS
 from radflow.rewards.statistics import Interval
 
+if TYPE_CHECKING:
+    import pandas
+
 CONSTANT, RANDOM, NEAREST = "best constant", "random", "nearest neighbour"
 BASELINES = (CONSTANT, RANDOM, NEAREST)
 
@@ -46,7 +59,7 @@ Values = dict[str, float | None]  # metric -> value
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(MeasureConfig):
+class ScoreConfig(FilesConfig):
     """What is scored, against what, and with what."""
 
     predictions: Path | None = None
@@ -110,6 +123,29 @@ class Scored:
     notes: Sequence[str]
     listed: Sequence[Mapping[str, object]] = ()  # errors that a language model found
 
+    @property
+    def values(self) -> dict[str, float]:
+        """Each metric that could be computed, over all studies."""
+        return {row.metric.name: row.interval.mean for row in self.rows if row.interval is not None}
+
+    @property
+    def columns(self) -> dict[str, list[float | None]]:
+        """Each value that single studies have, in the order of `ids`; None if the reference does not define it."""
+        return {
+            name: [None if np.isnan(value) else float(value) for value in column]
+            for name, column in self.cells.items()
+            if name not in LABEL_CELLS
+        }
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The columns, one row per study; needs pandas."""
+        import pandas
+
+        return pandas.DataFrame(self.columns, index=pandas.Index(self.ids, name="study_id"))
+
+    def __str__(self) -> str:
+        return documents(*tables(self))["txt"]
+
 
 def score_files(config: Annotated[ScoreConfig, arg(name="")], weights: Weights, out: Path | None = None) -> None:
     """Score one file of reports, next to baselines that see nothing or only copy.
@@ -119,7 +155,7 @@ def score_files(config: Annotated[ScoreConfig, arg(name="")], weights: Weights, 
     """
     scored = score(config, weights)
     if out is None:
-        print(documents(*tables(scored))["txt"], end="")
+        print(scored, end="")
     else:
         print(f"{write(scored, out, config)}\nwritten to {out}")
 
@@ -136,21 +172,56 @@ def score(config: ScoreConfig, weights: Weights) -> Scored:
     references = read_references(config.references, config.predictions, config.manifest, split=config.split)
     parse = SectionParser(config.headers)
     pairs = read_pairs(config.predictions, references, config.protocol, parse)
-    made = {} if config.precomputed is None else precomputed_cells(given, pairs.ids, config.precomputed)
-    files = (config.predictions, config.references)
-    rules = choose_rules(config.labeler, config.lexicon, files, pairs.references, parse)
+    train, notes = training_texts(config.train, config.manifest, pairs.ids, config.protocol, parse)
+    others = [study_id for study_id in given if study_id not in set(pairs.ids)]
+    return score_pairs(
+        pairs,
+        config,
+        weights,
+        files=(config.predictions, config.references),
+        made={} if config.precomputed is None else precomputed_cells(given, pairs.ids, config.precomputed),
+        train=train,
+        nearest=nearest_texts(pairs.ids, studies_of(config.manifest, config.image_root), train),
+        sample=config.baseline_sample,
+        ask=partial(ask_errors, config.llm, config.judge),
+        lists={"precomputed lines of studies that are not scored": others} if others else {},
+        notes=notes,
+    )
+
+
+def score_pairs(
+    pairs: Pairs,
+    config: MeasureConfig,
+    weights: Weights,
+    *,
+    nearest: Sequence[str] | str,
+    files: Sequence[Path | None] = (),
+    made: Cells | None = None,
+    train: Texts | None = None,
+    sample: int = 100,
+    ask: Callable[[Pairs], LlmScores] | None = None,
+    lists: Mapping[str, Sequence[str]] | None = None,
+    notes: Sequence[str] = (),
+) -> Scored:
+    """Every metric of the pairs that can be computed, and the baselines.
+
+    Args:
+        nearest, train, sample: what `measure_baselines` takes.
+        files: that the texts are from; those of a run name its rules.
+        made: cells that were computed elsewhere.
+        ask: metrics of a language model. It is asked last: it may cost money, and a mistake elsewhere would waste it.
+        lists: further ids that are left out, by reason.
+        notes: further lines below the table.
+    """
+    made = made or {}
+    rules = choose_rules(config.labeler, config.lexicon, files, pairs.references, SectionParser(config.headers))
     measures = Measures(config, weights, rules, given=made)
     names = [name for name in MODELS if name not in made]
     measured = measures.cells(pairs.predictions, pairs.references, title="score", names=names)
-    train, notes = training_texts(config.train, config.manifest, pairs.ids, config.protocol, parse)
-    nearest = nearest_texts(pairs.ids, studies_of(config.manifest, config.image_root), train)
-    found = measure_baselines(measures, pairs.references, train, nearest, sample=config.baseline_sample)
-    # Last: it may cost money, and a mistake in another file would waste it.
-    asked = ask_errors(config.llm, config.judge, pairs.ids, pairs.predictions, pairs.references)
+    found = measure_baselines(measures, pairs.references, train, nearest, sample=sample)
+    asked = ask(pairs) if ask else LlmScores()
     cells = with_radcliq(measured | made) | asked.cells
-    lists = left_out(pairs)
-    if others := [study_id for study_id in given if study_id not in set(pairs.ids)]:
-        lists["precomputed lines of studies that are not scored"] = others
+    lists = left_out(pairs) | (lists or {})
     varieties = {"predictions": Variety.of(pairs.predictions), "references": Variety.of(pairs.references)}
     missing = measures.missing | dict.fromkeys(asked.cells, "the model answered for no report")
     rows = _rows(config, [*measures.rows, *asked.rows], cells, missing, found)
@@ -237,7 +308,7 @@ def _score_precomputed(config: ScoreConfig, given: Rows) -> Scored:
 
 
 def _rows(
-    config: ScoreConfig, metrics: Sequence[TableMetric], cells: Cells, missing: Mapping[str, str], found: Baselines
+    config: MeasureConfig, metrics: Sequence[TableMetric], cells: Cells, missing: Mapping[str, str], found: Baselines
 ) -> list[Row]:
     reasons, rows = lacking(metrics, cells, missing), []
     for metric in metrics:
@@ -248,7 +319,7 @@ def _rows(
 
 
 def _feet(
-    config: ScoreConfig, ids: Sequence[str], labeler: str, varieties: Mapping[str, Variety], found: Baselines
+    config: MeasureConfig, ids: Sequence[str], labeler: str, varieties: Mapping[str, Variety], found: Baselines
 ) -> list[str]:
     return [
         f"protocol {config.protocol}, labeler {labeler}, {len(ids)} studies; 95 % bootstrap intervals over studies",
@@ -293,11 +364,11 @@ def write(scored: Scored, folder: Path, config: ScoreConfig) -> str:
 
 def per_study(scored: Scored) -> list[dict[str, object]]:
     """One row per study: its id, and each value that single studies have; None if this one has none."""
-    rows: list[dict[str, object]] = [{"study_id": study_id} for study_id in scored.ids]
-    for name in (name for name in scored.cells if name not in LABEL_CELLS):
-        for row, value in zip(rows, scored.cells[name], strict=True):
-            row[name] = None if np.isnan(value) else float(value)
-    return rows
+    columns = scored.columns
+    return [
+        {"study_id": study_id, **dict(zip(columns, values, strict=True))}
+        for study_id, *values in zip(scored.ids, *columns.values(), strict=True)
+    ]
 
 
 def _labels(scored: Scored) -> list[dict[str, object]]:

@@ -3,8 +3,10 @@
 import difflib
 import importlib
 import inspect
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,18 +31,30 @@ class Source:
     help: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=("-h",))] = None
 
 
+def run_program(program: str, words: Sequence[str], commands: Mapping[str, str], usage: str | None) -> None:
+    """`run_command` for a program that does nothing without a command."""
+    if not run_command(program, words, commands, usage):
+        sys.exit(f"error: expected a command among {', '.join(commands)}; see {program} --help")
+
+
 def run_command(program: str, words: Sequence[str], commands: Mapping[str, str], usage: str | None) -> bool:
     """Run the command that the first word names, or print help; False if the words are neither.
 
-    What a user can cause ends the program with one line.
+    What a user can cause ends the program with one line; a pipe that closes early, as that of `head`, with none.
 
     Args:
         commands: `module:function` within radflow by name. The options are the function's parameters; a function of
             `words` parses them itself.
         usage: the help of the program.
     """
-    if not words or words[0].startswith("-"):
-        return show_help(words, usage)
+    with _quiet_when_the_reader_leaves():
+        if not words or words[0].startswith("-"):
+            return show_help(words, usage)
+        _run_named(program, words, commands)
+        return True
+
+
+def _run_named(program: str, words: Sequence[str], commands: Mapping[str, str]) -> None:
     name, *rest = words
     if name not in commands:
         sys.exit(f"error: {program} has no command {name}; {suggest(name, commands)}")
@@ -52,11 +66,26 @@ def run_command(program: str, words: Sequence[str], commands: Mapping[str, str],
             tyro.cli(command, args=rest, prog=f"{program} {name}", config=(tyro.conf.FlagCreatePairsOff,))
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        raise
     except OSError as error:  # a disk that is full, a folder that may not be written
         sys.exit(f"error: {error.filename or 'output'}: {error.strerror or error}")
     except StopRequested as stopped:
         sys.exit(f"{stopped}; rerun the same command to resume")
-    return True
+
+
+@contextmanager
+def _quiet_when_the_reader_leaves() -> Iterator[None]:
+    """What is printed reaches its reader before this ends; one that has gone ends the program without a word."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at exit, and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def show_help(words: Sequence[str], usage: str | None) -> bool:

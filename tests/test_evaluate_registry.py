@@ -137,7 +137,7 @@ def test_a_run_brings_its_own_labeler(tmp_path, files, reports):
     compared = compare(config, Weights(tmp_path))
     judged = CriticalityRules(LABELERS["carotid_rules"](parse_sections))(reports["carotid"][0])
     assert compared.critical.tolist() == [one.critical for one in judged] and 30 < compared.critical.sum() < 60
-    made, notes = tables(compared, config)
+    made, notes = tables(compared)
     assert [row[0] for row in made[1].rows] == [*LABELERS["carotid_rules"].labels] and "carotid_rules" in notes[0]
     scored = score(ScoreConfig(predictions=swapped, num_resamples=100, references=references), Weights(tmp_path))
     assert {row.metric.name for row in scored.rows if row.interval} >= {"rules_micro_f1_11", "rules_macro_f1_11"}

@@ -344,4 +344,4 @@ def test_the_version_that_is_refused_is_the_one_setup_cfg_asks_for():
     config = configparser.ConfigParser()
     config.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
     oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
-    assert f"transformers>={oldest}" in config["options.extras_require"]["eval"].split()
+    assert f"transformers>={oldest}" in config["options.extras_require"]["score"].split()

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from radflow import evaluate, train
+from radflow import __main__, evaluate, train
 from radflow.pipeline.command_line import TRAIN_COMMANDS, run_command
 from radflow.pipeline.run_config import Config
 
 SECTIONS = [one.name for one in fields(Config) if is_dataclass(one.type)]
-PROGRAMS = {"train.py": (train, TRAIN_COMMANDS), "evaluate.py": (evaluate, evaluate.COMMANDS)}
+PROGRAMS = {
+    "train.py": (train, TRAIN_COMMANDS),
+    "evaluate.py": (evaluate, evaluate.COMMANDS),
+    "radflow": (__main__, __main__.COMMANDS),
+}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

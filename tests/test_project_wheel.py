@@ -1,30 +1,23 @@
 """The wheel: what a user's site-packages gets."""
 
 import os
-import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from installed_scorer import build_wheel, score_as_a_stranger
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-LEFT_OUT = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy of the sources, so that nothing of an earlier build takes part and nothing is left behind."""
-    folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, folder / "source", ignore=LEFT_OUT)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", "."]
-    run = subprocess.run(command, cwd=folder / "source", capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    (built,) = (folder / "dist").glob("radflow-*.whl")
-    return built
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def read_metadata(wheel: Path):
@@ -39,7 +32,7 @@ def test_wheel_holds_capo_and_everything_else_as_radflow(wheel):
     info = f"radflow-{read_metadata(wheel)['Version']}.dist-info"
     assert {name.split("/")[0] for name in names} == {"capo", "radflow", info}
     folders = ("chat", "rewards", "models", "data", "pipeline", "evaluation", "dashboard")
-    sources = [*(ROOT / "capo").glob("*"), ROOT / "train.py", ROOT / "evaluate.py"]
+    sources = [*(ROOT / "capo").glob("*"), *ROOT.glob("*.py")]
     sources += [path for folder in folders for path in (ROOT / folder).rglob("*")] + [*(ROOT / "configs").glob("*")]
     relative = {p.relative_to(ROOT).as_posix() for p in sources if p.is_file() and "__pycache__" not in p.parts}
     expected = {name if name.startswith("capo/") else f"radflow/{name}" for name in relative}
@@ -55,7 +48,7 @@ def test_wheel_needs_torch_alone(wheel):
 def test_wheel_says_what_it_is(wheel):
     info = read_metadata(wheel)
     assert (info["Name"], info["License-Expression"], info["Requires-Python"]) == ("radflow", "Apache-2.0", ">=3.11")
-    assert set(info.get_all("Provides-Extra")) == {"train", "eval", "study", "test", "dicom", "tensorboard", "wandb"}
+    assert set(info.get_all("Provides-Extra")) == {"train", "score", "study", "test", "dicom", "tensorboard", "wandb"}
 
 
 USERS_FILE = """
@@ -93,3 +86,14 @@ def test_the_readmes_import_works_from_the_wheel_alone(wheel, tmp_path):
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert Path(run.stdout.strip()).is_relative_to(wheel)
+
+
+def test_the_installed_commands_score_outside_the_checkout(wheel, tmp_path):
+    """The wheel in an environment of its own; only what it depends on comes from the one of the tests."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    install = ["--python", python, "install", "--quiet", "--no-deps", wheel]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    (site,) = (tmp_path / "env" / "lib").glob("*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    score_as_a_stranger(python, tmp_path / "home")

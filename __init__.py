@@ -1,0 +1,16 @@
+"""RadFlow. `from radflow import score, compare` scores lists of reports and compares systems (docs/evaluate.md)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from radflow.evaluation.texts import compare, score
+
+__all__ = ["compare", "score"]
+
+
+def __getattr__(name: str) -> object:
+    # Loaded when asked for: importing a package of radflow must not load the scorer.
+    if name not in __all__:
+        raise AttributeError(f"module 'radflow' has no attribute {name!r}")
+    return getattr(import_module("radflow.evaluation.texts"), name)

@@ -1,0 +1,32 @@
+"""Score, compare and label reports, write them with a model, prepare data, train.
+
+    radflow score    --predictions predictions.json --references references.json --out scores
+    radflow compare  a.json b.json --references references.json
+    radflow cases    --predictions a.json b.json --manifest studies.jsonl --out cases.html
+    radflow label    reports.jsonl --out labels.jsonl
+    radflow predict  --model MODEL --image frontal.png --indication "Cough."
+    radflow generate --model MODEL --manifest studies.jsonl --out predictions.json
+    radflow weights
+    radflow gallery  --manifest studies.jsonl
+    radflow prepare  csv --reports reports.csv --images images --out studies.jsonl
+    radflow train    --config my.yaml
+
+`radflow COMMAND --help` explains the options of a command. `prepare` is `python -m radflow.data.prepare`, `train` is
+`train.py` (on several GPUs: `torchrun -m radflow.train`), the others are `evaluate.py`.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from radflow import evaluate
+from radflow.pipeline.command_line import run_program
+
+COMMANDS = evaluate.COMMANDS | {"prepare": "data.prepare:main", "train": "train:main"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_program("radflow", sys.argv[1:] if argv is None else argv, COMMANDS, __doc__)
+
+
+if __name__ == "__main__":
+    main()
