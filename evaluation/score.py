@@ -221,7 +221,7 @@ def score_pairs(
     found = measure_baselines(measures, pairs.references, train, nearest, sample=sample)
     asked = ask(pairs) if ask else LlmScores()
     cells = with_radcliq(measured | made) | asked.cells
-    lists = left_out(pairs) | (lists or {})
+    lists = {**left_out(pairs), **(lists or {})}
     varieties = {"predictions": Variety.of(pairs.predictions), "references": Variety.of(pairs.references)}
     missing = measures.missing | dict.fromkeys(asked.cells, "the model answered for no report")
     rows = _rows(config, [*measures.rows, *asked.rows], cells, missing, found)
