@@ -1,10 +1,11 @@
 """Write reports with a model, score report files, compare systems, look at cases, label, try a reward.
 
-    python evaluate.py predict  --model runs/demo/rl/model --image frontal.png --indication "Cough."
+    python evaluate.py predict  --model runs/demo --image frontal.png --indication "Cough."
     python evaluate.py generate --model runs/demo/rl/model --manifest studies.jsonl --out predictions.json
     python evaluate.py score    --predictions predictions.json --references references.json --out scores
     python evaluate.py compare  a.json b.json --references references.json
     python evaluate.py cases    --predictions a.json b.json --manifest studies.jsonl --out cases.html
+    python evaluate.py cases    runs/demo --out cases.html
     python evaluate.py label    reports.jsonl --out labels.jsonl
     python evaluate.py gallery  --manifest studies.jsonl --reward.expert chexpert_rules
     python evaluate.py weights

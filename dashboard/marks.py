@@ -1,14 +1,14 @@
 """Reports as people compare them: each finding marked by what the rules make of it against the reference."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from radflow.data.sections import parse_sections
 from radflow.rewards.registry import LABELERS
 from radflow.rewards.rules import carotid
-from radflow.rewards.rules.errors import FindingErrors, Kind
+from radflow.rewards.rules.errors import FindingError, FindingErrors, Kind
 from radflow.rewards.rules.findings import GRADES
 from radflow.rewards.rules.negation import sentences
 from radflow.rewards.rules.terms import TermFile, read_statements
@@ -25,6 +25,15 @@ MENTIONED: Mapping[Kind, tuple[Mark, str]] = {
     "inexact": ("inexact", "inexact"),
 }
 LISTED: Mapping[Kind, str] = {"missed": "missed", "measurement": "other measurement", "advice": "other advice"}
+CALLED: Mapping[Kind, str] = {**LISTED, **{kind: note for kind, (_, note) in MENTIONED.items()}}
+# Columns of a summary -> the kinds of errors that they count.
+SUMMED: Mapping[str, tuple[Kind, ...]] = {
+    "inexact": ("inexact",),
+    "wrong": ("made up", "side", "grade"),
+    "denied": ("denied",),
+    "missed": ("missed",),
+    "other": ("measurement", "advice"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ class Column:
     spans: Sequence[Span]
     counts: Mapping[str, int] | None = None
     """Kind of error -> number; None for the reference."""
+    right: int = 0
+    """Findings whose every mention is right."""
     listed: Sequence[str] = ()
     """Errors that no piece of the text shows: `missed: left pleural effusion`."""
 
@@ -108,15 +119,13 @@ class Marker:
         for finding in self.labeler.findings(reference):
             expected.setdefault(finding.name, []).append(finding)
         errors = self.errors(text, reference)
-        spans = _cut(shown, ((m, self._judge(m, text, reference, expected.get(m.finding.name, []))) for m in found))
-        calls = {**LISTED, **{kind: note for kind, (_, note) in MENTIONED.items()}}
-        counts = Counter(calls[error.kind] for error in errors if error.kind in calls)
-        listed = []
-        for error in errors:
-            if error.kind in LISTED:
-                about = _lost(expected[error.about], found) if error.kind == "missed" else error.about
-                listed.append(f"{LISTED[error.kind]}: {about}")
-        return Column(name, spans, counts, listed)
+        judged = [(m, self._judge(m, text, reference, expected.get(m.finding.name, []))) for m in found]
+        counts = Counter(CALLED[error.kind] for error in errors if error.kind in CALLED)
+        marks: dict[str, set[Mark]] = {}
+        for mention, span in judged:
+            marks.setdefault(mention.finding.name, set()).add(span.mark)
+        right = sum(own - {"plain"} == {"right"} for own in marks.values())
+        return Column(name, _cut(shown, judged), counts, right, list(_list(errors, expected, found)))
 
     def mentions(self, text: str) -> tuple[str, list[Mention]]:
         """The text with single spaces, and its findings. Sections about something else than this examination are shown,
@@ -165,6 +174,29 @@ def _cut(shown: str, judged: Iterable[tuple[Mention, Span]]) -> list[Span]:
             pieces.append(Span(shown[mention.start : mention.end], span.mark, span.title, span.note))
             cursor = mention.end
     return [piece for piece in (*pieces, Span(shown[cursor:], "plain")) if piece.text]
+
+
+def _list(
+    errors: Iterable[FindingError], expected: Mapping[str, Sequence[Finding]], found: Sequence[Mention]
+) -> Iterator[str]:
+    """The errors that no word of the report shows."""
+    stated = {mention.finding.name for mention in found if mention.finding.value}
+    for error in errors:
+        if error.kind == "missed":
+            yield f"missed: {_lost(expected[error.about], found)}"
+        elif error.kind in LISTED:
+            yield f"{LISTED[error.kind]}: {error.about}"
+        elif error.kind == "inexact" and error.about in expected.keys() - stated:  # a possible or a narrower finding
+            yield f"inexact: the reference has {_describe([f for f in expected[error.about] if f.value])}"
+
+
+def summarize(columns: Iterable[Column]) -> dict[str, int]:
+    """Right findings and errors of some reports, added up."""
+    columns = list(columns)
+    totals = {"right": sum(column.right for column in columns)}
+    for title, kinds in SUMMED.items():
+        totals[title] = sum((column.counts or {}).get(CALLED[kind], 0) for column in columns for kind in kinds)
+    return totals
 
 
 def _lost(expected: Sequence[Finding], found: Iterable[Mention]) -> str:

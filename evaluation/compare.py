@@ -15,6 +15,7 @@ from capo.checks import check_range
 from capo.journal import write_json, write_whole
 from radflow.data.protocols import Pairs
 from radflow.data.sections import SectionParser
+from radflow.evaluation.forest import Difference, forest_plot
 from radflow.evaluation.inputs import FilesConfig, left_out, name_files, notes_on, read_pairs, read_references
 from radflow.evaluation.measuring import MeasureConfig, Measures, lacking, notes_on_lacking
 from radflow.evaluation.rules import choose_rules
@@ -114,7 +115,7 @@ def compare_files(config: OmitArgPrefixes[CompareConfig], weights: Weights, out:
     """Compare two or more files of reports, paired by study.
 
     Args:
-        out: Folder of the comparison as text, Markdown, LaTeX and JSON.
+        out: Folder of the comparison as text, Markdown, LaTeX, JSON and picture.
     """
     compared = compare(config, weights)
     shown, notes = tables(compared, changed=config.changed, changed_by=config.changed_by)
@@ -169,15 +170,17 @@ def compare_pairs(
 
 def _common(read: Mapping[str, Pairs]) -> tuple[list[str], dict[str, list[str]], dict[str, dict[str, list[str]]]]:
     """Ids that all systems report, the systems' texts of them, and what is left out of each."""
-    shared = set.intersection(*(set(pairs.ids) for pairs in read.values()))
+    having = {name: set(pairs.ids) for name, pairs in read.items()}
+    shared = set.intersection(*having.values())
     ids = [study_id for study_id in next(iter(read.values())).ids if study_id in shared]
     if not ids:
         raise ValueError("expected studies that all systems report, got none; rename the ids of one file")
     lists, texts = {}, {}
     for name, pairs in read.items():
         lists[name] = left_out(pairs)
-        if others := [study_id for study_id in pairs.ids if study_id not in shared]:
-            lists[name]["predictions that another system lacks, not compared"] = others
+        for other, known in having.items():
+            if lacking := [study_id for study_id in pairs.ids if study_id not in known]:
+                lists[name][f"predictions that {other} lacks, not compared"] = lacking
         written = dict(zip(pairs.ids, pairs.predictions, strict=True))
         texts[name] = [written[study_id] for study_id in ids]
     return ids, texts, lists
@@ -237,10 +240,23 @@ def _differences(compared: Compared) -> Table:
         names = [with_direction(metric.label, metric.better), f"{test.second} - {test.first}"]
         shown = [number(metric.value(values[name])) for name in (test.first, test.second)]
         moved = [number(d.mean, signed=True), bounds(d.low, d.high, signed=True)]
-        ps = ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in (test.p, test.corrected)]
-        rows.append([*names, *shown, *moved, *ps, str(test.studies)])
+        rows.append([*names, *shown, *moved, _p(test.p), _p(test.corrected), str(test.studies)])
     head = ["metric", "systems", "first", "second", "difference", "95 % interval", "p", "p (Holm)", "studies"]
     return Table("Differences", head, rows)
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _forest_rows(compared: Compared) -> list[Difference]:
+    values = {system.name: system.cells for system in compared.systems}
+    rows = []
+    for test in compared.tests:
+        metric, pair = test.metric, (test.first, test.second)
+        label, bounded = with_direction(metric.label, metric.better), all(metric.within_one(values[n]) for n in pair)
+        rows.append(Difference(label, *pair, test.difference, metric.better, bounded, _p(test.corrected)))
+    return rows
 
 
 def _labels(compared: Compared) -> Table:
@@ -281,9 +297,11 @@ def _changes(compared: Compared, changed: int, changed_by: str | None) -> list[T
 
 
 def write(compared: Compared, folder: Path, shown: Sequence[Table], notes: Sequence[str]) -> None:
-    """Write comparison.txt, .md, .tex and .json."""
+    """Write comparison.txt, .md, .tex, .json and .svg, which the Markdown shows."""
     for ending, text in documents(shown, notes).items():
-        write_whole(folder / f"comparison.{ending}", text)
+        picture = "\n![Differences with 95 % intervals](comparison.svg)\n" if ending == "md" else ""
+        write_whole(folder / f"comparison.{ending}", text + picture)
+    write_whole(folder / "comparison.svg", forest_plot(_forest_rows(compared)))
     rules = compared.measures.rules
     content = {
         "systems": [system.name for system in compared.systems],

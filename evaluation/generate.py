@@ -38,7 +38,7 @@ class GenerateConfig:
     split: str = "all"
     """Split of the manifest."""
     model: str | None = None
-    """Qwen-VL checkpoint: a directory or a hub id."""
+    """Qwen-VL checkpoint: a directory or a hub id; or the folder of a run."""
     endpoint: ServedModelConfig = field(default_factory=ServedModelConfig)
     sampling: Annotated[SamplingConfig, arg(name="")] = field(
         default_factory=lambda: SamplingConfig(temperature=0.0, max_new_tokens=256)
@@ -77,11 +77,17 @@ def generate(config: Annotated[GenerateConfig, arg(name="")]) -> None:
         raise ValueError(f"{config.manifest}: expected studies of split {config.split}, got none; correct the split")
     check_studies(studies)
     decode_studies(studies)
+    about = ""
     if config.model is not None:
         from radflow.models.processing import ReportProcessor  # loads transformers
+        from radflow.models.training_data import describe
+        from radflow.pipeline.generation import find_model
         from radflow.pipeline.limits import check_lengths
 
-        check_lengths(studies, ReportProcessor.load(config.model), reports=False)
+        model = find_model(config.model)
+        config, processor = dataclasses.replace(config, model=model), ReportProcessor.load(model)
+        check_lengths(studies, processor, reports=False)
+        about = f"\nmodel: {model}\ntraining data: {describe(processor.trained_on)}"
     ranks, stop = Ranks.from_environment(timeout_s=RANKS_TIMEOUT_S), StopSignal()
     ranks.stage = "generate"
     stop.listen()
@@ -102,7 +108,7 @@ def generate(config: Annotated[GenerateConfig, arg(name="")]) -> None:
     if ranks.is_main:
         write_json(config.out, {row["id"]: {"report": row["report"]} for row in rows})
         cut = sum(bool(row["truncated"]) for row in rows)
-        print(f"{len(rows)} reports in {config.out}; {cut} were cut at the token limit")
+        print(f"{len(rows)} reports in {config.out}; {cut} were cut at the token limit{about}")
     ranks.shutdown()
 
 

@@ -20,7 +20,7 @@ def predict(
     """Write the report of one study.
 
     Args:
-        model: Qwen-VL checkpoint: a directory or a hub id.
+        model: Qwen-VL checkpoint: a directory or a hub id; or the folder of a run.
         image: An image of the study, frontal first.
         prior: An image of an earlier study.
         indication: Why the examination was made.
@@ -39,11 +39,15 @@ def predict(
     study = Study(str(image[0]), "", "test", image, "", "", indication, comparison, prior, window=window)
     for source in (*image, *prior):  # before a large model is loaded for nothing
         load_image(source, study_id=study.id, window=window)
-    found = generation.predict(*generation.open_model(model), study, max_new_tokens=max_new_tokens)
+    path = generation.find_model(model)
+    found = generation.predict(*generation.open_model(path), study, max_new_tokens=max_new_tokens)
+    found["model"] = path
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
         return
     shown = [found["report"]]
     if found["findings"] or found["impression"]:
         shown = [f"{name.title()}: {found[name] or '-'}" for name in ("findings", "impression")]
-    print("\n\n".join([*shown, f"Status: {found['status'].replace('_', ' ')}"]))
+    about = [f"Status: {found['status'].replace('_', ' ')}", f"Model: {path}"]
+    about.append(f"Training data: {found['training_data']}")
+    print("\n\n".join([*shown, "\n".join(about)]))

@@ -101,7 +101,7 @@ def read_run_rewards(files: Sequence[Path | None]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     definitions = set()
-    for config, written in _run_configs(files):
+    for config, written in run_configs(files):
         reward = written.get("reward") or {}
         expert = "carotid_rules" if reward.get("expert") == "carotid_rules" else DEFAULT_LABELER
         own = {"expert": expert, "lexicon": reward.get("lexicon")}
@@ -114,7 +114,7 @@ def read_run_rewards(files: Sequence[Path | None]) -> dict[str, Any]:
     return found | ({"definition": definitions.pop()} if len(definitions) == 1 else {})
 
 
-def _run_configs(files: Sequence[Path | None]) -> Iterator[tuple[Path, dict[str, Any]]]:
+def run_configs(files: Sequence[Path | None]) -> Iterator[tuple[Path, dict[str, Any]]]:
     for file in files:
         folder = Path() if file is None else file.resolve().parent
         config = folder.parent / "config.yaml"

@@ -54,6 +54,11 @@ class TableMetric:
         values = cells[self.cells]
         return np.ones(len(values), dtype=bool) if self.labels else ~np.isnan(values)
 
+    def within_one(self, cells: Mapping[str, np.ndarray]) -> bool:
+        """Whether all values are within -1 and 1: of each study, or over the corpus if no study has one."""
+        values = cells[self.cells] if cells[self.cells].ndim == 1 else np.array([self.value(cells)], dtype=np.float64)
+        return bool((np.abs(values[~np.isnan(values)]) <= 1).all())
+
     def value(self, cells: Mapping[str, np.ndarray], indices: np.ndarray | None = None) -> float | None:
         """The statistic; None if no study defines it."""
         columns = self.columns(cells, indices)

@@ -76,6 +76,11 @@ def is_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not Path(name).exists()
 
 
+def hide_folders(name: str) -> str:
+    """A hub id as it is, of a path its last part: the folders of a machine are nobody's business."""
+    return name if is_hub_id(name) or "/" not in name else Path(name).name
+
+
 def inline(value: object) -> str:
     """Any value as plain words of a Markdown line or table cell: no markup, no HTML, no line break."""
     text = "".join(c if c.isprintable() else " " for c in str(value))

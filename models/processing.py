@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from radflow.models import loading
+from radflow.models import loading, training_data
 from radflow.models.loading import END, IMAGE, START
+from radflow.models.training_data import TrainingData
 from radflow.models.vocabulary import TextEncoder, control_tokens
 
 ANSWER = f"{START}assistant\n"
-SETTINGS = "radflow_prompt.json"  # the prompt that a model was trained with, saved next to its weights
+SETTINGS = "radflow_prompt.json"  # the prompt and the data that a model was trained with, saved next to its weights
 MOST_ELONGATED = 200  # long side over short side, a limit of the image processor
 FIELDS = ("images", "prior_images", "views", "indication", "comparison")
 IMAGE_FIELDS = FIELDS[:2]
@@ -139,10 +140,18 @@ class ProcessorConfig:
 
 
 class ReportProcessor:
-    """Tokenizer, image processor and chat format of one checkpoint."""
+    """Tokenizer, image processor and chat format of one checkpoint; `trained_on` is what its model was trained on, None
+    if nobody knows."""
 
-    def __init__(self, tokenizer: Any, image_processor: Any, config: ProcessorConfig) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        image_processor: Any,
+        config: ProcessorConfig,
+        trained_on: Sequence[TrainingData] | None = None,
+    ) -> None:
         self.tokenizer, self.image_processor, self.config = tokenizer, image_processor, config
+        self.trained_on = trained_on
         self.template = config.prompt or TASKS[config.task]
         self.eos_id: int = tokenizer.convert_tokens_to_ids(END)
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
@@ -154,11 +163,18 @@ class ReportProcessor:
         self.suppressed_ids: tuple[int, ...] = tuple(index for index in self.control if index != self.eos_id)
 
     @classmethod
-    def load(cls, path_or_id: Path | str, config: ProcessorConfig | None = None) -> "ReportProcessor":
+    def load(
+        cls,
+        path_or_id: Path | str,
+        config: ProcessorConfig | None = None,
+        *,
+        trained_on: Sequence[TrainingData] | None = None,
+    ) -> "ReportProcessor":
         """From a checkpoint, a directory or a hub id.
 
         Args:
             config: None takes the prompt that the model was trained with, if RadFlow trained it.
+            trained_on: of the model that is saved with this processor; None takes what the checkpoint says.
 
         Raises:
             ValueError: files are missing, or do not belong to the Qwen-VL model whose config.json is with them.
@@ -167,7 +183,8 @@ class ReportProcessor:
         model = loading.architecture(directory)
         config = config or _load_settings(directory)
         images = loading.load_image_processor(directory, **config.limits)
-        processor = cls(loading.load_tokenizer(directory), images, config)
+        trained_on = load_training_data(directory) if trained_on is None else trained_on
+        processor = cls(loading.load_tokenizer(directory), images, config, trained_on)
         try:
             processor.check_fits(model.text_config.vocab_size)
             processor.check_chat()
@@ -225,12 +242,14 @@ class ReportProcessor:
                 )
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer, chat template, preprocessor config with the pixel limits in force, and the prompt."""
+        """Write tokenizer, chat template, preprocessor config with the pixel limits in force, the prompt, and what the
+        model was trained on."""
         control, self.tokenizer.chat_control_tokens = self.tokenizer.chat_control_tokens, None  # nothing of ours in it
         self.tokenizer.save_pretrained(directory)
         self.tokenizer.chat_control_tokens = control
         self.image_processor.save_pretrained(directory)
         kept = {key: value for key, value in asdict(self.config).items() if key not in self.config.limits}
+        kept |= training_data.to_record(self.trained_on)
         (directory / SETTINGS).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def prompt(
@@ -365,12 +384,22 @@ def _load_settings(directory: Path) -> ProcessorConfig:
     if not path.is_file():
         return ProcessorConfig()
     settings = loading.read_json(path)
+    settings.pop(training_data.KEY, None)
     try:
         return ProcessorConfig(**{**settings, "prompt": tuple(settings["prompt"])})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: expected the settings of a prompt, got {error}; remove it or copy it again"
         ) from error
+
+
+def load_training_data(directory: Path) -> tuple[TrainingData, ...] | None:
+    """What the model in a folder was trained on; None if the folder does not say it."""
+    path = directory / SETTINGS
+    try:
+        return training_data.from_record(loading.read_json(path)) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; remove the file or copy it again") from error
 
 
 def _check_shape(study_id: str, size: tuple[int, int]) -> None:

@@ -12,7 +12,7 @@ from capo.journal import read_lines, write_whole
 from radflow.models.adapter_files import read_config as adapter_config
 from radflow.models.export import export_adapter, export_merged, generation_config
 from radflow.models.loading import END, VISION_END, write_folder
-from radflow.models.model_card import Card, is_hub_id, license_of, render
+from radflow.models.model_card import Card, hide_folders, license_of, render
 from radflow.models.processing import ReportProcessor
 from radflow.pipeline.run_config import Config, plain, read_config
 
@@ -107,11 +107,6 @@ def _describe_data(run: Path, config: Config) -> dict[str, object]:
         held_out = json.loads(table.read_text(encoding="utf-8"))["studies"]
         facts[f"held out, split {split}"] = f"{held_out} studies, no patient of which was trained on"
     return facts
-
-
-def hide_folders(name: str) -> str:
-    """A hub id as it is, of a path its last part: the folders of a machine are nobody's business."""
-    return name if is_hub_id(name) or "/" not in name else Path(name).name
 
 
 def _hide_in(value: object) -> object:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from radflow.models.lora import cast_once
 from radflow.models.processing import ReportProcessor
 from radflow.models.qwen_vl import QwenVL, load
 from radflow.models.start import pick_device
+from radflow.models.training_data import describe
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,22 @@ def greedy(sampling: SamplingConfig, *, max_new_tokens: int) -> SamplingConfig:
     return SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens, prefill_tokens=sampling.prefill_tokens)
 
 
+def find_model(path_or_id: str) -> str:
+    """A checkpoint as it is given; of the folder of a run the CAPO policy, or that of SFT before there is one.
+
+    Raises:
+        ValueError: the run has neither yet.
+    """
+    run = Path(path_or_id)
+    if not (run / "config.yaml").is_file():
+        return path_or_id
+    policies = [run / stage / "model" for stage in ("rl", "sft")]
+    found = next((path for path in policies if path.is_dir()), None)
+    if found is None:
+        raise ValueError(f"{run}: expected a run with rl/model or sft/model, it has neither yet; finish stage sft")
+    return str(found)
+
+
 def open_model(path_or_id: str) -> tuple[QwenVL, ReportProcessor]:
     """A model as it lies on disk, on the GPU if there is one, and the prompt that it was trained with."""
     directory = locate(path_or_id)
@@ -145,13 +163,14 @@ def open_model(path_or_id: str) -> tuple[QwenVL, ReportProcessor]:
 
 
 def predict(policy: QwenVL, processor: ReportProcessor, study: Study, *, max_new_tokens: int) -> dict[str, str]:
-    """The greedy report of one study: `report`, its `findings` and `impression`, and `status`: the parser's, or
-    `truncated` if it was cut at the token limit."""
+    """The greedy report of one study: `report`, its `findings` and `impression`, `status`: the parser's, or `truncated`
+    if it was cut at the token limit, and `training_data`: what the model was trained on."""
     sampling = greedy(SamplingConfig(), max_new_tokens=max_new_tokens)
     ((report, truncated),) = ReportWriter(policy, processor, sampling, slots=1).write([study], title="report")
     sections = parse_sections(report)
     status = "truncated" if truncated else sections.status
-    return {"report": report, "findings": sections.findings, "impression": sections.impression, "status": status}
+    said = {"report": report, "findings": sections.findings, "impression": sections.impression, "status": status}
+    return {**said, "training_data": describe(processor.trained_on)}
 
 
 def with_progress(

@@ -22,8 +22,10 @@ from radflow.data.corpus import Corpus, load_corpus
 from radflow.data.sections import SectionParser
 from radflow.data.studies import Study
 from radflow.models.loading import check_transformers
-from radflow.models.processing import ReportProcessor
+from radflow.models.model_card import hide_folders
+from radflow.models.processing import ReportProcessor, load_training_data
 from radflow.models.start import pick_device, start_path
+from radflow.models.training_data import TrainingData
 from radflow.pipeline.limits import check_lengths
 from radflow.pipeline.run_config import MAY_CHANGE, STAGES, Config, open_run
 from radflow.rewards.hierarchy import HierarchicalReward
@@ -70,7 +72,8 @@ def build_run(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None)
         start_path(config.run_dir / "start", config.model, corpus_texts(corpus), seed=config.seed)
     ranks.barrier()
     start = start_path(config.run_dir / "start", config.model, (), seed=config.seed)
-    processor = ReportProcessor.load(start, config.model.processor)
+    trained_on = training_data(config, corpus, start)
+    processor = ReportProcessor.load(start, config.model.processor, trained_on=trained_on)
     check_lengths([*corpus.train, *corpus.test], processor, reports=True)
     run = Run(
         config=config,
@@ -89,6 +92,18 @@ def build_run(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None)
         live=live,
     )
     return run, start
+
+
+def training_data(config: Config, corpus: Corpus, start: Path) -> list[TrainingData]:
+    """What the models of a run are trained on: what the checkpoint that they start from says, and the run's studies."""
+    data, count = config.data, f"{len(corpus.train):,}"
+    own = TrainingData(f"{count} {data.modality} phantoms", synthetic=True)
+    if data.source == "manifest" and data.manifest is not None:
+        own = TrainingData(f"{count} studies of {data.manifest.name}", synthetic=False)
+    if config.model.path is None:
+        return [own]  # random weights
+    before = load_training_data(start) or [TrainingData(hide_folders(config.model.path), synthetic=False)]
+    return [*before, own]
 
 
 def run_on_ranks(config: Config, work: Callable[[Ranks, StopSignal], None]) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radflow.dashboard.marks import Marker
+from radflow.dashboard.marks import Marker, summarize
 from radflow.rewards.rules.errors import FindingError
 
 REFERENCE = "Findings: Small left effusion. No pneumothorax. Impression: Small left effusion."
@@ -28,6 +28,20 @@ def test_right_denied_and_made_up_findings_by_hand():
     assert column.counts == {"missed": 1, "denied": 1, "made up": 1} and column.listed == [
         "missed: left pleural effusion"
     ]
+    assert column.right == 1  # the pneumothorax; the denied effusion is missed too
+    columns = [column, CHEST.mark_report("x", "Effusion. Recommend biopsy.", REFERENCE)]
+    counted = {"right": 1, "inexact": 1, "wrong": 1, "denied": 1, "missed": 1, "other": 1}
+    assert summarize(columns) == counted
+
+
+def test_a_finding_with_a_wrong_mention_is_not_counted_as_right():
+    column = CHEST.mark_report("x", "Findings: Small right effusion. Impression: Small left effusion.", REFERENCE)
+    assert column.right == 0 and column.counts["wrong side"] == 1
+
+
+def test_a_possible_finding_that_is_left_out_is_listed():
+    column = CHEST.mark_report("x", "No effusion.", "Possible pneumonia.")
+    assert column.counts == {"inexact": 1} and column.listed == ["inexact: the reference has possible pneumonia"]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ def test_differences_by_hand_and_corrected_over_all_tests(tmp_path, files, capsy
     assert "inverse_radcliq_v1" not in tests and found["critical"] == 4
     shown = capsys.readouterr().out
     assert (out / "comparison.txt").read_text() in shown and "constant: 12.5 % distinct reports" in shown
+    assert "(comparison.svg)" in (out / "comparison.md").read_text()
+    assert f"{tests['bleu2']['difference']:+.3f} [" in (out / "comparison.svg").read_text()
 
 
 def test_labels_and_criticality_by_hand(tmp_path, files):
@@ -119,9 +121,16 @@ def test_only_common_studies_are_compared_and_the_others_are_listed(tmp_path, fi
     part = write(tmp_path / "part.json", {f"s{i}": NORMAL for i in range(5)})
     found, _ = run(tmp_path, constant, part, "--references", references)
     assert found["studies"] == 5
-    assert found["left_out"]["constant"] == {"predictions that another system lacks, not compared": ["s5", "s6", "s7"]}
+    assert found["left_out"]["constant"] == {"predictions that part lacks, not compared": ["s5", "s6", "s7"]}
     assert found["left_out"]["part"] == {"references without a prediction, not scored": ["s5", "s6", "s7"]}
     assert "part: 3 references without a prediction" in capsys.readouterr().out
+    other = write(tmp_path / "other.json", {f"s{i}": NORMAL for i in range(1, 8)})
+    found, _ = run(tmp_path, constant, part, other, "--references", references)
+    assert found["left_out"]["part"]["predictions that other lacks, not compared"] == ["s0"]
+    assert found["left_out"]["constant"] == {
+        "predictions that part lacks, not compared": ["s5", "s6", "s7"],
+        "predictions that other lacks, not compared": ["s0"],
+    }
 
 
 def test_equal_systems_differ_in_nothing(tmp_path, files):

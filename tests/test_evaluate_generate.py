@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -65,6 +66,17 @@ def test_greedy_reports_are_those_of_training_whatever_the_parts(greedy, manifes
     studies = read_manifest(manifest)
     writer = ReportWriter(policy, processor, SamplingConfig(temperature=0.0, max_new_tokens=TOKENS), slots=5)
     assert greedy[1] == {s.id: report for s, (report, _) in zip(studies, writer.write(studies, title="t"), strict=True)}
+
+
+def test_parts_of_another_policy_of_a_run_are_no_parts_of_this_file(manifest, tiny_dir, tmp_path, capsys):
+    # The folder of a run names its SFT policy until there is one of CAPO.
+    (tmp_path / "config.yaml").touch()
+    shutil.copytree(tiny_dir, tmp_path / "sft" / "model")
+    by_model(manifest, tmp_path, tmp_path / "p.json")
+    assert f"model: {tmp_path / 'sft' / 'model'}\ntraining data: unknown" in capsys.readouterr().out
+    shutil.copytree(tiny_dir, tmp_path / "rl" / "model")
+    with pytest.raises(SystemExit, match="these were made with another model"):
+        by_model(manifest, tmp_path, tmp_path / "p.json")
 
 
 def test_prompts_are_built_by_other_threads_ahead_of_the_engine(manifest, policy, processor, monkeypatch):

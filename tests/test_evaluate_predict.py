@@ -1,6 +1,7 @@
 """One report for one study on the command line."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers_greedy import greedy
 from radflow import evaluate
 from radflow.models.processing import ProcessorConfig, ReportProcessor
 from radflow.models.qwen_vl import load
+from radflow.models.training_data import TrainingData
 from radflow.pipeline import generation
 
 REPORT = "Findings: Clear lungs. Impression: Normal."
@@ -96,10 +98,12 @@ def writes(monkeypatch, image):
 def test_sections_and_status_are_printed(tiny_dir, image, capsys, writes, report, truncated, shown):
     writes(report, truncated=truncated)
     predict("--model", str(tiny_dir), "--image", image)
-    assert capsys.readouterr().out == shown
+    unknown = "unknown, the model's folder does not say it"
+    assert capsys.readouterr().out == f"{shown}Model: {tiny_dir}\nTraining data: {unknown}\n"
     predict("--model", str(tiny_dir), "--image", image, "--json")
     found = json.loads(capsys.readouterr().out)
     assert found["report"] == report and found["status"].replace("_", " ") in shown
+    assert found["model"] == str(tiny_dir) and found["training_data"] == unknown
 
 
 def test_it_is_asked_as_it_was_trained(tiny_dir, tmp_path, image, writes, monkeypatch):
@@ -113,6 +117,49 @@ def test_it_is_asked_as_it_was_trained(tiny_dir, tmp_path, image, writes, monkey
     monkeypatch.setattr(generation, "Request", lambda prompt, seeds: None)
     predict("--model", str(tmp_path / "trained"), "--image", image)
     assert asked[0][0] == "carotid_us" and str(asked[0][1].images[0]) == image
+
+
+PHANTOMS = TrainingData("400 chest phantoms", synthetic=True)
+REAL = TrainingData("18,000 studies of mimic.jsonl", synthetic=False)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "said"),
+    [
+        ([PHANTOMS], "synthetic images only (400 chest phantoms); its report of a patient's image means nothing"),
+        ([PHANTOMS, REAL], "400 chest phantoms, then 18,000 studies of mimic.jsonl"),
+        ([TrainingData("Qwen/Q", synthetic=False), PHANTOMS], "Qwen/Q, then 400 chest phantoms"),
+        ([], "none, its weights are random"),
+    ],
+)
+def test_what_a_model_was_trained_on_is_said_of_a_copy_too(tiny_dir, tmp_path, image, capsys, writes, trained_on, said):
+    load(tiny_dir).save(tmp_path / "model", ReportProcessor.load(tiny_dir, trained_on=trained_on))
+    shutil.move(tmp_path / "model", tmp_path / "copy")
+    writes(REPORT)
+    predict("--model", str(tmp_path / "copy"), "--image", image)
+    assert f"Training data: {said}\n" in capsys.readouterr().out
+    predict("--model", str(tmp_path / "copy"), "--image", image, "--json")
+    assert json.loads(capsys.readouterr().out)["training_data"] == said
+
+
+def test_of_a_run_the_capo_policy_is_taken_or_that_of_sft(tiny_dir, tmp_path, image, capsys, writes):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(SystemExit, match="expected a run with rl/model or sft/model, it has neither yet"):
+        predict("--model", str(tmp_path), "--image", image)
+    writes(REPORT)
+    for stage in ("sft", "rl"):
+        shutil.copytree(tiny_dir, tmp_path / stage / "model")
+        predict("--model", str(tmp_path), "--image", image)
+        assert f"Model: {tmp_path / stage / 'model'}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("record", ["[3]", '[{"name": "x"}]', '[{"name": 5, "synthetic": true}]', '"phantoms"'])
+def test_a_damaged_record_of_the_training_data_is_refused(tiny_dir, tmp_path, record):
+    shutil.copytree(tiny_dir, tmp_path / "model")
+    path = tmp_path / "model" / "radflow_prompt.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "trained_on": json.loads(record)}))
+    with pytest.raises(ValueError, match=r"radflow_prompt.json: expected objects of name and synthetic"):
+        ReportProcessor.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,19 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from capo.sampling import SamplingConfig
 from radflow import train
+from radflow.data.corpus import Corpus, DataConfig
 from radflow.models.adapter_files import load_adapter, read_config
 from radflow.models.export import export_merged, generation_config
-from radflow.models.model_card import Card, fence, front_matter, inline, license_of, render
+from radflow.models.model_card import Card, fence, front_matter, hide_folders, inline, license_of, render
 from radflow.models.processing import ProcessorConfig, ReportProcessor
 from radflow.models.qwen_vl import load
+from radflow.models.start import ModelConfig
 from radflow.models.tiny import TinyConfig, build_tiny
-from radflow.pipeline.export import hide_folders, read_request
+from radflow.models.training_data import TrainingData
+from radflow.pipeline.export import read_request
 from radflow.pipeline.generation import ReportWriter, build_prompt, suppressed_mask
+from radflow.pipeline.run import training_data
+from radflow.pipeline.run_config import Config
 
 SMALL = [
     "--data.num-train",
@@ -81,6 +86,19 @@ def finished(base_dir, tmp_path_factory):
     config = str(Path(train.__file__).parent / "configs" / "demo.yaml")
     train.main(["--config", config, "--run-dir", str(folder), "--model.path", str(base_dir), *SMALL])
     return folder
+
+
+def test_models_and_exports_say_what_they_were_trained_on(finished, studies):
+    merged = finished / "export" / "rl" / "merged"
+    # nothing is recorded of the base, so this is no model that saw synthetic images only
+    base, phantoms = TrainingData("model", synthetic=False), TrainingData("12 chest phantoms", synthetic=True)
+    assert ReportProcessor.load(merged).trained_on == (base, phantoms)
+    data = DataConfig(source="manifest", manifest=Path("/data/mimic.jsonl"))
+    config, corpus = Config(data=data, model=ModelConfig(path=str(merged))), Corpus(tuple(studies[:7]), ())
+    real = TrainingData("7 studies of mimic.jsonl", synthetic=False)
+    assert training_data(config, corpus, merged) == [base, phantoms, real]
+    scratch = Config(model=ModelConfig(training="full"))
+    assert training_data(scratch, corpus, merged) == [TrainingData("7 chest phantoms", synthetic=True)]
 
 
 def refused(*argv):
