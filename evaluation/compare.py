@@ -19,7 +19,15 @@ from radflow.evaluation.forest import Difference, forest_plot
 from radflow.evaluation.inputs import FilesConfig, left_out, name_files, notes_on, read_pairs, read_references
 from radflow.evaluation.measuring import MeasureConfig, Measures, lacking, notes_on_lacking
 from radflow.evaluation.rules import choose_rules
-from radflow.evaluation.table_metrics import PER_REPORT, Cells, TableMetric, available, inverse_of_mean, per_label_f1
+from radflow.evaluation.table_metrics import (
+    PER_REPORT,
+    Cells,
+    TableMetric,
+    available,
+    inverse_of_mean,
+    notes_on_labels,
+    per_label_f1,
+)
 from radflow.evaluation.weights import Weights
 from radflow.pipeline.comparison import Variety
 from radflow.pipeline.tables import Table, bounds, documents, number, with_direction
@@ -118,7 +126,7 @@ def compare_files(config: OmitArgPrefixes[CompareConfig], weights: Weights, out:
         out: Folder of the comparison as text, Markdown, LaTeX, JSON and picture.
     """
     compared = compare(config, weights)
-    shown, notes = tables(compared, changed=config.changed, changed_by=config.changed_by)
+    shown, notes = tables(compared, changed=config.changed, changed_by=config.changed_by, explained=config.all)
     print(documents(shown, notes)["txt"], end="")
     if out is not None:
         write(compared, out, shown, notes)
@@ -163,7 +171,9 @@ def compare_pairs(
     rules = choose_rules(config.labeler, config.lexicon, files, targets, SectionParser(config.headers))
     measures = Measures(config, weights, rules)
     systems = [System(n, reports, measures.cells(reports, targets, title=n)) for n, reports in texts.items()]
-    tests, reasons = _test(systems, measures, which), lacking(measures.rows, systems[0].cells, measures.missing)
+    tests, reasons = _test(systems, measures, which), dict[str, str]()
+    for system in systems:
+        reasons |= lacking(measures.rows, system.cells, measures.missing)
     critical = np.array([found.critical for found in CriticalityRules(measures.labeler, rules.definition)(targets)])
     return Compared(ids, systems, tests, measures, critical, lists, reasons)
 
@@ -216,7 +226,7 @@ def _changed_by(compared: Compared, asked: str | None) -> TableMetric:
 
 
 def tables(
-    compared: Compared, *, changed: int = CHANGED, changed_by: str | None = None
+    compared: Compared, *, changed: int = CHANGED, changed_by: str | None = None, explained: bool = False
 ) -> tuple[list[Table], list[str]]:
     """Differences, labels, the split by criticality, the studies that changed most; and the notes."""
     rules = compared.measures.rules
@@ -228,7 +238,9 @@ def tables(
     notes += rules.tokens
     notes += [Variety.of(system.reports).line(system.name) for system in compared.systems]
     notes += [f"{name}: {line}" for name, lists in compared.lists.items() for line in notes_on(lists)]
-    notes += notes_on_lacking(compared.measures.rows, compared.reasons)
+    rows = compared.measures.rows
+    notes += [f"{system.name}: {line}" for system in compared.systems for line in notes_on_labels(rows, system.cells)]
+    notes += notes_on_lacking(rows, compared.reasons, explained=explained)
     return [_differences(compared), *by_labels, *_changes(compared, changed, changed_by)], notes
 
 

@@ -23,6 +23,8 @@ class FilesConfig(MeasureConfig):
     """File or folder of references; else those of a manifest, or those in the file of the (first) predictions."""
     split: str = "all"
     """Only references of this split."""
+    all: bool = False
+    """List metrics that are not computed here too, with reasons and commands."""
 
 
 def read_references(

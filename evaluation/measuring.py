@@ -13,10 +13,19 @@ from capo.checks import check_range
 from radflow.data.protocols import Protocol
 from radflow.data.sections import SectionParser
 from radflow.evaluation.rules import LabelerName, Rules
-from radflow.evaluation.table_metrics import LABEL_CELLS, PER_REPORT, Cells, TableMetric, label_cells, table_metrics
+from radflow.evaluation.table_metrics import (
+    COUNT_CELLS,
+    LABEL_CELLS,
+    PER_REPORT,
+    Cells,
+    TableMetric,
+    label_cells,
+    table_metrics,
+)
 from radflow.evaluation.weights import Weights
 from radflow.rewards.config import RewardConfig
 from radflow.rewards.measure import Metrics
+from radflow.rewards.metrics.lexical import ngram_counts
 from radflow.rewards.metrics.radcliq import SUB_SCORES, radcliq_v0, radcliq_v1
 from radflow.rewards.radgraph.cache import GraphCache
 from radflow.rewards.radgraph.text import Graph
@@ -26,11 +35,13 @@ from radflow.rewards.types import Labeler
 RADCLIQ = {"radcliq_v0": radcliq_v0, "radcliq_v1": radcliq_v1}
 # What is measured: RadCliQ is not, it follows from others that may be given.
 MODELS = {name: METRICS[name].model for name in PER_REPORT if name not in RADCLIQ}
-MODELS |= {"labels_chexbert": "chexbert", "labels_rules": None}
+MODELS |= {"labels_chexbert": "chexbert", "labels_rules": None, "bleu_counts": None, "meteor_counts": "meteor"}
 LOADERS: dict[str, Callable[[Backends], object]] = {
     "bertscore": lambda backends: backends.metric("bertscore"),
     "chexbert": lambda backends: backends.chexbert,
     "radgraph": lambda backends: backends.radgraph,
+    "meteor": lambda backends: backends.meteor,
+    "cider": lambda backends: backends.metric("cider"),
 }
 RULES_CHUNK, MODELS_CHUNK = 128, 512  # pairs that a worker is given, and whose embeddings are held, at a time
 
@@ -94,8 +105,10 @@ class Measures:
         self.missing = dict(rules.missing)  # cells -> how to get what they need, or why they are not measured
         if config.protocol != "rexrank":
             self.missing["consistency_rules"] = "compares Findings with Impression: protocol rexrank only"
+        if rules.by_character:
+            self.missing |= dict.fromkeys(("meteor", "meteor_counts"), "reads English only")
         for model in LOADERS:
-            names = [name for name, needed in MODELS.items() if needed == model]
+            names = [name for name, needed in MODELS.items() if needed == model and name not in self.missing]
             reason = "given, and not measured" if {*names} <= {*given} else self._load(model, weights)
             self.missing |= dict.fromkeys(names, reason) if reason else {}
 
@@ -121,14 +134,18 @@ class Measures:
         self, predictions: Sequence[str], references: Sequence[str], *, title: str, names: Collection[str] | None = None
     ) -> Cells:
         """Cells by name (all, or `names` and what they follow from), one row per pair, with RadCliQ if its sub-scores
-        are there. Equal pairs are measured once."""
+        are there. Equal pairs are measured once, but by a metric that depends on all of them."""
         wanted = {*MODELS} if names is None else {*names}
         wanted |= {*SUB_SCORES} if wanted & RADCLIQ.keys() else set()
         asked = [name for name in MODELS if name in wanted and name not in self.missing]
         pairs = list(zip(predictions, references, strict=True))
-        rules, models = ([name for name in asked if (MODELS[name] is not None) == model] for model in (False, True))
+        together = [name for name in asked if name in METRICS and METRICS[name].together]
+        rules = [name for name in asked if MODELS[name] is None]
+        models = [name for name in asked if MODELS[name] is not None and name not in together]
         by_rules = self._measure(pairs, rules, RULES_CHUNK, title, workers=self.config.workers)
-        return with_radcliq(by_rules | self._measure(pairs, models, MODELS_CHUNK, f"{title} (models)", workers=0))
+        by_models = self._measure(pairs, models, MODELS_CHUNK, f"{title} (models)", workers=0)
+        by_all = {name: _column(self.backends.metric(name)(predictions, references)) for name in together}
+        return with_radcliq(by_rules | by_models | by_all)
 
     def _measure(self, pairs: Sequence[Pair], names: Sequence[str], size: int, title: str, *, workers: int) -> Cells:
         if not names:
@@ -165,12 +182,20 @@ def measure(pairs: Sequence[Pair], *, names: Sequence[str], protocol: Protocol, 
             labeler = backends.rules if name == "labels_rules" else backends.chexbert_labels
             tables = ([[label in found for label in labeler.labels] for found in labeler(side)] for side in sides)
             cells[name] = label_cells(*tables)
-    metrics = load_metrics([name for name in names if name not in LABEL_CELLS], backends)
+    if "bleu_counts" in names:
+        cells["bleu_counts"] = np.array(ngram_counts(*sides), dtype=np.float64)
+    if "meteor_counts" in names:
+        cells["meteor_counts"] = backends.meteor.counts(*map(tuple, sides))
+    metrics = load_metrics([name for name in names if name not in (*LABEL_CELLS, *COUNT_CELLS)], backends)
     if protocol != "rexrank":
         metrics = Metrics(backends.parse, {name: ("text", metric) for name, (_, metric) in metrics.metrics.items()})
     for name, column in metrics.columns(*sides).items():
-        cells[name] = np.array([np.nan if value is None else value for value in column], dtype=np.float64)
+        cells[name] = _column(column)
     return cells
+
+
+def _column(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 _backends = cache(Backends)  # of this worker
@@ -205,7 +230,7 @@ def lacking(rows: Sequence[TableMetric], cells: Cells, missing: Mapping[str, str
     found = {}
     for row in rows:
         if row.cells in cells and not row.defined(cells).any():
-            found[row.name] = "no reference defines it"
+            found[row.name] = "neither side has a label" if row.labels else "no reference defines it"
         elif row.cells in RADCLIQ and row.cells not in cells:
             absent = [METRICS[name].label for name in SUB_SCORES if name not in cells]
             found[row.name] = f"needs {', '.join(absent)}: see these"
@@ -214,8 +239,11 @@ def lacking(rows: Sequence[TableMetric], cells: Cells, missing: Mapping[str, str
     return found
 
 
-def notes_on_lacking(rows: Sequence[TableMetric], reasons: Mapping[str, str]) -> list[str]:
-    """The reasons as lines of a table's foot, each with the labels of its rows."""
+def notes_on_lacking(rows: Sequence[TableMetric], reasons: Mapping[str, str], *, explained: bool) -> list[str]:
+    """The reasons as lines of a table's foot, each with the labels of its rows; or one line of labels."""
+    if reasons and not explained:
+        names = ", ".join(row.label for row in rows if row.name in reasons)
+        return [f"not computed here: {names}; --all lists them with reasons and commands"]
     labels: dict[str, list[str]] = {}
     for row in rows:
         if row.name in reasons:

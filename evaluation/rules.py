@@ -25,8 +25,8 @@ class Rules:
     lexicon: Path | None = None
     missing: Mapping[str, str] = field(default_factory=dict)  # metrics or label cells -> why they are left out
     definition: Definition = "paper"  # of criticality
-    tokens: tuple[str, ...] = ()  # notes on what BLEU-2 and ROUGE-L read
-    by_character: bool = False  # as these two then are
+    tokens: tuple[str, ...] = ()  # notes on what BLEU and ROUGE-L read
+    by_character: bool = False  # as these then are
 
     @property
     def labels_fit(self) -> bool:

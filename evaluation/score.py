@@ -39,7 +39,7 @@ from radflow.evaluation.llm_metrics import LlmMetric, LlmScores, ask_errors
 from radflow.evaluation.measuring import MODELS, MeasureConfig, Measures, lacking, notes_on_lacking, with_radcliq
 from radflow.evaluation.precomputed import Rows, precomputed_cells, read_precomputed
 from radflow.evaluation.rules import DEFAULT_LABELER, LabelerName, choose_rules
-from radflow.evaluation.table_metrics import LABEL_CELLS, Cells, TableMetric, available, table_metrics
+from radflow.evaluation.table_metrics import LABEL_CELLS, Cells, TableMetric, available, notes_on_labels, table_metrics
 from radflow.evaluation.weights import Weights
 from radflow.pipeline.comparison import Variety, best_constants, even_sample
 from radflow.pipeline.tables import Table, bounds, documents, number
@@ -134,7 +134,7 @@ class Scored:
         return {
             name: [None if np.isnan(value) else float(value) for value in column]
             for name, column in self.cells.items()
-            if name not in LABEL_CELLS
+            if column.ndim == 1
         }
 
     def to_pandas(self) -> "pandas.DataFrame":
@@ -155,7 +155,7 @@ def score_files(config: Annotated[ScoreConfig, arg(name="")], weights: Weights, 
     """
     scored = score(config, weights)
     if out is None:
-        print(scored, end="")
+        print(documents(*tables(scored, explained=config.all))["txt"], end="")
     else:
         print(f"{write(scored, out, config)}\nwritten to {out}")
 
@@ -224,9 +224,10 @@ def score_pairs(
     lists = {**left_out(pairs), **(lists or {})}
     varieties = {"predictions": Variety.of(pairs.predictions), "references": Variety.of(pairs.references)}
     missing = measures.missing | dict.fromkeys(asked.cells, "the model answered for no report")
-    rows = _rows(config, [*measures.rows, *asked.rows], cells, missing, found)
+    metrics = [*measures.rows, *asked.rows]
+    rows = _rows(config, metrics, cells, missing, found)
     feet = _feet(config, pairs.ids, rules.labeler, varieties, found)
-    feet += [*rules.tokens, *asked.notes, *notes, *notes_on(lists)]
+    feet += [*notes_on_labels(metrics, cells), *rules.tokens, *asked.notes, *notes, *notes_on(lists)]
     return Scored(pairs.ids, cells, rules.labeler, rows, found, varieties, lists, feet, asked.listed)
 
 
@@ -303,8 +304,10 @@ def _score_precomputed(config: ScoreConfig, given: Rows) -> Scored:
     cells = with_radcliq(precomputed_cells(given, ids, config.precomputed))
     found = Baselines({}, dict.fromkeys(BASELINES, "needs texts: predictions and references"), {})
     missing = dict.fromkeys(MODELS, "not precomputed, and there are no texts to measure")
-    rows = _rows(config, table_metrics(LABELERS[labeler].labels), cells, missing, found)
-    return Scored(ids, cells, labeler, rows, found, {}, {}, _feet(config, ids, labeler, {}, found))
+    metrics = table_metrics(LABELERS[labeler].labels)
+    rows = _rows(config, metrics, cells, missing, found)
+    feet = [*_feet(config, ids, labeler, {}, found), *notes_on_labels(metrics, cells)]
+    return Scored(ids, cells, labeler, rows, found, {}, {}, feet)
 
 
 def _rows(
@@ -328,11 +331,12 @@ def _feet(
     ]
 
 
-def tables(scored: Scored) -> tuple[list[Table], list[str]]:
-    """The summary with its baselines, and the notes below it; what is unavailable is a row too."""
+def tables(scored: Scored, *, explained: bool = False) -> tuple[list[Table], list[str]]:
+    """The summary with its baselines, and the notes below it; what is not computed is a row with its reason only if
+    that is to be explained."""
     head = ["metric", "score", "95 % interval", "studies", *BASELINES, ""]
     rows = []
-    for row in scored.rows:
+    for row in (row for row in scored.rows if explained or row.interval is not None):
         shown, worse = ["unavailable", *["-"] * (len(head) - 3)], ""
         if row.interval is not None:
             value = [number(row.interval.mean), bounds(row.interval.low, row.interval.high), str(row.studies)]
@@ -340,13 +344,14 @@ def tables(scored: Scored) -> tuple[list[Table], list[str]]:
             worse = "lower is better" if row.metric.better == "lower" else ""
         rows.append([row.metric.label, *shown, worse])
     reasons = {row.metric.name: row.reason for row in scored.rows if row.reason is not None}
-    return [Table("Scores", head, rows)], [*scored.notes, *notes_on_lacking([r.metric for r in scored.rows], reasons)]
+    lacking = notes_on_lacking([row.metric for row in scored.rows], reasons, explained=explained)
+    return [Table("Scores", head, rows)], [*scored.notes, *lacking]
 
 
 def write(scored: Scored, folder: Path, config: ScoreConfig) -> str:
     """Write summary.txt, .md, .tex and .json, per_study.csv and .jsonl, and errors.jsonl of a language model; returns
     the text."""
-    shown, notes = tables(scored)
+    shown, notes = tables(scored, explained=config.all)
     texts = documents(shown, notes)
     for ending, text in texts.items():
         write_whole(folder / f"summary.{ending}", text)

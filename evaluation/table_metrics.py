@@ -7,24 +7,29 @@ their labels and which way is better are those of `radflow.rewards.registry`. Wh
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
+from radflow.rewards.metrics.captions import meteor
+from radflow.rewards.metrics.lexical import ORDERS
 from radflow.rewards.registry import METRICS, label_of
 from radflow.rewards.rules.chexpert_rules import LABELS
-from radflow.rewards.statistics import Interval, Statistic, bootstrap, mean_of, with_ones
+from radflow.rewards.statistics import Interval, Statistic, bootstrap, mean_of
 
-# name -> one row per study: [N] float64 with NaN if the reference does not define the value, or, for L labels, [N, 3 L]
-# of 0 and 1: of each label whether both sides have it, the prediction, the reference.
+# name -> one row per study: [N] float64 with NaN if the reference does not define the value; for L labels [N, 3 L] of 0
+# and 1: of each label whether both sides have it, the prediction, the reference; or [N, K] counts, NaN for none.
 Cells = dict[str, np.ndarray]
 
 FIVE = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
 LABEL_CELLS = ("labels_chexbert", "labels_rules")
+COUNT_CELLS = ("bleu_counts", "meteor_counts")  # of BLEU and METEOR over the corpus
 # Metrics of the registry that tables show. RadGraph F1 of the Findings and label F1 by CheXbert are parts of rewards,
 # and a judge is not asked.
 PER_REPORT = (
-    *("bleu2", "bertscore", "sembscore", "radgraph_f1_rexrank", "radcliq_v0", "radcliq_v1", "rouge_l"),
+    *("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "cider", "rouge_l"),
+    *("bertscore", "sembscore", "radgraph_f1_rexrank", "radcliq_v0", "radcliq_v1"),
     *("radgraph_f1_partial", "keyword_f1_rules", "label_f1_rules", "entity_f1_rules", "consistency_rules"),
 )
 
@@ -42,17 +47,21 @@ class TableMetric:
 
     def columns(self, cells: Mapping[str, np.ndarray], indices: np.ndarray | None = None) -> np.ndarray:
         """[n, K], what each study that defines the metric (of `indices`) adds to the sums."""
-        values = cells[self.cells] if indices is None else cells[self.cells][indices]
-        if self.labels:
-            return values[:, [3 * label + kind for label in self.labels for kind in range(3)]].astype(np.float64)
-        return with_ones(values[~np.isnan(values)]) if (~np.isnan(values)).any() else np.empty((0, 2))
+        columns = self._added(cells[self.cells] if indices is None else cells[self.cells][indices])
+        return columns[~np.isnan(columns).any(1)]
 
     def defined(self, cells: Mapping[str, np.ndarray]) -> np.ndarray:
-        """[N] bool, the studies that the metric is over; none if there are no such cells."""
+        """[N] bool, the studies that the metric is over; none without such cells, or if neither side has a label."""
         if self.cells not in cells:
             return np.zeros(0, dtype=bool)
-        values = cells[self.cells]
-        return np.ones(len(values), dtype=bool) if self.labels else ~np.isnan(values)
+        added = self._added(cells[self.cells])
+        return ~np.isnan(added).any(1) & (not self.labels or added.any())
+
+    def _added(self, values: np.ndarray) -> np.ndarray:
+        """[N, K], what the cells of each study add to the sums; NaN if they do not define the metric."""
+        if self.labels:
+            values = values[:, [3 * label + kind for label in self.labels for kind in range(3)]]
+        return values.astype(np.float64) if values.ndim == 2 else np.stack([values, np.ones_like(values)], 1)
 
     def within_one(self, cells: Mapping[str, np.ndarray]) -> bool:
         """Whether all values are within -1 and 1: of each study, or over the corpus if no study has one."""
@@ -62,7 +71,8 @@ class TableMetric:
     def value(self, cells: Mapping[str, np.ndarray], indices: np.ndarray | None = None) -> float | None:
         """The statistic; None if no study defines it."""
         columns = self.columns(cells, indices)
-        return float(self.statistic(columns.sum(0))) if len(columns) else None
+        value = float(self.statistic(columns.sum(0))) if len(columns) else np.nan
+        return None if np.isnan(value) else value
 
     def interval(self, cells: Mapping[str, np.ndarray], *, num_resamples: int, seed: int) -> Interval | None:
         """The statistic with its bootstrap interval; None if no study defines it."""
@@ -91,19 +101,47 @@ def inverted(interval: Interval) -> Interval:
     return Interval(1 / interval.mean, 1 / interval.high, 1 / interval.low)
 
 
+def corpus_bleu(sums: np.ndarray, order: int) -> np.ndarray:
+    """Corpus BLEU, in [0, 1], of sums [..., 10] of `lexical.ngram_counts`: no smoothing, 0 without a common n-gram.
+
+    Source: Papineni et al., BLEU, ACL 2002, as in pycocoevalcap, which published values of IU X-ray are computed with.
+    """
+    matches, totals, candidate, reference = sums[..., :order], sums[..., 4 : 4 + order], sums[..., 8], sums[..., 9]
+    with np.errstate(divide="ignore"):  # the log of 0
+        logs = np.log(matches / np.maximum(totals, 1)).mean(-1)
+    return np.exp(logs + np.minimum(0, 1 - reference / np.maximum(candidate, 1)))
+
+
 def micro_f1(sums: np.ndarray) -> np.ndarray:
-    """F1 over all cells of reports and labels; columns as in `TableMetric.columns`."""
+    """F1 over all cells of reports and labels, NaN if there is no label; columns as in `TableMetric.columns`."""
     return _f1(sums[..., 0::3].sum(-1), sums[..., 1::3].sum(-1), sums[..., 2::3].sum(-1))
 
 
 def macro_f1(sums: np.ndarray) -> np.ndarray:
-    """Mean of the labels' F1; a label that neither side has counts 0, as in scikit-learn."""
-    return _f1(sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]).mean(-1)
+    """Mean of the labels' F1, those left out that neither side has in any of these studies."""
+    scores = _label_f1(sums)
+    with np.errstate(invalid="ignore"):  # no label is left
+        return np.nansum(scores, -1) / (~np.isnan(scores)).sum(-1)
+
+
+def _label_f1(sums: np.ndarray) -> np.ndarray:
+    return _f1(sums[..., 0::3], sums[..., 1::3], sums[..., 2::3])
 
 
 def _f1(both: np.ndarray, predicted: np.ndarray, expected: np.ndarray) -> np.ndarray:
     total = predicted + expected
-    return np.where(total > 0, 2 * both / np.maximum(total, 1), 0.0)
+    return np.where(total > 0, 2 * both / np.maximum(total, 1), np.nan)
+
+
+def notes_on_labels(rows: Sequence[TableMetric], cells: Mapping[str, np.ndarray]) -> list[str]:
+    """Which macro F1 leave labels out, and their values as published: scikit-learn counts such a label 0."""
+    notes = []
+    for row in available([row for row in rows if row.statistic is macro_f1], cells):
+        scores = _label_f1(row.columns(cells).sum(0))
+        if absent := int(np.isnan(scores).sum()):
+            published = f"if they count 0, as in scikit-learn, it is {np.nan_to_num(scores).mean():.3f}"
+            notes.append(f"{row.label}: {absent} labels that neither side has are left out; {published}")
+    return notes
 
 
 def label_cells(predicted: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> np.ndarray:
@@ -113,10 +151,9 @@ def label_cells(predicted: Sequence[Sequence[int]], expected: Sequence[Sequence[
 
 
 def per_label_f1(cells: np.ndarray) -> list[tuple[float, int]]:
-    """(F1, number of references that have it) of each label of label cells."""
+    """(F1, number of references that have it) of each label of label cells; F1 is NaN if neither side has it."""
     sums = cells.sum(0, dtype=np.int64)
-    scores = _f1(sums[0::3], sums[1::3], sums[2::3])
-    return [(float(score), int(count)) for score, count in zip(scores, sums[2::3], strict=True)]
+    return [(float(score), int(count)) for score, count in zip(_label_f1(sums), sums[2::3], strict=True)]
 
 
 def table_metrics(labels: Sequence[str], *, one_section: bool = False, by_character: bool = False) -> list[TableMetric]:
@@ -125,14 +162,25 @@ def table_metrics(labels: Sequence[str], *, one_section: bool = False, by_charac
     Label F1 over the corpus is of all labels of a labeler, and of the usual five if they are among them.
     """
 
-    def row(name: str) -> TableMetric:
-        label = label_of(name, one_section=one_section, by_character=by_character)
-        return TableMetric(name, label, name, METRICS[name].better)
+    def label(name: str) -> str:
+        return label_of(name, one_section=one_section, by_character=by_character)
 
-    rows = [row(name) for name in PER_REPORT]
-    inverse = TableMetric("inverse_radcliq_v1", "1/RadCliQ-v1", "radcliq_v1", statistic=inverse_of_mean)
-    over_corpus = [*_label_rows("chexbert", "CheXbert", LABELS), *_label_rows("rules", "rule labels", labels)]
-    return [*rows[:6], inverse, *rows[6:8], *over_corpus, *rows[8:]]
+    def over_corpus(name: str, statistic: Statistic, cells: str) -> TableMetric:
+        return TableMetric(f"corpus_{name}", f"corpus {label(name)}", cells, statistic=statistic)
+
+    following = {
+        "bleu4": [over_corpus(f"bleu{n}", partial(corpus_bleu, order=n), "bleu_counts") for n in ORDERS],
+        "meteor": [over_corpus("meteor", meteor, "meteor_counts")],
+        "radcliq_v1": [TableMetric("inverse_radcliq_v1", "1/RadCliQ-v1", "radcliq_v1", statistic=inverse_of_mean)],
+        "radgraph_f1_partial": [
+            *_label_rows("chexbert", "CheXbert", LABELS),
+            *_label_rows("rules", "rule labels", labels),
+        ],
+    }
+    rows = []
+    for name in PER_REPORT:
+        rows += [TableMetric(name, label(name), name, METRICS[name].better), *following.get(name, ())]
+    return rows
 
 
 def _label_rows(prefix: str, title: str, labels: Sequence[str]) -> list[TableMetric]:

@@ -82,7 +82,7 @@ class Weights:
 
     def how_to_get(self, model: str) -> str | None:
         """The command that fetches what a model lacks, and the keys that name it elsewhere; None if nothing is."""
-        absent = [NEEDED[name] for name in TOGETHER[model] if self.find(name) is None]
+        absent = [NEEDED[name] for name in TOGETHER.get(model, ()) if self.find(name) is None]
         keys = " and ".join(needed.key for needed in absent)
         return f"{_fetch_command(absent)}, or set {keys}" if absent else None
 
@@ -148,7 +148,7 @@ def list_weights(weights: Weights) -> str:
             *([] if path else [f"  get it    {_fetch_command([needed])}"]),
             "",
         ]
-    return "\n".join([*lines, "BLEU-2, ROUGE-L and everything by rules need no weights."])
+    return "\n".join([*lines, "BLEU, ROUGE-L and everything by rules need no weights."])
 
 
 def fetch_weights(name: str, weights: Weights, *, accept_licence: bool) -> Path:

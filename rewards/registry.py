@@ -9,15 +9,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from radflow.rewards.config import RewardConfig
-from radflow.rewards.hierarchy import SYNTAX, HierarchicalReward, LabelF1, part_metrics
+from radflow.rewards.hierarchy import HierarchicalReward, LabelF1, part_metrics
 from radflow.rewards.judge.config import JudgeConfig
 from radflow.rewards.measure import Metrics, Reads
 from radflow.rewards.metrics.bertscore import BertScore
 from radflow.rewards.metrics.chexbert import Chexbert, ChexbertLabels, SembScore
-from radflow.rewards.metrics.lexical import Bleu2, RougeL
+from radflow.rewards.metrics.lexical import Bleu, RougeL
 from radflow.rewards.metrics.radcliq import SUB_SCORES, RadCliq, radcliq_v0, radcliq_v1
 from radflow.rewards.radgraph.f1 import Level, RadGraphF1
 from radflow.rewards.rules.carotid import CarotidRules
@@ -28,10 +28,14 @@ from radflow.rewards.rules.errors import ContradictionsRules, FindingErrors, Tru
 from radflow.rewards.rules.keywords import KeywordMatch
 from radflow.rewards.types import Labeler, Metric, Parser
 
+if TYPE_CHECKING:
+    from radflow.rewards.metrics.captions import Meteor
+
 LABELERS: dict[str, type[ChexpertRules] | type[CarotidRules]] = {
     "chexpert_rules": ChexpertRules,
     "carotid_rules": CarotidRules,
 }
+BY_CHARACTER = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l")  # in scripts without blanks
 # Names in the logs next to the parts of a reward, alone or after seconds_: no plug-in may have them.
 RESERVED = ("total", "syntax", "guard", "rollout", "reward", "update", "std")
 
@@ -86,6 +90,17 @@ class Backends:
     def keywords(self) -> KeywordMatch:
         return KeywordMatch.with_lexicon(self.config.lexicon)
 
+    @cached_property
+    def meteor(self) -> "Meteor":
+        from radflow.rewards.metrics.captions import Meteor  # brings numpy
+
+        return Meteor.load()
+
+    def cider(self) -> Metric:
+        from radflow.rewards.metrics.captions import Cider
+
+        return Cider.load()
+
     def consistency_llm(self) -> Metric:
         from radflow.rewards.judge.llm import ConsistencyLlm  # brings asyncio
 
@@ -103,8 +118,10 @@ class Entry:
     label: str  # in tables
     reads: Reads
     load: Callable[[Backends], Metric]
-    model: str | None = None  # what it needs besides rules: bertscore, chexbert, radgraph, judge, all (RadCliQ)
+    # What it needs besides rules: bertscore, chexbert, radgraph, meteor, cider, judge, all (RadCliQ).
+    model: str | None = None
     better: Literal["higher", "lower"] = "higher"
+    together: bool = False  # whether a value depends on all reports that are measured together
 
     @property
     def section_label(self) -> str:
@@ -113,7 +130,12 @@ class Entry:
 
 
 _ENTRIES = (
-    Entry("bleu2", "BLEU-2", "report", lambda _: Bleu2()),
+    Entry("bleu1", "BLEU-1", "report", lambda _: Bleu(1)),
+    Entry("bleu2", "BLEU-2", "report", lambda _: Bleu(2)),
+    Entry("bleu3", "BLEU-3", "report", lambda _: Bleu(3)),
+    Entry("bleu4", "BLEU-4", "report", lambda _: Bleu(4)),
+    Entry("meteor", "METEOR", "report", lambda b: b.meteor, "meteor"),
+    Entry("cider", "CIDEr", "report", lambda b: b.cider(), "cider", together=True),
     Entry("rouge_l", "ROUGE-L", "report", lambda _: RougeL()),
     Entry("bertscore", "BERTScore", "report", lambda b: BertScore.load(b.config.bertscore), "bertscore"),
     Entry("sembscore", "SembScore", "report", lambda b: SembScore(b.chexbert), "chexbert"),
@@ -145,7 +167,7 @@ METRICS = {entry.name: entry for entry in _ENTRIES}
 def label_of(name: str, *, one_section: bool = False, by_character: bool = False) -> str:
     """Label of a metric in a table, of single sections or of references that are compared by character."""
     label = METRICS[name].section_label if one_section else METRICS[name].label
-    return f"{label} by character" if by_character and name in SYNTAX else label
+    return f"{label} by character" if by_character and name in BY_CHARACTER else label
 
 
 def remember_last(metric: Metric) -> Metric:
@@ -220,10 +242,13 @@ def build_reward(
         also: further metrics, for tables.
 
     Raises:
-        ValueError: a model is not there; an unknown metric; exploration by a metric of which less is better.
+        ValueError: a model is not there; an unknown metric; exploration by a metric of which less is better, or
+            that depends on other reports.
     """
-    if worse := [name for name in explore if name in METRICS and METRICS[name].better == "lower"]:
-        raise ValueError(f"expected metrics to explore by of which more is better, got {worse[0]}")
+    known = [METRICS[name] for name in explore if name in METRICS]
+    if unfit := [entry.name for entry in known if entry.better == "lower" or entry.together]:
+        wanted = "that do not depend on other reports and of which more is better"
+        raise ValueError(f"expected metrics to explore by {wanted}, got {unfit[0]}")
     backends = Backends(config, parse, judge)
     metrics = load_metrics([*part_metrics(config), *explore, *also], backends)
     return HierarchicalReward(config, metrics=metrics, errors=backends.errors)

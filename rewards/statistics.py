@@ -36,7 +36,7 @@ def with_ones(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def bootstrap(columns: np.ndarray, statistic: Statistic, *, num_resamples: int = 10_000, seed: int = 0) -> Interval:
-    """`statistic` over studies, resampled with replacement.
+    """`statistic` over studies, resampled with replacement; resamples that do not define it (NaN) are left out.
 
     Args:
         columns: [N, K], what each study adds to the sums.
@@ -44,7 +44,7 @@ def bootstrap(columns: np.ndarray, statistic: Statistic, *, num_resamples: int =
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
     found = [statistic(counts @ columns) for counts in _resamples(len(columns), num_resamples, seed)]
-    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+    low, high = np.nanpercentile(np.concatenate(found), [2.5, 97.5])
     return Interval(float(statistic(columns.sum(0))), float(low), float(high))
 
 
@@ -92,8 +92,8 @@ def randomisation_test(
         swapped = generator.integers(0, 2, (min(rows, num_shuffles - start), len(first)), dtype=np.int8)
         shift = swapped.astype(np.float64) @ moved
         difference = np.abs(statistic(sums[1] - shift) - statistic(sums[0] + shift))
-        # Sums in another order differ in the last digits; an equal difference counts as one as large.
-        extreme += int((difference >= observed - 1e-12 * max(1.0, float(observed))).sum())
+        # Sums in another order differ in the last digits; an equal difference, or an undefined one, counts as large.
+        extreme += int((~(difference < observed - 1e-12 * max(1.0, float(observed)))).sum())
     return (extreme + 1) / (num_shuffles + 1)
 
 

@@ -16,7 +16,7 @@ from radflow.evaluation.score import ScoreConfig, score
 from radflow.evaluation.table_metrics import inverted, label_cells, table_metrics
 from radflow.evaluation.weights import Weights
 from radflow.pipeline.comparison import Variety
-from radflow.rewards.metrics.lexical import Bleu2
+from radflow.rewards.metrics.lexical import Bleu
 from radflow.rewards.rules.chexpert_rules import LABELS
 from radflow.rewards.statistics import Interval
 
@@ -68,7 +68,7 @@ def test_a_value_by_hand_in_every_file(tmp_path, references):
     # b is told as a: "small left" is not there; c is empty. BLEU-2 is that of the metric itself, and its mean.
     predictions = write(tmp_path / "p.json", {"a": NORMAL, "b": NORMAL, "c": ""})
     summary, out = run(tmp_path, "--predictions", predictions, "--references", references)
-    expected = Bleu2()([NORMAL, NORMAL, ""], [NORMAL, EFFUSION, EDEMA])
+    expected = Bleu(2)([NORMAL, NORMAL, ""], [NORMAL, EFFUSION, EDEMA])
     assert by_name(summary)["bleu2"]["value"] == pytest.approx(sum(expected) / 3) and expected[2] == 0
     with (out / "per_study.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -77,8 +77,8 @@ def test_a_value_by_hand_in_every_file(tmp_path, references):
     assert lines[1]["labels_rules"] == {"prediction": ["No Finding"], "reference": ["Pleural Effusion"]}
     # labels: a right (No Finding), b wrong on both sides, c missed: 2 TP / (2 TP + FP + FN) = 2 / (2 + 1 + 2)
     assert by_name(summary)["rules_micro_f1_14"]["value"] == pytest.approx(2 / 5)
-    # No Finding: TP 1, FP 1, FN 0 -> 2/3; the 13 others 0
-    assert by_name(summary)["rules_macro_f1_14"]["value"] == pytest.approx(2 / 3 / 14)
+    # No Finding: TP 1, FP 1, FN 0 -> 2/3; Pleural Effusion and Edema, missed, 0; nobody has one of the 11 others
+    assert by_name(summary)["rules_macro_f1_14"]["value"] == pytest.approx(2 / 9)
     assert summary["left_out"] == {"empty predictions, scored as empty texts": ["c"]}
     for ending, said in (("md", "| BLEU-2 "), ("tex", r"\begin{tabular}"), ("txt", "BLEU-2")):
         assert said in (out / f"summary.{ending}").read_text()
@@ -100,13 +100,19 @@ def test_sections_are_compared_alone_where_the_protocol_says_so(tmp_path, refere
 
 
 def test_what_has_no_weights_is_unavailable_with_the_command_and_never_a_number(tmp_path, references, capsys):
-    found = by_name(run(tmp_path, "--predictions", references, "--references", references)[0])
+    options = ("--predictions", references, "--references", references)
+    found = by_name(run(tmp_path, *options, "--all")[0])
     for name in ("bertscore", "sembscore", "radgraph_f1_rexrank", "chexbert_micro_f1_14", "radcliq_v1"):
         assert found[name]["value"] is None and found[name]["unavailable"]
     assert "--fetch bertscore" in found["bertscore"]["unavailable"]
     assert "--fetch chexbert bert --accept-licence" in found["sembscore"]["unavailable"]
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("RadCliQ-v1"))
     assert "unavailable" in line and "0.000" not in line
+    assert run(tmp_path, *options)[0]["metrics"] == [*found.values()]  # the file holds them all the same
+    rows, foot = capsys.readouterr().out.split("\n\nprotocol")
+    assert "RadCliQ-v1" not in rows and "unavailable" not in foot and "--fetch" not in foot
+    (line,) = (line for line in foot.splitlines() if line.startswith("not computed here: "))
+    assert "RadCliQ-v1, 1/RadCliQ-v1" in line and line.endswith("; --all lists them with reasons and commands")
 
 
 def test_models_that_are_there_are_used_and_a_broken_one_is_said(tmp_path, references):
@@ -128,7 +134,7 @@ def test_baselines_are_chosen_on_training_reports_for_each_metric(tmp_path, refe
     arguments = ("--predictions", references, "--references", references, "--train", train)
     summary, _ = run(tmp_path, *arguments)
     assert summary["constant_reports"]["label_f1_rules"] == NORMAL
-    bleu = sum(Bleu2()([NORMAL] * 3, [NORMAL, EFFUSION, EDEMA])) / 3
+    bleu = sum(Bleu(2)([NORMAL] * 3, [NORMAL, EFFUSION, EDEMA])) / 3
     assert by_name(summary)["bleu2"]["baselines"]["best constant"] == pytest.approx(bleu)
     assert by_name(summary)["bleu2"]["baselines"]["random"] is not None
     assert "2 studies of t.json are scored themselves" in "".join(summary["notes"])
@@ -221,8 +227,8 @@ def test_corpus_statistics_are_over_sums_and_not_means_of_parts():
     rows = np.eye(14, dtype=int)[[0, 0, 1]], np.eye(14, dtype=int)[[0, 1, 1]]
     cells = {"labels_chexbert": label_cells(*rows)}
     assert ROWS["chexbert_micro_f1_14"].value(cells) == pytest.approx(2 / 3)
-    # the labels have F1 of 2/3 and 2/3; the twelve others count 0
-    assert ROWS["chexbert_macro_f1_14"].value(cells) == pytest.approx(4 / 3 / 14)
+    # two labels have F1 of 2/3; the twelve that nobody has are left out
+    assert ROWS["chexbert_macro_f1_14"].value(cells) == pytest.approx(2 / 3)
     assert ROWS["chexbert_micro_f1_5"].value(cells) == pytest.approx(2 / 3)  # only Cardiomegaly: TP 1, FN 1
 
 

@@ -8,7 +8,7 @@ import pytest
 from radflow import evaluate
 from radflow.evaluation.compare import CompareConfig, compare
 from radflow.evaluation.weights import Weights
-from radflow.rewards.metrics.lexical import Bleu2
+from radflow.rewards.metrics.lexical import Bleu
 from radflow.rewards.statistics import holm
 
 NORMAL = "Findings: The heart is normal. No effusion. Impression: No acute abnormality."
@@ -44,7 +44,7 @@ def test_differences_by_hand_and_corrected_over_all_tests(tmp_path, files, capsy
     found, out = run(tmp_path, constant, references, "--references", references)
     tests = {test["metric"]: test for test in found["tests"]}
     assert tests["label_f1_rules"]["difference"] == pytest.approx(0.5)  # the constant is right for one of two studies
-    missed = 1 - Bleu2()([NORMAL], [EFFUSION])[0]
+    missed = 1 - Bleu(2)([NORMAL], [EFFUSION])[0]
     assert tests["bleu2"]["difference"] == pytest.approx(missed / 2)
     assert tests["bleu2"]["low"] <= tests["bleu2"]["difference"] <= tests["bleu2"]["high"]
     assert [test["p_holm"] for test in found["tests"]] == pytest.approx(holm([test["p"] for test in found["tests"]]))
@@ -64,6 +64,7 @@ def test_labels_and_criticality_by_hand(tmp_path, files):
     labels = {row[0]: row[1:] for row in tables["F1 of each label"]["rows"]}
     assert labels["Pleural Effusion"] == ["4", "0.000", "1.000"]
     assert labels["No Finding"] == ["4", "0.667", "1.000"]  # the constant: TP 4, FP 4
+    assert labels["Edema"] == ["0", "-", "-"]  # nobody has it: 0 would say that all were wrong
     split = tables["Critical and normal references (by rules)"]
     rows = {row[0]: row[1:] for row in split["rows"]}
     assert split["head"][1:] == ["constant, critical (4)", "r, critical (4)", "constant, normal (4)", "r, normal (4)"]
@@ -133,6 +134,18 @@ def test_only_common_studies_are_compared_and_the_others_are_listed(tmp_path, fi
     }
 
 
+def test_a_row_that_one_system_does_not_define_is_said_to_be_left_out(tmp_path, files):
+    # The references are normal. One system sees an effusion, the other nothing: it has no F1 of the five labels.
+    references = write(tmp_path / "normal.json", {f"s{i}": NORMAL for i in range(8)})
+    wrong = write(tmp_path / "wrong.json", {f"s{i}": EFFUSION if i == 3 else NORMAL for i in range(8)})
+    found, _ = run(tmp_path, wrong, references, "--references", references)
+    assert found["unavailable"]["rules_micro_f1_5"] == "neither side has a label"
+    tests = {test["metric"] for test in found["tests"]}
+    assert "rules_micro_f1_14" in tests and not tests & {"rules_micro_f1_5", "rules_macro_f1_5"}
+    assert any(note.startswith("not computed here: ") and "rule labels micro F1 (5)" in note for note in found["notes"])
+    assert "wrong: rule labels macro F1 (14): 12 labels" in "".join(found["notes"])
+
+
 def test_equal_systems_differ_in_nothing(tmp_path, files):
     references, constant = files
     same = write(tmp_path / "same.json", json.loads(constant.read_text()))
@@ -148,7 +161,7 @@ def test_equal_systems_differ_in_nothing(tmp_path, files):
         (["A"], "at least two files"),
         (["A", "A"], "expected different files of reports"),
         (["A", "B", "--changed-by", "radcliq_v1"], "changed_by radcliq_v1: it is not available here"),
-        (["A", "B", "--changed-by", "nonsense"], "expected changed_by among bleu2"),
+        (["A", "B", "--changed-by", "nonsense"], "expected changed_by among bleu1"),
         (["A", "C"], "expected study ids that both files have, got none"),
     ],
 )

@@ -117,8 +117,9 @@ def test_sub_scores_stand_beside_measured_ones_and_a_given_bleu_is_used_as_it_is
     found, _, summary = score(tmp_path, rows, *options)
     assert found["bleu2"]["value"] == 1 and found["radcliq_v1"]["value"] == pytest.approx(-0.818082117695542)
     assert summary["left_out"] == {"precomputed lines of studies that are not scored": ["z"]}
-    found, _, _ = score(tmp_path, [row | {"bleu2": 0.25} for row in rows], *options)
-    assert found["bleu2"]["value"] == 0.25 and found["rouge_l"]["value"] == 1
+    found, _, _ = score(tmp_path, [row | {"bleu2": 0.25, "cider": 0.5} for row in rows], *options)
+    assert found["bleu2"]["value"] == 0.25 and found["cider"]["value"] == 0.5
+    assert found["rouge_l"]["value"] == found["corpus_bleu2"]["value"] == 1  # measured
 
 
 def test_a_baseline_has_no_value_of_what_is_given_and_cannot_be_measured(tmp_path):

@@ -180,7 +180,7 @@ def test_metrics_beside_the_reward_are_measured_and_not_paid(backends):
     assert list(values) == ["bleu2", "radgraph_f1", "label_f1_rules"]
     assert mine([REFERENCE], [REFERENCE])[0].total == 1.0
     with pytest.raises(ValueError, match="expected metrics among"):
-        build_reward(RewardConfig(), parse_sections, also=["bleu4"])
+        build_reward(RewardConfig(), parse_sections, also=["bleu9"])
 
 
 def test_reward_and_table_ask_a_model_once_for_the_same_reports(backends):

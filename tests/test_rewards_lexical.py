@@ -7,11 +7,12 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from radflow.data import integrity
 from radflow.rewards import unspaced
 from radflow.rewards.guard import guard, length, repetition
-from radflow.rewards.metrics.lexical import Bleu2, RougeL, notes_on_tokens, tokens, unread_share
+from radflow.rewards.metrics.lexical import Bleu, RougeL, ngram_counts, notes_on_tokens, tokens, unread_share
 from radflow.rewards.registry import label_of
 
 words = st.lists(st.sampled_from(["the", "heart", "is", "normal", "effusion", "no"]), min_size=2, max_size=12).map(
@@ -24,8 +25,26 @@ def test_recorded_values_of_the_reference_scorers(shared):
     assert len(cases) == 10
     for case in cases:
         assert tokens(case["hyp"]) == case["hyp_tokens"] and tokens(case["ref"]) == case["ref_tokens"]
-        assert Bleu2()([case["hyp"]], [case["ref"]])[0] == pytest.approx(case["bleu2"], abs=1e-12)
+        assert Bleu(2)([case["hyp"]], [case["ref"]])[0] == pytest.approx(case["bleu2"], abs=1e-12)
         assert RougeL()([case["hyp"]], [case["ref"]])[0] == pytest.approx(case["rougeL_f_stemmed"], abs=1e-12)
+
+
+@given(words, words)
+def test_bleu_is_that_of_nltk_to_the_last_digit(candidate, reference):
+    smooth = SmoothingFunction().method1
+    for order in (1, 2, 3, 4):
+        weights, own = [1 / order] * order, Bleu(order)([candidate], [reference])
+        assert own == [sentence_bleu([tokens(reference)], tokens(candidate), weights, smooth)]
+
+
+def test_bleu_and_its_counts_by_hand():
+    # 3 of 4 words, 2 of 3 pairs, 1 of 2 triples, none of the one group of four: smoothed to 0.1
+    pair = ["The heart is large"], ["the heart is normal"]
+    values = [Bleu(order)(*pair)[0] for order in (1, 2, 3, 4)]
+    assert values == pytest.approx([3 / 4, (1 / 2) ** (1 / 2), (1 / 4) ** (1 / 3), (1 / 40) ** (1 / 4)])
+    assert ngram_counts(*pair) == [[3, 2, 1, 0, 4, 3, 2, 1, 4, 4]]
+    # "no" counts twice, as often as the reference has it; two words hold no triple; an empty text holds nothing
+    assert ngram_counts(["no no no", ""], ["no , no", "a"]) == [[2, 0, 0, 0, 3, 2, 1, 0, 3, 3], [0] * 9 + [1]]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +61,7 @@ def test_recorded_values_of_the_reference_scorers(shared):
     ],
 )
 def test_bleu2_by_hand(candidate, reference, value):
-    assert Bleu2()([candidate], [reference])[0] == pytest.approx(value)
+    assert Bleu(2)([candidate], [reference])[0] == pytest.approx(value)
 
 
 def test_only_spaces_separate_and_full_stops_stand_apart():
@@ -52,7 +71,7 @@ def test_only_spaces_separate_and_full_stops_stand_apart():
 
 @given(words, words)
 def test_scores_lie_in_the_unit_interval_and_a_copy_gets_one(a, b):
-    for metric in (Bleu2(), RougeL()):
+    for metric in (Bleu(2), RougeL()):
         (value,) = metric([a], [b])
         assert 0 <= value <= 1
         assert metric([a], [a]) == [pytest.approx(1.0)]
@@ -70,7 +89,7 @@ def test_importing_the_reward_loads_nothing_but_itself_and_a_little_of_the_stand
     "text", ["两肺纹理清晰，心影不大。", "両側胸水を認めない。", "폐에 이상 소견 없음.", "ปอดปกติ ไม่พบน้ำ"]
 )
 def test_a_report_in_a_script_without_blanks_agrees_with_itself_alone(text):
-    for metric in (Bleu2(), RougeL()):
+    for metric in (Bleu(2), RougeL()):
         same, unlike = metric([text, text], [text, "甲状腺右叶见结节，大小5x4mm。"])
         assert same == pytest.approx(1.0) and unlike < 0.3
 
@@ -79,7 +98,7 @@ def test_characters_are_tokens_and_latin_words_stay_words_by_hand():
     # ROUGE: 左 侧 斑 块 12x3mm of both, "plaques" and "plaque" share their stem; 6 of 6 and of 7 tokens: 2 * 6 / 13
     assert RougeL()(["左侧斑块12x3mm plaques"], ["左侧见斑块，12x3mm plaque。"])[0] == pytest.approx(12 / 13)
     # BLEU: 4 of 5 characters, 2 of 4 pairs (未见, 异常): sqrt(4/5 * 2/4)
-    assert Bleu2()(["未见小异常"], ["未见明异常"])[0] == pytest.approx(math.sqrt(0.8 * 0.5))
+    assert Bleu(2)(["未见小异常"], ["未见明异常"])[0] == pytest.approx(math.sqrt(0.8 * 0.5))
     # as sacrebleu's tokenizer zh: characters and their punctuation apart, Latin words and numbers whole
     assert tokens("右侧12mm，IMT增厚。") == ["右", "侧", "12mm", "，", "imt", "增", "厚", "。"]
 
@@ -92,7 +111,7 @@ def test_other_texts_are_cut_as_published(text):
 def test_tables_say_what_the_tokens_are_and_whom_rouge_does_not_fit():
     assert notes_on_tokens(["Normal heart.", "Effusión no.", "Clear lungs. " * 20]) == []
     (chinese,) = notes_on_tokens(["Normal heart.", "未见异常。"])
-    assert chinese.startswith("BLEU-2 (also in RadCliQ) and ROUGE-L by character, not as published: 1 of 2")
+    assert chinese.startswith("BLEU (BLEU-2 also in RadCliQ) and ROUGE-L by character, not as published: 1 of 2")
     # 2 of 4 words are not in a-z
     (russian,) = notes_on_tokens(["Лёгкие чистые.", "Clear lungs."])
     assert russian.startswith("50% of the words of the references") and unread_share(["Лёгкие чистые."]) == 1

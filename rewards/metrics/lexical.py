@@ -1,11 +1,12 @@
-"""Overlap of words: BLEU-2 as ReXrank computes it, and ROUGE-L.
+"""Overlap of words: BLEU per report as ReXrank computes it, BLEU over the corpus, and ROUGE-L.
 
 Scripts written without blanks (`radflow.rewards.unspaced`) are compared by character; tables then say so, since neither
 metric is published for them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from fractions import Fraction
 from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -13,35 +14,64 @@ from typing import Any
 from radflow.rewards import unspaced
 from radflow.rewards.unspaced import has_characters
 
+ORDERS = (1, 2, 3, 4)  # of n-grams
 UNREAD = 0.05  # share of words above which a set of references does not fit ROUGE-L
 
 
-class Bleu2:
-    """Sentence BLEU with 1- and 2-grams, in [0, 1], as in ReXrank (fast_bleu).
+class Bleu:
+    """Sentence BLEU with n-grams up to an order, in [0, 1], as in ReXrank (fast_bleu, which is BLEU-2).
 
     Tokens: lower case, a space before every full stop, split on single spaces; nothing else separates. Smoothing
     method 1 (a zero numerator becomes 0.1); 0 when no word matches or the candidate is empty. A character of a script
     without blanks, its full stop included, is a token.
 
+    Args:
+        order: 1 to 4; the logs of the precisions of 1 to `order` have equal weights.
+
     Source: rajpurkarlab/CXR-Report-Metric.
     """
 
+    def __init__(self, order: int) -> None:
+        self.order = order
+
     def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> list[float]:
-        return [self._one(c, r) for c, r in zip(candidates, references, strict=True)]
+        pair = tuple(candidates), tuple(references)
+        precisions = zip(*(_precisions(*pair, n) for n in ORDERS[: self.order]), strict=True)
+        return [self._one(*of_one) for of_one in zip(*map(_cut, pair), precisions, strict=True)]
 
-    def _one(self, candidate: str, reference: str) -> float:
-        words = tokens(candidate)
-        value = float(_sentence_bleu()(words, tokens(reference))) if words else 0.0
-        return 0.0 if math.isnan(value) else value
+    def _one(self, candidate: list[str], reference: list[str], precisions: Sequence[Fraction]) -> float:
+        from nltk.translate.bleu_score import SmoothingFunction, brevity_penalty
+
+        if not precisions[0].numerator:
+            return 0.0
+        logs = (1 / self.order * math.log(p) for p in SmoothingFunction().method1(precisions))
+        return float(brevity_penalty(len(reference), len(candidate)) * math.exp(math.fsum(logs)))
 
 
-@cache
-def _sentence_bleu() -> Callable[[list[str], list[str]], float]:
-    # Loaded when first used: nltk takes a while to import.
-    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+def ngram_counts(candidates: Sequence[str], references: Sequence[str]) -> list[list[int]]:
+    """What each report adds to corpus BLEU: for n = 1 to 4 the matches, then the n-grams of the candidate; its tokens
+    and those of the reference."""
+    pair = tuple(candidates), tuple(references)
+    matches = [[precision.numerator for precision in _precisions(*pair, n)] for n in ORDERS]
+    lengths = [[len(words) for words in _cut(texts)] for texts in pair]
+    # As published: a candidate of fewer than n tokens has no n-gram. nltk counts one.
+    totals = [[max(0, length - n + 1) for length in lengths[0]] for n in ORDERS]
+    return [list(counts) for counts in zip(*matches, *totals, *lengths, strict=True)]
 
-    smooth = SmoothingFunction().method1
-    return lambda words, reference: sentence_bleu([reference], words, weights=(0.5, 0.5), smoothing_function=smooth)
+
+# BLEU-1 to BLEU-4 and the corpus values ask for the same reports one after the other.
+@lru_cache(maxsize=len(ORDERS))
+def _precisions(candidates: tuple[str, ...], references: tuple[str, ...], n: int) -> list[Fraction]:
+    """Share of each candidate's n-grams that its reference has, each at most as often as there; not reduced."""
+    from nltk.translate.bleu_score import modified_precision
+
+    pairs = zip(_cut(candidates), _cut(references), strict=True)
+    return [modified_precision([reference], candidate, n) for candidate, reference in pairs]
+
+
+@lru_cache(maxsize=2)
+def _cut(texts: tuple[str, ...]) -> list[list[str]]:
+    return [tokens(text) for text in texts]
 
 
 def tokens(text: str) -> list[str]:
@@ -79,17 +109,17 @@ def _rouge_scorer() -> Any:
 
 
 def notes_on_tokens(references: Sequence[str]) -> list[str]:
-    """What BLEU-2 and ROUGE-L of these references are, if they are not as published or do not fit."""
+    """What BLEU and ROUGE-L of these references are, if they are not as published or do not fit."""
     notes = []
     if characters := sum(map(has_characters, references)):
         scripts = "Chinese, Japanese, Korean, Thai, Lao, Burmese or Khmer"
         notes.append(
-            f"BLEU-2 (also in RadCliQ) and ROUGE-L by character, not as published: {characters} of {len(references)}"
-            f" references hold {scripts}, each character of which is a token"
+            f"BLEU (BLEU-2 also in RadCliQ) and ROUGE-L by character, not as published: {characters} of"
+            f" {len(references)} references hold {scripts}, each character of which is a token"
         )
     if (share := unread_share(references)) > UNREAD:
         reads = "ROUGE-L reads a-z, 0-9 and scripts without blanks only"
-        notes.append(f"{share:.0%} of the words of the references have other letters, and {reads}; rely on BLEU-2")
+        notes.append(f"{share:.0%} of the words of the references have other letters, and {reads}; rely on BLEU")
     return notes
 
 
