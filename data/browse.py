@@ -19,6 +19,7 @@ from tyro.conf import Positional
 from radflow.data.files import WORDS, write_whole
 from radflow.data.prefetch import prefetch
 from radflow.data.readers.manifest import read_manifest
+from radflow.data.readers.tables import escape_lines
 from radflow.data.studies import ImageSource, Study, load_image
 
 Split = Literal["train", "val", "test"]
@@ -96,7 +97,7 @@ def _write_sheet(
         studies = read_manifest(manifest, image_root=image_root)
         chosen = _choose(studies, ids) if ids else _draw(studies, split, count, seed)
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {escape_lines(str(error))}")
     page = render_sheet(chosen, title=f"{manifest.name}: {len(chosen)} of {len(studies)} studies", side=side)
     write_whole(out, [page])
     print(f"written to {out}")

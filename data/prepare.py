@@ -34,6 +34,7 @@ from radflow.data.readers.records import Record, Unread
 from radflow.data.readers.report_table import ColumnConfig, read_report_table
 from radflow.data.readers.rexgradient import read_rexgradient
 from radflow.data.readers.rexrank import read_rexrank
+from radflow.data.readers.tables import escape_control, escape_lines
 from radflow.data.sections import SectionParser
 from radflow.data.studies import ViewChoice, arrange_views, is_frontal
 
@@ -144,7 +145,7 @@ def main(words: Sequence[str] | None = None) -> None:
             commands, args=words, prog="python -m radflow.data.prepare", description=__doc__, config=TYRO
         )
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {escape_lines(str(error))}")
 
 
 def _prepare_dataset(name: str, /, root: Path, out: Path, config: PrepareConfig) -> None:
@@ -174,7 +175,7 @@ def _prepare_table(
     if out.resolve() == reports.resolve():
         raise ValueError(f"expected another file to write than the table {reports}; name it with --out")
     table = read_report_table(reports, images, columns, parse=SectionParser(config.headers))
-    print(*table.told, *map(_preview, table.records[:PREVIEWED]), sep="\n")
+    print(*map(escape_control, [*table.told, *map(_preview, table.records[:PREVIEWED])]), sep="\n")
     _write(table.records, config, images, out, "csv")
 
 
@@ -190,7 +191,7 @@ def _preview(item: Record | Unread) -> str:
 
 def _write(items: Iterable[Record | Unread], config: PrepareConfig, root: Path, out: Path, title: str) -> None:
     summary = prepare(items, config, root=Path(os.path.abspath(root)), out=out, title=title)
-    print(f"{summary.text()}\nwritten to {out}, and every id to {out}.summary.json")
+    print(f"{escape_lines(summary.text())}\nwritten to {out}, and every id to {out}.summary.json")
     if out.resolve().parent != root.resolve():
         print(f"train with: --data.source manifest --data.manifest {out} --data.image-root {root}")
 

@@ -27,6 +27,11 @@ class Sections:
     that a final one replaces, discussion or recommendation. Its parts are separated by empty lines."""
     other: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def undivided(self) -> bool:
+        """Whether it describes the examination without Findings and Impression."""
+        return bool(self.described) and not (self.findings or self.impression)
+
 
 _MARKER = re.compile(r"(?<=[.!?:;])(?:\s+\d{1,2}[.)]){1,3}\Z", re.ASCII)  # "2." of "Clear. 2. Impression: Normal."
 # How far a section about something else than this examination reaches, if no header ends it. A paragraph ends before

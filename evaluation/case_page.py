@@ -13,9 +13,10 @@ from radflow.dashboard.marks import Case, Marker, summarize
 from radflow.dashboard.render import CONTROL, FOLDER, environment
 from radflow.dashboard.studies import StudySource, shorten
 from radflow.data.protocols import Protocol, prediction_text, reference_text
-from radflow.data.report_files import Report, read_report_file
-from radflow.evaluation.inputs import name_files, notes_on, studies_of
+from radflow.data.report_files import Report, ReportFile, read_report_file
+from radflow.evaluation.inputs import align, name_files, notes_on, studies_of
 from radflow.evaluation.rules import LabelerName, choose_rules, run_configs
+from radflow.pipeline.command_line import say
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 TEMPLATE = "cases.html.jinja"
@@ -71,6 +72,8 @@ class Inputs:
     """Finds images."""
     known: Mapping[str, object] | None
     """Studies of the manifest; None for those of a run, which a page shows without images too."""
+    notes: Sequence[str]
+    """On how the files were read."""
 
 
 def write_cases(config: OmitArgPrefixes[CasesConfig]) -> None:
@@ -79,7 +82,7 @@ def write_cases(config: OmitArgPrefixes[CasesConfig]) -> None:
     chosen, notes = _choose(config, inputs)
     texts = {i: reference_text(inputs.references[i], config.protocol) or "" for i in chosen}
     marker = Marker(choose_rules(config.labeler, None, inputs.files, list(texts.values())).labeler)
-    cases, cut = [], 0
+    notes, cases, cut = [*inputs.notes, *notes], [], 0
     for study_id, reference in texts.items():
         written = {name: prediction_text(side[study_id], config.protocol) for name, side in inputs.systems.items()}
         cut += sum(len(text) > LONGEST for text in (reference, *written.values()))
@@ -94,7 +97,7 @@ def write_cases(config: OmitArgPrefixes[CasesConfig]) -> None:
     head = {"title": title, "totals": totals, "notes": notes, "protocol": config.protocol}
     html = environment().get_template(TEMPLATE).render(cases=cases, style=style, policy=POLICY, **head)
     write_whole(config.out, CONTROL.sub("\N{REPLACEMENT CHARACTER}", html))
-    print("\n".join([*notes, f"{len(cases)} studies in {config.out}"]))
+    say("\n".join([*notes, f"{len(cases)} studies in {config.out}"]))
 
 
 def _read(config: CasesConfig) -> Inputs:
@@ -106,17 +109,21 @@ def _read(config: CasesConfig) -> Inputs:
     files = [path for run in config.runs for path in _held_out(run)]
     for given in config.predictions:
         files += _held_out(given) if (given / "config.yaml").is_file() else [given]
-    systems = {name: read_report_file(path, "predictions") for name, path in name_files(files).items()}
+    written = {name: read_report_file(path, "predictions") for name, path in name_files(files).items()}
+    own, known = config.references, None
     if config.manifest is not None:
-        studies = studies_of(config.manifest, config.image_root)
-        references = read_report_file(config.references or config.manifest, "references")
-        return Inputs(files, systems, references, StudySource(studies.__getitem__), studies)
-    runs = {path.parent: written for path, written in run_configs(files) if "data" in written}
-    if not runs:
-        raise ValueError("expected a manifest, or reports in the folder eval of a run, got neither; name the manifest")
-    own = config.references
-    references = _references_of(runs) if own is None else read_report_file(own, "references")
-    return Inputs(files, systems, references, StudySource.of_config(next(iter(runs.values()))), None)
+        known = studies_of(config.manifest, config.image_root)
+        references = read_report_file(own or config.manifest, "references")
+        source = StudySource(known.__getitem__)
+    else:
+        runs = {path.parent: settings for path, settings in run_configs(files) if "data" in settings}
+        if not runs:
+            raise ValueError("expected a manifest, or reports in the folder eval of a run, got none; name the manifest")
+        references = _references_of(runs) if own is None else read_report_file(own, "references")
+        source = StudySource.of_config(next(iter(runs.values())))
+    systems = {name: align(file, references)[0] for name, file in written.items()}
+    notes = dict.fromkeys(note for side in (references, *written.values()) for note in side.notes)
+    return Inputs(files, systems, references, source, known, list(notes))
 
 
 def _held_out(run: Path) -> list[Path]:
@@ -128,7 +135,7 @@ def _held_out(run: Path) -> list[Path]:
     return files
 
 
-def _references_of(runs: Iterable[Path]) -> dict[str, Report]:
+def _references_of(runs: Iterable[Path]) -> ReportFile:
     """References of the first run; ValueError if another run has a different one for a study."""
     first, *others = ((run, read_report_file(run / "eval" / "references.json", "references")) for run in runs)
     for run, references in others:

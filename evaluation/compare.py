@@ -14,6 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from capo.checks import check_range
 from capo.journal import write_json, write_whole
 from radflow.data.protocols import Pairs
+from radflow.data.readers.tables import escape_control
 from radflow.data.sections import SectionParser
 from radflow.evaluation.forest import Difference, forest_plot
 from radflow.evaluation.inputs import FilesConfig, left_out, name_files, notes_on, read_pairs, read_references
@@ -29,6 +30,7 @@ from radflow.evaluation.table_metrics import (
     per_label_f1,
 )
 from radflow.evaluation.weights import Weights
+from radflow.pipeline.command_line import say
 from radflow.pipeline.comparison import Variety
 from radflow.pipeline.tables import Table, bounds, documents, number, with_direction
 from radflow.rewards.rules.criticality import CriticalityRules
@@ -102,6 +104,7 @@ class Compared:
     critical: np.ndarray  # [N] bool, by the labeler
     lists: Mapping[str, Mapping[str, Sequence[str]]]  # system -> ids left out, by why
     reasons: Mapping[str, str]  # metric -> why it is not compared
+    notes: Sequence[str]  # on how the files were read
 
     @property
     def columns(self) -> dict[str, list[str | float | int]]:
@@ -127,10 +130,10 @@ def compare_files(config: OmitArgPrefixes[CompareConfig], weights: Weights, out:
     """
     compared = compare(config, weights)
     shown, notes = tables(compared, changed=config.changed, changed_by=config.changed_by, explained=config.all)
-    print(documents(shown, notes)["txt"], end="")
+    say(documents(shown, notes)["txt"].rstrip("\n"))
     if out is not None:
         write(compared, out, shown, notes)
-        print(f"\nwritten to {out}")
+        say(f"\nwritten to {out}")
 
 
 def compare(config: CompareConfig, weights: Weights) -> Compared:
@@ -165,17 +168,18 @@ def compare_pairs(
         ValueError: no study is common to all.
     """
     ids, texts, lists = _common(read)
-    first = next(iter(read.values()))
-    expected = dict(zip(first.ids, first.references, strict=True))
-    targets = [expected[study_id] for study_id in ids]
+    targets = _targets(read, ids)
     rules = choose_rules(config.labeler, config.lexicon, files, targets, SectionParser(config.headers))
     measures = Measures(config, weights, rules)
-    systems = [System(n, reports, measures.cells(reports, targets, title=n)) for n, reports in texts.items()]
+    systems = [
+        System(n, reports, measures.cells(reports, targets, title=escape_control(n))) for n, reports in texts.items()
+    ]
     tests, reasons = _test(systems, measures, which), dict[str, str]()
     for system in systems:
         reasons |= lacking(measures.rows, system.cells, measures.missing)
     critical = np.array([found.critical for found in CriticalityRules(measures.labeler, rules.definition)(targets)])
-    return Compared(ids, systems, tests, measures, critical, lists, reasons)
+    notes = list(dict.fromkeys(note for pairs in read.values() for note in pairs.notes))
+    return Compared(ids, systems, tests, measures, critical, lists, reasons, notes)
 
 
 def _common(read: Mapping[str, Pairs]) -> tuple[list[str], dict[str, list[str]], dict[str, dict[str, list[str]]]]:
@@ -194,6 +198,19 @@ def _common(read: Mapping[str, Pairs]) -> tuple[list[str], dict[str, list[str]],
         written = dict(zip(pairs.ids, pairs.predictions, strict=True))
         texts[name] = [written[study_id] for study_id in ids]
     return ids, texts, lists
+
+
+def _targets(read: Mapping[str, Pairs], ids: Sequence[str]) -> list[str]:
+    """The references of these studies; ValueError if they are others for some system, which references without ids are
+    if the systems list their studies in another order."""
+    first, *others = [dict(zip(pairs.ids, pairs.references, strict=True)) for pairs in read.values()]
+    for study_id in ids:
+        if any(other[study_id] != first[study_id] for other in others):
+            wanted = "expected systems in one order, since the references have no ids"
+            raise ValueError(
+                f"{wanted}, got study {escape_control(study_id)} in different rows; add ids to the references"
+            )
+    return [first[study_id] for study_id in ids]
 
 
 def _test(systems: Sequence[System], measures: Measures, which: Literal["first", "all"]) -> list[Test]:
@@ -237,6 +254,7 @@ def tables(
     notes = [f"{texts}, {studies}; differences with 95 % paired bootstrap intervals; {p}"]
     notes += rules.tokens
     notes += [Variety.of(system.reports).line(system.name) for system in compared.systems]
+    notes += compared.notes
     notes += [f"{name}: {line}" for name, lists in compared.lists.items() for line in notes_on(lists)]
     rows = compared.measures.rows
     notes += [f"{system.name}: {line}" for system in compared.systems for line in notes_on_labels(rows, system.cells)]

@@ -1,8 +1,6 @@
 """`evaluate.py gallery`: what a reward pays for edits of references, honest ones and exploits, before RL finds out."""
 
-import csv
 import dataclasses
-import io
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +18,8 @@ from radflow.data.report_files import Report, read_report_file
 from radflow.data.sections import SectionParser, render_report
 from radflow.evaluation.exploits import EDITS, edit_report
 from radflow.evaluation.stated import read_source
-from radflow.pipeline.tables import Table, number
+from radflow.pipeline.command_line import say
+from radflow.pipeline.tables import Table, csv_document, number
 from radflow.rewards.config import RewardConfig
 from radflow.rewards.hierarchy import HierarchicalReward
 from radflow.rewards.judge.config import JudgeConfig
@@ -134,10 +133,10 @@ def gallery(config: Annotated[GalleryConfig, arg(name="")]) -> None:
     """
     reward = build_reward(config.reward, SectionParser(config.headers), judge=config.judge)
     made = measure_gallery(config, reward)
-    print(shown(made))
+    say(shown(made))
     if config.out is not None:
         write(made, config)
-        print(f"written to {config.out}")
+        say(f"written to {config.out}")
 
 
 def measure_gallery(config: GalleryConfig, reward: HierarchicalReward) -> Gallery:
@@ -187,7 +186,8 @@ def read_studies(config: GalleryConfig) -> tuple[dict[str, tuple[str, str]], lis
         wanted = "expected references with Findings and an Impression"
         raise ValueError(f"{config.references}: {wanted}, got none among {len(reports)}")
     lacking = len(reports) - len(whole)
-    return whole, [f"{lacking} references without Findings or Impression are left out"] if lacking else []
+    left_out = [f"{lacking} references without Findings or Impression are left out"] if lacking else []
+    return whole, [*read.notes, *left_out]
 
 
 def _sections(report: Report, parse: SectionParser) -> tuple[str, str]:
@@ -317,9 +317,5 @@ def write(made: Gallery, config: GalleryConfig) -> None:
         paid = [row.edit for row in made.paid]
         write_json(config.out, {"edits": edits, "orders": orders, "paid": paid, "notes": list(made.notes)})
         return
-    file = io.StringIO(newline="")
     columns = ["edit", "reward", "difference", "made", "paid", "order", "holds", "studies"]
-    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*edits, *orders])
-    write_whole(config.out, file.getvalue())
+    write_whole(config.out, csv_document(columns, [*edits, *orders]))

@@ -19,6 +19,7 @@ from radflow.data.prefetch import decode_studies
 from radflow.data.readers.manifest import read_manifest
 from radflow.data.studies import Study, check_studies
 from radflow.evaluation.served_model import ServedModel, ServedModelConfig
+from radflow.pipeline.command_line import say
 from radflow.pipeline.resumable import Row, resumable_map
 
 Write = Callable[..., list[tuple[str, bool]]]  # (report, whether it was cut) of each study
@@ -108,7 +109,7 @@ def generate(config: Annotated[GenerateConfig, arg(name="")]) -> None:
     if ranks.is_main:
         write_json(config.out, {row["id"]: {"report": row["report"]} for row in rows})
         cut = sum(bool(row["truncated"]) for row in rows)
-        print(f"{len(rows)} reports in {config.out}; {cut} were cut at the token limit{about}")
+        say(f"{len(rows)} reports in {config.out}; {cut} were cut at the token limit{about}")
     ranks.shutdown()
 
 

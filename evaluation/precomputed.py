@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from radflow.data.readers.tables import escape_control
 from radflow.evaluation.table_metrics import PER_REPORT, Cells, label_cells
 from radflow.rewards.metrics.chexbert import NUM_CLASSES, positive_labels
 from radflow.rewards.radgraph.f1 import LEVELS
@@ -62,7 +63,8 @@ def read_precomputed(path: Path) -> Rows:
         if line.strip():
             study_id, row = _row(line, f"{path}:{number}")
             if study_id in rows:
-                raise ValueError(f"{path}:{number}: study {study_id} comes a second time; keep one line")
+                name = escape_control(study_id)
+                raise ValueError(f"{path}:{number}: study {name} comes a second time; keep one line")
             rows[study_id] = row
     if not rows:
         raise ValueError(f"{path}: expected one study per line, got none")

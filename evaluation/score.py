@@ -5,9 +5,7 @@ random: another training report for each study, drawn with a seed.
 nearest neighbour: the report of the training study whose first image is most similar.
 """
 
-import csv
 import dataclasses
-import io
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -41,8 +39,9 @@ from radflow.evaluation.precomputed import Rows, precomputed_cells, read_precomp
 from radflow.evaluation.rules import DEFAULT_LABELER, LabelerName, choose_rules
 from radflow.evaluation.table_metrics import LABEL_CELLS, Cells, TableMetric, available, notes_on_labels, table_metrics
 from radflow.evaluation.weights import Weights
+from radflow.pipeline.command_line import say
 from radflow.pipeline.comparison import Variety, best_constants, even_sample
-from radflow.pipeline.tables import Table, bounds, documents, number
+from radflow.pipeline.tables import Table, bounds, csv_document, documents, number
 from radflow.rewards.judge.config import JudgeConfig
 from radflow.rewards.registry import LABELERS
 from radflow.rewards.rules.chexpert_rules import LABELS as CHEXPERT_LABELS
@@ -155,9 +154,9 @@ def score_files(config: Annotated[ScoreConfig, arg(name="")], weights: Weights, 
     """
     scored = score(config, weights)
     if out is None:
-        print(documents(*tables(scored, explained=config.all))["txt"], end="")
+        say(documents(*tables(scored, explained=config.all))["txt"].rstrip("\n"))
     else:
-        print(f"{write(scored, out, config)}\nwritten to {out}")
+        say(f"{write(scored, out, config)}\nwritten to {out}")
 
 
 def score(config: ScoreConfig, weights: Weights) -> Scored:
@@ -172,7 +171,7 @@ def score(config: ScoreConfig, weights: Weights) -> Scored:
     references = read_references(config.references, config.predictions, config.manifest, split=config.split)
     parse = SectionParser(config.headers)
     pairs = read_pairs(config.predictions, references, config.protocol, parse)
-    train, notes = training_texts(config.train, config.manifest, pairs.ids, config.protocol, parse)
+    train, notes = training_texts(config.train, config.manifest, pairs, config.references, config.protocol, parse)
     others = [study_id for study_id in given if study_id not in set(pairs.ids)]
     return score_pairs(
         pairs,
@@ -227,7 +226,7 @@ def score_pairs(
     metrics = [*measures.rows, *asked.rows]
     rows = _rows(config, metrics, cells, missing, found)
     feet = _feet(config, pairs.ids, rules.labeler, varieties, found)
-    feet += [*notes_on_labels(metrics, cells), *rules.tokens, *asked.notes, *notes, *notes_on(lists)]
+    feet += [*notes_on_labels(metrics, cells), *rules.tokens, *asked.notes, *pairs.notes, *notes, *notes_on(lists)]
     return Scored(pairs.ids, cells, rules.labeler, rows, found, varieties, lists, feet, asked.listed)
 
 
@@ -356,11 +355,8 @@ def write(scored: Scored, folder: Path, config: ScoreConfig) -> str:
     for ending, text in texts.items():
         write_whole(folder / f"summary.{ending}", text)
     write_json(folder / "summary.json", as_json(scored, config))
-    rows, file = per_study(scored), io.StringIO(newline="")
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(folder / "per_study.csv", file.getvalue())
+    rows = per_study(scored)
+    write_whole(folder / "per_study.csv", csv_document(list(rows[0]), rows))
     write_lines(folder / "per_study.jsonl", [row | labels for row, labels in zip(rows, _labels(scored), strict=True)])
     if scored.listed:
         write_lines(folder / "errors.jsonl", scored.listed)

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from capo.stopping import StopRequested
+from radflow.data.readers.tables import escape_control, escape_lines
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "demo.yaml"
@@ -57,7 +58,7 @@ def run_command(program: str, words: Sequence[str], commands: Mapping[str, str],
 def _run_named(program: str, words: Sequence[str], commands: Mapping[str, str]) -> None:
     name, *rest = words
     if name not in commands:
-        sys.exit(f"error: {program} has no command {name}; {suggest(name, commands)}")
+        sys.exit(f"error: {program} has no command {escape_control(name)}; {suggest(name, commands)}")
     command = _load(commands[name])
     try:
         if "words" in inspect.signature(command).parameters:
@@ -65,11 +66,11 @@ def _run_named(program: str, words: Sequence[str], commands: Mapping[str, str]) 
         else:
             tyro.cli(command, args=rest, prog=f"{program} {name}", config=(tyro.conf.FlagCreatePairsOff,))
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {escape_lines(str(error))}")
     except BrokenPipeError:
         raise
     except OSError as error:  # a disk that is full, a folder that may not be written
-        sys.exit(f"error: {error.filename or 'output'}: {error.strerror or error}")
+        sys.exit(f"error: {escape_control(str(error.filename or 'output'))}: {error.strerror or error}")
     except StopRequested as stopped:
         sys.exit(f"{stopped}; rerun the same command to resume")
 
@@ -86,6 +87,11 @@ def _quiet_when_the_reader_leaves() -> Iterator[None]:
         # Python flushes once more at exit, and would complain there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def say(text: str) -> None:
+    """Print lines that may name ids and files."""
+    print(escape_lines(text))
 
 
 def show_help(words: Sequence[str], usage: str | None) -> bool:

@@ -1,6 +1,5 @@
 """Label every training reference as critical or normal, once: by rules or a language model, and by a person first."""
 
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from capo.stopping import StopRequested, StopSignal
 from radflow.dashboard.checks import check_criticality
 from radflow.dashboard.run_files import read_json
 from radflow.data.corpus import load_corpus
+from radflow.data.readers.tables import escape_control
 from radflow.data.sections import SectionParser
 from radflow.data.studies import Study
 from radflow.pipeline.corrections import read_corrections
@@ -195,8 +195,3 @@ def shorten(text: str) -> str:
     """`text` in one line of at most `SHOWN` characters and an ellipsis, before escapes."""
     line = " ".join(text.split())
     return escape_control(line if len(line) <= SHOWN else line[:SHOWN].rstrip() + " ...")
-
-
-def escape_control(text: str) -> str:
-    """`text` with control characters escaped: a report or a reason must not steer the terminal."""
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

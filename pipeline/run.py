@@ -19,6 +19,7 @@ from capo.stopping import StopRequested, StopSignal
 from capo.trainer import DivergedError
 from radflow.dashboard.live import Live
 from radflow.data.corpus import Corpus, load_corpus
+from radflow.data.readers.tables import escape_lines
 from radflow.data.sections import SectionParser
 from radflow.data.studies import Study
 from radflow.models.loading import check_transformers
@@ -117,7 +118,7 @@ def run_on_ranks(config: Config, work: Callable[[Ranks, StopSignal], None]) -> N
     except StopRequested as request:
         print(f"rank {ranks.rank}: {request}; start the same command again to go on", flush=True)
     except (ValueError, DivergedError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {escape_lines(str(error))}")
     ranks.shutdown()
 
 

@@ -28,6 +28,7 @@ from capo.sft import SftConfig
 from capo.warmup import WarmupConfig
 from radflow.dashboard.trackers import TrackingConfig
 from radflow.data.corpus import DataConfig
+from radflow.data.readers.tables import escape_lines
 from radflow.models.start import ModelConfig
 from radflow.pipeline.command_line import CONFIGS, parse_source, suggest
 from radflow.pipeline.corrections import CriticalityConfig
@@ -124,7 +125,7 @@ def read_config(kind: type[C], path: Path, options: Sequence[str] = (), *, prese
     try:
         flags = [flag for one in (path, preset) if one is not None for flag in _read_flags(one, kind)]
     except (OSError, yaml.YAMLError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {escape_lines(str(error))}")
     return tyro.cli(kind, args=[*flags, *options], **TYRO)
 
 

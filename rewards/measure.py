@@ -10,6 +10,7 @@ from radflow.rewards.types import Metric, Parser
 # report: both whole texts; text: the same, never re-spaced; findings, impression: these sections of both;
 # described: all that both say of the examination; sections: Findings and Impression of the candidate alone.
 Reads = Literal["report", "text", "described", "findings", "impression", "sections"]
+ABSENT = ("", "None")  # a section that is missing, and the word that ReXrank writes for it
 _Pairs = tuple[Sequence[int], list[str], list[str]]  # indices of the reports that have both sides, and these
 
 
@@ -66,15 +67,36 @@ class Metrics:
     def columns(self, candidates: Sequence[str], references: Sequence[str]) -> dict[str, list[float | None]]:
         """Every metric as a column of a table, of the texts as written; None if a study has no value.
 
-        A candidate without the Impression that its reference has agrees with it on nothing: 0, not skipped.
+        Only the reference decides which studies have one, so that no candidate gains by what it leaves out: one without
+        the Impression that its reference has agrees with it on nothing (0). A metric of a section needs that section of
+        the reference, consistency needs both. With a reference that has neither, metrics of a section compare all that
+        both sides describe.
         """
         columns = dict(self(candidates, references).values)
-        concluded = [bool(self.parse(reference).impression) for reference in references]
+        expected = [self.parse(reference) for reference in references]
+        needed = {
+            "findings": [e.findings not in ABSENT for e in expected],
+            "impression": [e.impression not in ABSENT for e in expected],
+        }
+        needed["sections"] = [all(both) for both in zip(*needed.values(), strict=True)]
         for name, (reads, _) in self.metrics.items():
-            if reads == "impression":
-                cells = zip(columns[name], concluded, strict=True)
-                columns[name] = [(value or 0.0) if defined else None for value, defined in cells]
+            if reads in needed:
+                skipped = 0.0 if reads == "impression" else None
+                values = ((skipped if value is None else value) for value in columns[name])
+                cells = zip(values, needed[reads], strict=True)
+                columns[name] = [value if defined else None for value, defined in cells]
+        whole = [i for i, e in enumerate(expected) if e.described not in ABSENT and not (e.findings or e.impression)]
+        described = self._described([candidates[i] for i in whole], [references[i] for i in whole])
+        for name, column in described.items():
+            for i, value in zip(whole, column, strict=True):
+                columns[name][i] = value
         return columns
+
+    def _described(self, candidates: Sequence[str], references: Sequence[str]) -> Mapping[str, list[float | None]]:
+        """Metrics of one section, of all that both sides describe."""
+        names = [name for name, (reads, _) in self.metrics.items() if reads in ("findings", "impression")]
+        metrics = Metrics(self.parse, {name: ("described", self.metrics[name][1]) for name in names})
+        return metrics(candidates, references).values if references else {}
 
     def _read(self, candidates: Sequence[str], references: Sequence[str], *, respaced: bool) -> dict[Reads, _Pairs]:
         """What a metric is given, by what it reads."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from report_forms import FILES, REPORTS, damaged
 
 from radflow import evaluate
 from radflow.evaluation.weights import NEEDED, Weights, check_hash, default_root
@@ -33,9 +34,11 @@ def ends_well(arguments, capsys):
         evaluate.main([str(argument) for argument in arguments])
     except SystemExit as stopped:
         assert isinstance(stopped.code, str) and stopped.code.startswith("error: "), stopped.code
+        assert stopped.code.isprintable()
         return False
     finally:
-        capsys.readouterr()
+        printed = capsys.readouterr()
+        assert (printed.out + printed.err).replace("\n", "").replace("\r", "").isprintable()
     return True
 
 
@@ -45,7 +48,7 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=CONTENTS, role=st.sampled_from(["predictions", "references", "train"]))
 @example(content=(".json", json.dumps({"a": NORMAL}).encode()), role="predictions")
 def test_score_never_ends_in_a_traceback_and_drops_nothing_in_silence(tmp_path, capsys, content, role):
@@ -61,6 +64,25 @@ def test_score_never_ends_in_a_traceback_and_drops_nothing_in_silence(tmp_path, 
         said = {study_id for ids in summary["left_out"].values() for study_id in ids}
         scored = {json.loads(line)["study_id"] for line in (out / "per_study.jsonl").read_text().splitlines()}
         assert {"a", "b"} <= said | scored and summary["studies"] == len(scored)
+
+
+def test_damaged_files_are_scored_or_refused_in_one_line(tmp_path, capsys):
+    """RADFLOW_FUZZ=3000 tries that many files."""
+    good, out, scored = tmp_path / "good.json", tmp_path / "out", 0
+    good.write_text(json.dumps(REPORTS))
+    for seed in range(FILES or 40):
+        name, content = damaged(seed)
+        (tmp_path / name).write_bytes(content)
+        sides = ("--predictions", tmp_path / name, "--references", good)
+        if seed % 2:
+            sides = ("--predictions", good, "--references", tmp_path / name)
+        if ends_well(["score", *sides, "--num-resamples", "100", "--out", out], capsys):
+            summary = json.loads((out / "summary.json").read_text())
+            rows = (json.loads(line) for line in (out / "per_study.jsonl").read_text().split("\n")[:-1])
+            said = {study_id for ids in summary["left_out"].values() for study_id in ids}
+            assert REPORTS.keys() <= said | {row["study_id"] for row in rows}, (seed, name)
+            scored += 1
+    assert scored > (FILES or 40) / 5
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -23,3 +23,35 @@ def test_what_is_compared_with_the_findings_of_the_reference(candidate, compared
     metrics = Metrics(parse_sections, {"text": ("findings", lambda c, r: [f"{c[0]} / {r[0]}"])})
     measured = metrics([candidate], ["Findings: No effusion. Impression: Normal."])
     assert measured.values["text"] == [f"{compared} / No effusion."]
+
+
+@pytest.mark.parametrize(
+    ("reference", "findings", "impression", "sections"),
+    [
+        ("Findings: Clear. Impression: Normal.", True, True, True),
+        ("Findings: Clear.", True, False, False),
+        ("Impression: Normal.", False, True, False),
+        ("Findings: None Impression: Normal.", False, True, False),  # the word of ReXrank for a missing section
+        ("Clear.", True, True, False),  # compared as a whole
+        ("Findings and impression: Clear.", True, True, False),
+        ("Findings: None Impression: None", False, False, False),
+        ("None", False, False, False),
+        ("Indication: cough.", False, False, False),  # describes nothing
+    ],
+)
+def test_the_reference_alone_decides_which_metrics_of_a_table_have_a_value(reference, findings, impression, sections):
+    made = {"findings": "findings", "impression": "impression", "consistency": "sections"}
+    metrics = Metrics(parse_sections, {name: (reads, lambda c, r: [1.0] * len(c)) for name, reads in made.items()})
+    both, bare = "Findings: Clear. Impression: Normal.", "Clear."
+    columns = metrics.columns([both, bare], [reference] * 2)
+    assert [value is not None for value in columns["findings"]] == [findings] * 2
+    assert [value is not None for value in columns["impression"]] == [impression] * 2
+    # a candidate without sections gains nothing by it: -1 wherever the other candidate has a value
+    assert columns["consistency"] == ([1.0, -1.0] if sections else [None, None])
+
+
+def test_a_reference_without_sections_is_compared_with_all_that_a_candidate_describes():
+    metrics = Metrics(parse_sections, {"text": ("impression", lambda c, r: [*map("{} / {}".format, c, r)])})
+    candidate = "History: Fall. Findings: Clear. Impression: Normal."
+    both = metrics.columns([candidate] * 2, ["No effusion.", "Findings: No effusion. Impression: Fine."])
+    assert both["text"] == ["Clear.\n\nNormal. / No effusion.", "Normal. / Fine."]

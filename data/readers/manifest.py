@@ -18,7 +18,7 @@ from radflow.data.readers.records import (
     read_texts,
     split_of_patient,
 )
-from radflow.data.readers.tables import id_of, is_missing, json_lines, names_of, need
+from radflow.data.readers.tables import escape_control, id_of, is_missing, json_lines, names_of, need
 from radflow.data.sections import SectionParser, parse_sections
 from radflow.data.studies import Study
 
@@ -55,7 +55,7 @@ def manifest_records(
     yield from json_lines(path, make)
     for said in (_tell_splits(unsplit, divided), _tell_keys(unknown)):
         if said:
-            warnings.warn(f"{path}: {said}", stacklevel=2)
+            warnings.warn(escape_control(f"{path}: {said}"), stacklevel=2)
 
 
 def _tell_splits(unsplit: int, divided: bool) -> str:

@@ -101,6 +101,20 @@ def storable(text: str) -> str:
     return text
 
 
+def escape_control(text: str) -> str:
+    """The text as one line that cannot steer a terminal or break a table: control and format characters (escape codes,
+    line ends, changes of the direction of writing) and halves of surrogate pairs as in JSON, such as \\u001b.
+
+    For whatever others chose: ids, names of files, keys, reports. JSON files hold these as they are.
+    """
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def escape_lines(text: str) -> str:
+    """The same for a text of several lines, which stay."""
+    return "\n".join(map(escape_control, text.split("\n")))
+
+
 def is_missing(value: Any) -> bool:
     """null, NaN as JSON or pandas write it, and nothing but white space."""
     if isinstance(value, str):
