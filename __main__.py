@@ -11,8 +11,8 @@
     radflow prepare  csv --reports reports.csv --images images --out studies.jsonl
     radflow train    --config my.yaml
 
-`radflow COMMAND --help` explains the options of a command. `prepare` is `python -m radflow.data.prepare`, `train` is
-`train.py` (on several GPUs: `torchrun -m radflow.train`), the others are `evaluate.py`.
+`radflow COMMAND --help` explains the options of a command. `train` is `train.py` (on several GPUs: `torchrun -m
+radflow.train`); all but it and `prepare` are commands of `evaluate.py` too.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Time and memory of `python -m radflow.data.prepare mimic_cxr` on a tree of its size and layout.
+"""Time and memory of `radflow prepare mimic_cxr` on a tree of its size and layout.
 
 The tree is synthetic: reports of about 90 words, images of a few bytes, the published tables.
 """

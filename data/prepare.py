@@ -1,8 +1,8 @@
 """Convert reports and images to the manifest that train.py and evaluate.py read.
 
-    python -m radflow.data.prepare csv --reports reports.csv --images images --out mine.jsonl
-    python -m radflow.data.prepare mimic_cxr --root /data/mimic-cxr-jpg --out mimic.jsonl
-    python -m radflow.data.prepare iu_xray_kaggle --root /data/iu --out iu.jsonl --check-images
+    radflow prepare csv --reports reports.csv --images images --out mine.jsonl
+    radflow prepare mimic_cxr --root /data/mimic-cxr-jpg --out mimic.jsonl
+    radflow prepare iu_xray_kaggle --root /data/iu --out iu.jsonl --check-images
 
 `csv` reads a table and a folder of your own, the others what the owner of a dataset distributes: docs/data.md says
 where to get it, and how its files must be laid out.
@@ -142,7 +142,7 @@ def main(words: Sequence[str] | None = None) -> None:
     commands |= {name: partial(_prepare_dataset, name) for name in READERS}
     try:
         subcommand_cli_from_dict(
-            commands, args=words, prog="python -m radflow.data.prepare", description=__doc__, config=TYRO
+            commands, args=words, prog="radflow prepare", description=__doc__, config=TYRO
         )
     except ValueError as error:
         sys.exit(f"error: {escape_lines(str(error))}")
@@ -194,7 +194,3 @@ def _write(items: Iterable[Record | Unread], config: PrepareConfig, root: Path, 
     print(f"{escape_lines(summary.text())}\nwritten to {out}, and every id to {out}.summary.json")
     if out.resolve().parent != root.resolve():
         print(f"train with: --data.source manifest --data.manifest {out} --data.image-root {root}")
-
-
-if __name__ == "__main__":
-    main()
