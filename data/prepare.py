@@ -141,9 +141,7 @@ def main(words: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[..., None]] = {"csv": _prepare_table}
     commands |= {name: partial(_prepare_dataset, name) for name in READERS}
     try:
-        subcommand_cli_from_dict(
-            commands, args=words, prog="radflow prepare", description=__doc__, config=TYRO
-        )
+        subcommand_cli_from_dict(commands, args=words, prog="radflow prepare", description=__doc__, config=TYRO)
     except ValueError as error:
         sys.exit(f"error: {escape_lines(str(error))}")
 

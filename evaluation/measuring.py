@@ -25,8 +25,10 @@ from radflow.evaluation.table_metrics import (
 from radflow.evaluation.weights import Weights
 from radflow.rewards.config import RewardConfig
 from radflow.rewards.measure import Metrics
+from radflow.rewards.metrics.chexbert import ChexbertLabels
 from radflow.rewards.metrics.lexical import ngram_counts
 from radflow.rewards.metrics.radcliq import SUB_SCORES, radcliq_v0, radcliq_v1
+from radflow.rewards.metrics.srrbert import SrrBert
 from radflow.rewards.radgraph.cache import GraphCache
 from radflow.rewards.radgraph.text import Graph
 from radflow.rewards.registry import METRICS, Backends, load_metrics
@@ -35,13 +37,22 @@ from radflow.rewards.types import Labeler
 RADCLIQ = {"radcliq_v0": radcliq_v0, "radcliq_v1": radcliq_v1}
 # What is measured: RadCliQ is not, it follows from others that may be given.
 MODELS = {name: METRICS[name].model for name in PER_REPORT if name not in RADCLIQ}
-MODELS |= {"labels_chexbert": "chexbert", "labels_rules": None, "bleu_counts": None, "meteor_counts": "meteor"}
+MODELS |= {"labels_chexbert": "chexbert", "labels_rules": None, "labels_srrbert": "srrbert"}
+MODELS |= {"bleu_counts": None, "meteor_counts": "meteor"}
 LOADERS: dict[str, Callable[[Backends], object]] = {
     "bertscore": lambda backends: backends.metric("bertscore"),
     "chexbert": lambda backends: backends.chexbert,
     "radgraph": lambda backends: backends.radgraph,
     "meteor": lambda backends: backends.meteor,
     "cider": lambda backends: backends.metric("cider"),
+    "ratescore": lambda backends: backends.metric("ratescore"),
+    "srrbert": lambda backends: backends.srrbert,
+    "temporal": lambda backends: backends.metric("temporal_f1"),
+}
+LABELERS: dict[str, Callable[[Backends], Labeler | ChexbertLabels | SrrBert]] = {
+    "labels_chexbert": lambda backends: backends.chexbert_labels,
+    "labels_rules": lambda backends: backends.rules,
+    "labels_srrbert": lambda backends: backends.srrbert,
 }
 RULES_CHUNK, MODELS_CHUNK = 128, 512  # pairs that a worker is given, and whose embeddings are held, at a time
 
@@ -96,6 +107,9 @@ class Measures:
             bertscore=weights.bertscore_config(),
             chexbert=weights.chexbert_config(),
             radgraph=dataclasses.replace(weights.radgraph_config(), cache=config.cache),
+            ratescore=weights.ratescore_config(),
+            srrbert=weights.srrbert_config(),
+            temporal=weights.temporal_config(),
         )
         self.parse = SectionParser(config.headers)
         self.backends = Backends(self.reward, self.parse)
@@ -179,7 +193,7 @@ def measure(pairs: Sequence[Pair], *, names: Sequence[str], protocol: Protocol, 
     cells: Cells = {}
     for name in LABEL_CELLS:
         if name in names:
-            labeler = backends.rules if name == "labels_rules" else backends.chexbert_labels
+            labeler = LABELERS[name](backends)
             tables = ([[label in found for label in labeler.labels] for found in labeler(side)] for side in sides)
             cells[name] = label_cells(*tables)
     if "bleu_counts" in names:

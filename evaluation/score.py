@@ -43,6 +43,7 @@ from radflow.pipeline.command_line import say
 from radflow.pipeline.comparison import Variety, best_constants, even_sample
 from radflow.pipeline.tables import Table, bounds, csv_document, documents, number
 from radflow.rewards.judge.config import JudgeConfig
+from radflow.rewards.metrics.srrbert import LABELS as SRR_LABELS
 from radflow.rewards.registry import LABELERS
 from radflow.rewards.rules.chexpert_rules import LABELS as CHEXPERT_LABELS
 from radflow.rewards.statistics import Interval
@@ -375,7 +376,8 @@ def per_study(scored: Scored) -> list[dict[str, object]]:
 def _labels(scored: Scored) -> list[dict[str, object]]:
     """Labels of both sides, of each study."""
     found: list[dict[str, object]] = [{} for _ in scored.ids]
-    for name, labels in zip(LABEL_CELLS, (CHEXPERT_LABELS, LABELERS[scored.labeler].labels), strict=True):
+    names = (CHEXPERT_LABELS, LABELERS[scored.labeler].labels, SRR_LABELS)
+    for name, labels in zip(LABEL_CELLS, names, strict=True):
         for i, row in enumerate(scored.cells.get(name, ())):
             sides = {"prediction": row[1::3], "reference": row[2::3]}
             found[i][name] = {side: list(itertools.compress(labels, there)) for side, there in sides.items()}

@@ -14,6 +14,7 @@ import numpy as np
 
 from radflow.rewards.metrics.captions import meteor
 from radflow.rewards.metrics.lexical import ORDERS
+from radflow.rewards.metrics.srrbert import LABELS as SRR_LABELS
 from radflow.rewards.registry import METRICS, label_of
 from radflow.rewards.rules.chexpert_rules import LABELS
 from radflow.rewards.statistics import Interval, Statistic, bootstrap, mean_of
@@ -23,7 +24,7 @@ from radflow.rewards.statistics import Interval, Statistic, bootstrap, mean_of
 Cells = dict[str, np.ndarray]
 
 FIVE = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
-LABEL_CELLS = ("labels_chexbert", "labels_rules")
+LABEL_CELLS = ("labels_chexbert", "labels_rules", "labels_srrbert")
 COUNT_CELLS = ("bleu_counts", "meteor_counts")  # of BLEU and METEOR over the corpus
 # Metrics of the registry that tables show. RadGraph F1 of the Findings and label F1 by CheXbert are parts of rewards,
 # and a judge is not asked.
@@ -31,6 +32,7 @@ PER_REPORT = (
     *("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "cider", "rouge_l"),
     *("bertscore", "sembscore", "radgraph_f1_rexrank", "radcliq_v0", "radcliq_v1"),
     *("radgraph_f1_partial", "keyword_f1_rules", "label_f1_rules", "entity_f1_rules", "consistency_rules"),
+    *("ratescore", "temporal_f1"),
 )
 
 
@@ -128,6 +130,13 @@ def _label_f1(sums: np.ndarray) -> np.ndarray:
     return _f1(sums[..., 0::3], sums[..., 1::3], sums[..., 2::3])
 
 
+def weighted_f1(sums: np.ndarray) -> np.ndarray:
+    """Mean of the labels' F1, weighted by the references that have each; 0 if none has any, as in scikit-learn."""
+    expected = sums[..., 2::3]
+    scores = np.nan_to_num(_label_f1(sums))  # of a label that neither side has, and its weight is 0
+    return (scores * expected).sum(-1) / np.maximum(expected.sum(-1), 1)
+
+
 def _f1(both: np.ndarray, predicted: np.ndarray, expected: np.ndarray) -> np.ndarray:
     total = predicted + expected
     return np.where(total > 0, 2 * both / np.maximum(total, 1), np.nan)
@@ -168,6 +177,10 @@ def table_metrics(labels: Sequence[str], *, one_section: bool = False, by_charac
     def over_corpus(name: str, statistic: Statistic, cells: str) -> TableMetric:
         return TableMetric(f"corpus_{name}", f"corpus {label(name)}", cells, statistic=statistic)
 
+    everything = tuple(range(len(SRR_LABELS)))
+    srrbert = TableMetric(
+        "srrbert_weighted_f1", "SRR-BERT weighted F1", "labels_srrbert", statistic=weighted_f1, labels=everything
+    )
     following = {
         "bleu4": [over_corpus(f"bleu{n}", partial(corpus_bleu, order=n), "bleu_counts") for n in ORDERS],
         "meteor": [over_corpus("meteor", meteor, "meteor_counts")],
@@ -176,6 +189,7 @@ def table_metrics(labels: Sequence[str], *, one_section: bool = False, by_charac
             *_label_rows("chexbert", "CheXbert", LABELS),
             *_label_rows("rules", "rule labels", labels),
         ],
+        "temporal_f1": [srrbert],
     }
     rows = []
     for name in PER_REPORT:

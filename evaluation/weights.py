@@ -1,6 +1,7 @@
 """`evaluate.py weights`: what the metrics need besides this project, where it is looked for, and its download."""
 
 import hashlib
+import importlib.util
 import os
 import tomllib
 from collections.abc import Sequence
@@ -9,6 +10,10 @@ from pathlib import Path
 
 from radflow.rewards.metrics.bertscore import BASELINES, BertScoreConfig
 from radflow.rewards.metrics.chexbert import ChexbertConfig
+from radflow.rewards.metrics.encoder import in_one_line
+from radflow.rewards.metrics.ratescore import RateScoreConfig
+from radflow.rewards.metrics.srrbert import SrrBertConfig
+from radflow.rewards.metrics.temporal import TemporalConfig
 from radflow.rewards.radgraph.f1 import RadGraphConfig
 
 VARIABLE = "RADFLOW_WEIGHTS"
@@ -16,14 +21,16 @@ VARIABLE = "RADFLOW_WEIGHTS"
 
 @dataclass(frozen=True)
 class Needed:
-    """One set of weights; weights.toml explains the fields."""
+    """One set of weights, or a package; weights.toml explains the fields."""
 
     name: str
     used_by: str
-    path: str
-    files: Sequence[str]
     licence: str
+    path: str = ""
+    files: Sequence[str] = ()
     repository: str | None = None
+    module: str | None = None
+    command: str | None = None
     own_licence: bool = False
     sha256: str | None = None
 
@@ -36,7 +43,14 @@ class Needed:
 with Path(__file__).with_suffix(".toml").open("rb") as _file:
     NEEDED = {name: Needed(name, **entry) for name, entry in tomllib.load(_file).items()}
 # What a model needs altogether. RadGraph's encoder may also lie in the hub's cache, under the name its config gives.
-TOGETHER = {"bertscore": ("bertscore",), "chexbert": ("chexbert", "bert"), "radgraph": ("radgraph",)}
+TOGETHER = {
+    "bertscore": ("bertscore",),
+    "chexbert": ("chexbert", "bert"),
+    "radgraph": ("radgraph",),
+    "ratescore": ("ratescore-package", "rate-ner", "biolord"),
+    "srrbert": ("srr-bert", "cxr-bert"),
+    "temporal": ("stanza-package", "stanza"),
+}
 
 
 def default_root() -> Path:
@@ -61,6 +75,16 @@ class Weights:
     """RadGraph v1: a directory or radgraph.tar.gz."""
     radgraph_encoder: Path | None = None
     """Directory with config and tokenizer of RadGraph's encoder."""
+    rate_ner: Path | None = None
+    """Directory of RaTE-NER-Deberta."""
+    biolord: Path | None = None
+    """Directory of BioLORD-2023-C."""
+    srr_bert: Path | None = None
+    """Directory of SRR-BERT-Leaves-with-Statuses."""
+    cxr_bert: Path | None = None
+    """Directory of BiomedVLP-CXR-BERT-general (config and tokenizer)."""
+    stanza: Path | None = None
+    """Directory of stanza's models."""
     device: str = "auto"
     """cpu, cuda or auto."""
     token_budget: int = 2048
@@ -74,6 +98,9 @@ class Weights:
 
     def find(self, name: str) -> Path | None:
         """Path of one set of weights; None if it is not on this machine. Nothing is fetched."""
+        if (module := NEEDED[name].module) is not None:
+            found = importlib.util.find_spec(module)
+            return Path(found.origin).parent if found and found.origin else None
         if (given := self._given(name)) is not None:
             return given
         unpacked = ["radgraph"] if name == "radgraph" else []  # the folder of an archive
@@ -81,10 +108,17 @@ class Weights:
         return next((path for path in paths if path.exists()), None) or _find_in_hub_cache(NEEDED[name])
 
     def how_to_get(self, model: str) -> str | None:
-        """The command that fetches what a model lacks, and the keys that name it elsewhere; None if nothing is."""
+        """The commands that fetch what a model lacks, and the keys that name it elsewhere; None if nothing is."""
         absent = [NEEDED[name] for name in TOGETHER.get(model, ()) if self.find(name) is None]
-        keys = " and ".join(needed.key for needed in absent)
-        return f"{_fetch_command(absent)}, or set {keys}" if absent else None
+        commands = "; ".join(self.commands(absent))
+        keys = " and ".join(needed.key for needed in absent if needed.module is None)
+        return commands + (f", or set {keys}" if keys else "") if absent else None
+
+    def commands(self, absent: Sequence[Needed]) -> list[str]:
+        """What fetches these: each command of its own, and one for all that is on the hub."""
+        own = [n.command.format(path=self.root / n.path) for n in absent if n.command is not None]
+        hub = [needed for needed in absent if needed.command is None]
+        return [*own, _fetch_command(hub)] if hub else own
 
     def bertscore_config(self) -> BertScoreConfig:
         """ReXrank's, whatever the directory is called: another layer or no rescaling would be another metric."""
@@ -100,8 +134,18 @@ class Weights:
         path, encoder = self.find("radgraph"), self.find("radgraph-encoder")
         return RadGraphConfig(path, encoder=encoder, device=self.device, max_tokens=tokens)
 
+    def ratescore_config(self) -> RateScoreConfig:
+        return RateScoreConfig(self.find("rate-ner"), self.find("biolord"), device=self.device)
+
+    def srrbert_config(self) -> SrrBertConfig:
+        path, tokenizer = self.find("srr-bert"), self.find("cxr-bert")
+        return SrrBertConfig(path, tokenizer, device=self.device, token_budget=self.token_budget)
+
+    def temporal_config(self) -> TemporalConfig:
+        return TemporalConfig(self.find("stanza"), device=self.device)
+
     def _given(self, name: str) -> Path | None:
-        return getattr(self, name.replace("-", "_"))
+        return getattr(self, name.replace("-", "_"), None)  # a package has no path
 
 
 def _find_in_hub_cache(needed: Needed) -> Path | None:
@@ -110,7 +154,7 @@ def _find_in_hub_cache(needed: Needed) -> Path | None:
     if needed.repository is None:
         return None
     single = len(needed.files) == 1
-    asked = ("config.json", "model.safetensors") if needed.name == "bertscore" else ("config.json",)
+    asked = ["config.json", *({"model.safetensors"} & {*needed.files})]
     found = [try_to_load_from_cache(needed.repository, name) for name in (needed.files if single else asked)]
     if not all(isinstance(path, str) for path in found):
         return None
@@ -138,14 +182,15 @@ def weights(weights: Weights, fetch: tuple[str, ...] = (), accept_licence: bool 
 def list_weights(weights: Weights) -> str:
     lines = [f"weights root: {weights.root} (weights.root, or the environment variable {VARIABLE})", ""]
     for needed in NEEDED.values():
-        path = weights.find(needed.name)
+        path, of_hub = weights.find(needed.name), ", the cache of the hub" if needed.command is None else ""
+        looked_up = [f"  looked up {needed.key}, {weights.root / needed.path}{of_hub}"] if needed.module is None else []
         lines += [
             f"{needed.name}: {'present: ' + str(path) if path else 'not here'}",
             f"  for       {needed.used_by}",
-            f"  looked up {needed.key}, {weights.root / needed.path}, the cache of the hub",
+            *looked_up,
             f"  licence   {needed.licence}",
             f"  SHA-256   {needed.sha256 or 'none published that this project knows'}",
-            *([] if path else [f"  get it    {_fetch_command([needed])}"]),
+            *([] if path else [f"  get it    {weights.commands([needed])[0]}"]),
             "",
         ]
     return "\n".join([*lines, "BLEU, ROUGE-L and everything by rules need no weights."])
@@ -157,6 +202,8 @@ def fetch_weights(name: str, weights: Weights, *, accept_licence: bool) -> Path:
     if name not in NEEDED:
         raise ValueError(f"expected names of weights among {', '.join(NEEDED)}, got {name!r}")
     needed = NEEDED[name]
+    if needed.command is not None:
+        raise ValueError(f"{name} is not on the hub; get it by: {weights.commands([needed])[0]}")
     if needed.own_licence and not accept_licence:
         advice = "Read it at its owner, and accept it if you are entitled to use the weights"
         raise ValueError(f"{name} is not ours to pass on; its licence: {needed.licence}. {advice}")
@@ -168,9 +215,8 @@ def fetch_weights(name: str, weights: Weights, *, accept_licence: bool) -> Path:
         snapshot_download(repository, local_dir=folder, allow_patterns=list(needed.files))
     except Exception as error:  # the library raises errors of requests, httpx, its own and of the disk
         wanted = f"{', '.join(needed.files)} of {repository} from the hub"
-        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         advice = f"if there is no network, copy it to {path} or set {needed.key}"
-        raise ValueError(f"{name}: could not fetch {wanted} ({why}); {advice}") from error
+        raise ValueError(f"{name}: could not fetch {wanted} ({in_one_line(error)}); {advice}") from error
     if not path.exists():
         raise ValueError(f"{name}: expected {path} after the download, found none; see {repository} on the hub")
     check_hash(path, needed)

@@ -8,6 +8,9 @@ from typing import Literal
 
 from radflow.rewards.metrics.bertscore import BertScoreConfig
 from radflow.rewards.metrics.chexbert import ChexbertConfig
+from radflow.rewards.metrics.ratescore import RateScoreConfig
+from radflow.rewards.metrics.srrbert import SrrBertConfig
+from radflow.rewards.metrics.temporal import TemporalConfig
 from radflow.rewards.radgraph.f1 import RadGraphConfig
 
 Preset = Literal["hierarchical", "bleu", "bertscore", "radgraph", "plugin"]
@@ -50,6 +53,9 @@ class RewardConfig:
     bertscore: BertScoreConfig = field(default_factory=BertScoreConfig)
     chexbert: ChexbertConfig = field(default_factory=ChexbertConfig)
     radgraph: RadGraphConfig = field(default_factory=RadGraphConfig)
+    ratescore: RateScoreConfig = field(default_factory=RateScoreConfig)
+    srrbert: SrrBertConfig = field(default_factory=SrrBertConfig)
+    temporal: TemporalConfig = field(default_factory=TemporalConfig)
     workers: int = 1
     """Processes that score groups while others are decoded; 0 scores in the main process. It changes no number."""
 

@@ -19,6 +19,9 @@ from radflow.rewards.metrics.bertscore import BertScore
 from radflow.rewards.metrics.chexbert import Chexbert, ChexbertLabels, SembScore
 from radflow.rewards.metrics.lexical import Bleu, RougeL
 from radflow.rewards.metrics.radcliq import SUB_SCORES, RadCliq, radcliq_v0, radcliq_v1
+from radflow.rewards.metrics.ratescore import RateScore
+from radflow.rewards.metrics.srrbert import SrrBert
+from radflow.rewards.metrics.temporal import TemporalF1
 from radflow.rewards.radgraph.f1 import Level, RadGraphF1
 from radflow.rewards.rules.carotid import CarotidRules
 from radflow.rewards.rules.chexpert_rules import ChexpertRules
@@ -72,6 +75,10 @@ class Backends:
         return ChexbertLabels(self.chexbert, uncertain=self.config.chexbert.uncertain)
 
     @cached_property
+    def srrbert(self) -> SrrBert:
+        return SrrBert.load(self.config.srrbert)
+
+    @cached_property
     def radgraph(self) -> RadGraphF1:
         """At the level of the config."""
         return RadGraphF1.load(self.config.radgraph)
@@ -118,7 +125,7 @@ class Entry:
     label: str  # in tables
     reads: Reads
     load: Callable[[Backends], Metric]
-    # What it needs besides rules: bertscore, chexbert, radgraph, meteor, cider, judge, all (RadCliQ).
+    # Needed besides rules: bertscore, chexbert, radgraph, meteor, cider, ratescore, temporal, judge, all (RadCliQ).
     model: str | None = None
     better: Literal["higher", "lower"] = "higher"
     together: bool = False  # whether a value depends on all reports that are measured together
@@ -160,6 +167,8 @@ _ENTRIES = (
     Entry("consistency_llm", "consistency (LLM)", "sections", lambda b: b.consistency_llm(), "judge"),
     Entry("label_f1_rules", "label F1 of the Impression (rules)", "impression", lambda b: LabelF1(b.everything)),
     Entry("label_f1_chexbert", "label F1 of the Impression (CheXbert)", "impression", lambda b: b.labels(), "chexbert"),
+    Entry("ratescore", "RaTEScore", "report", lambda b: RateScore.load(b.config.ratescore), "ratescore"),
+    Entry("temporal_f1", "temporal F1", "report", lambda b: TemporalF1.load(b.config.temporal), "temporal"),
 )
 METRICS = {entry.name: entry for entry in _ENTRIES}
 

@@ -24,7 +24,8 @@ from radflow.rewards.rules.criticality import CriticalityRules
 from radflow.rewards.rules.keywords import CAROTID
 
 LABELER = {"chest": "chexpert_rules", "carotid": "carotid_rules"}
-ELSEWHERE = {"consistency_llm", "meteor", "cider"}  # needs a server or a package: other tests
+# needs a server or a package: other tests
+ELSEWHERE = {"consistency_llm", "meteor", "cider", "ratescore", "temporal_f1"}
 
 
 @pytest.fixture(scope="module")

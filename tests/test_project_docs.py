@@ -117,8 +117,8 @@ def test_examples_of_the_library_pages_run(page):
         exec(compile(block, str(page), "exec"), {})  # their assertions are the test
 
 
-def test_the_readme_example_runs_as_printed():
-    (block,) = python_blocks(ROOT / "README.md")
+def test_the_readme_examples_run_as_printed(capsys):
+    block, scoring = python_blocks(ROOT / "README.md")
     trained = torch.zeros(4, 5, requires_grad=True)
     names = {
         "rewards": torch.tensor([1.0, 2.0, 0.5, 0.7]),
@@ -132,6 +132,8 @@ def test_the_readme_example_runs_as_printed():
     }
     exec(compile(block, "README.md", "exec"), names)
     assert trained.grad.abs().sum() > 0
+    exec(compile(scoring, "README.md", "exec"), {"predictions": ["No effusion."], "references": ["No effusion."]})
+    assert "corpus BLEU-2" in capsys.readouterr().out
 
 
 def quoted_tables(page: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -1,13 +1,14 @@
-"""Tiny random encoders in the published layouts: RoBERTa with its byte-level tokenizer, BERT, chexbert.pth."""
+"""Tiny random encoders in the published layouts: RoBERTa with a byte-level tokenizer, BERT, chexbert.pth, SRR-BERT."""
 
 import json
 from pathlib import Path
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel, RobertaConfig, RobertaModel
 
 from radflow.rewards.metrics.chexbert import NUM_CLASSES
+from radflow.rewards.metrics.srrbert import LABELS as SRR_LABELS
 
 TEXTS = (
     "The heart is normal in size. The lungs are clear. No pleural effusion or pneumothorax.",
@@ -81,3 +82,24 @@ def tiny_chexbert(path: Path, bert: Path, *, legacy: bool = False) -> Path:
     loaded = {"epoch": 7, "model_state_dict": chexbert_state(bert), "optimizer_state_dict": {"state": {}, "step": 3}}
     torch.save(loaded, path, _use_new_zipfile_serialization=not legacy)
     return path
+
+
+def tiny_srr_bert(folder: Path, bert: Path, *, outputs: int = len(SRR_LABELS)) -> Path:
+    """config.json, which names no label, and model.safetensors; some labels of each sentence are positive."""
+    torch.manual_seed(2)
+    config = bert_config(bert)
+    config.num_labels = outputs
+    model = BertForSequenceClassification(config)
+    torch.nn.init.normal_(model.classifier.weight, std=0.5)
+    model.classifier.bias.data.fill_(-1.0)
+    model.save_pretrained(folder)
+    return folder
+
+
+def empty_punkt(folder: Path) -> Path:
+    """A folder of NLTK's data whose English sentence model knows no abbreviation."""
+    model = folder / "tokenizers" / "punkt_tab" / "english"
+    model.mkdir(parents=True)
+    for name in ("collocations.tab", "sent_starters.txt", "abbrev_types.txt", "ortho_context.tab"):
+        (model / name).write_text("")
+    return folder

@@ -132,9 +132,7 @@ def meteor(counts: np.ndarray) -> np.ndarray:
             and function words of each; chunks; matched words of each.
     """
     words, functions = counts[..., 0:2], counts[..., 2:4]
-    matches = counts[..., 4:20].reshape(
-        *counts.shape[:-1], 4, 2, 2
-    )  # kind, content or function, candidate or reference
+    matches = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 2, 2)
     weighted = np.einsum("...kcs,k,c->...s", matches, (1, 0.6, 0.8, 0.6), (0.75, 0.25))
     with np.errstate(divide="ignore", invalid="ignore"):
         precision, recall = np.moveaxis(weighted / (0.75 * (words - functions) + 0.25 * functions), -1, 0)

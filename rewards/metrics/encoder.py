@@ -4,6 +4,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ def load_tokenizer(path: str, model_type: str) -> Any:
     from transformers import AutoTokenizer
 
     if model_type not in PREFIX_SPACE:
-        return _load(AutoTokenizer, path)
-    tokenizer = _load(AutoTokenizer, path, add_prefix_space=True)
+        return load_pretrained(AutoTokenizer, path)
+    tokenizer = load_pretrained(AutoTokenizer, path, add_prefix_space=True)
     if tokenizer("heart")["input_ids"] != tokenizer(" heart")["input_ids"]:
         kind = type(tokenizer).__name__
         raise ValueError(f"{path}: expected a tokenizer that takes add_prefix_space, {kind} does not")
@@ -142,7 +143,7 @@ def load_encoder(path: str) -> Any:
     logger = logging.getLogger("transformers.modeling_utils")
     before, logger.level = logger.level, logging.ERROR
     try:
-        return _load(AutoModel, path, dtype="float32", **options)
+        return load_pretrained(AutoModel, path, dtype="float32", **options)
     finally:
         logger.setLevel(before)
 
@@ -151,14 +152,29 @@ def load_model_config(path: str) -> Any:
     """Config of the model at `path`; ValueError if nothing is there, or a model that transformers does not know."""
     from transformers import AutoConfig
 
-    return _load(AutoConfig, path)
+    return load_pretrained(AutoConfig, path)
 
 
-def _load(kind: Any, path: str, **options: Any) -> Any:
+def load_pretrained(kind: Any, path: str, **options: Any) -> Any:
+    """`kind.from_pretrained`; ValueError says how to get what is not there."""
     try:
         return kind.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path}: expected the directory of an encoder (config.json, weights, tokenizer files) or its name on the "
-            f"hub; fetch it with `hf download {path}` on a machine with a network ({str(error).splitlines()[0]})"
+            f"hub; fetch it with `hf download {path}` on a machine with a network ({in_one_line(error)})"
         ) from error
+
+
+def check_directories(metric: str, *paths: Path | None) -> None:
+    """ValueError unless each is a directory: of any other name transformers asks the hub."""
+    for path in paths:
+        if path is None or not path.is_dir():
+            raise ValueError(
+                f"{metric}: expected the directory of a published model at {path}, found none; correct the path"
+            )
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library raised: its kind and the start of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
