@@ -107,6 +107,13 @@ class Compared:
     notes: Sequence[str]  # on how the files were read
 
     @property
+    def values(self) -> dict[str, dict[str, float | None]]:
+        """Each metric of each system by its name; None if the system does not define it."""
+        rows = self.measures.rows
+        known = {row.name: row for system in self.systems for row in available(rows, system.cells)}
+        return {s.name: {name: row.value(s.cells) for name, row in known.items()} for s in self.systems}
+
+    @property
     def columns(self) -> dict[str, list[str | float | int]]:
         """The tests, a column each: metric, first, second, difference, low, high, p, p_holm, studies."""
         rows = [test.row for test in self.tests]
@@ -245,7 +252,7 @@ def _changed_by(compared: Compared, asked: str | None) -> TableMetric:
 def tables(
     compared: Compared, *, changed: int = CHANGED, changed_by: str | None = None, explained: bool = False
 ) -> tuple[list[Table], list[str]]:
-    """Differences, labels, the split by criticality, the studies that changed most; and the notes."""
+    """Values, differences, labels, the split by criticality, the studies that changed most; and the notes."""
     rules = compared.measures.rules
     by_labels = [_labels(compared), _by_criticality(compared)] if rules.labels_fit else []
     texts = f"protocol {compared.measures.config.protocol}, labeler {rules.labeler}"
@@ -259,7 +266,17 @@ def tables(
     rows = compared.measures.rows
     notes += [f"{system.name}: {line}" for system in compared.systems for line in notes_on_labels(rows, system.cells)]
     notes += notes_on_lacking(rows, compared.reasons, explained=explained)
-    return [_differences(compared), *by_labels, *_changes(compared, changed, changed_by)], notes
+    return [_scores(compared), _differences(compared), *by_labels, *_changes(compared, changed, changed_by)], notes
+
+
+def _scores(compared: Compared) -> Table:
+    values, labels = (
+        compared.values,
+        {row.name: with_direction(row.label, row.better) for row in compared.measures.rows},
+    )
+    names = next(iter(values.values()))
+    rows = [[labels[name], *(number(own[name]) for own in values.values())] for name in names]
+    return Table("Scores", ["metric", *values], rows)
 
 
 def _differences(compared: Compared) -> Table:
@@ -338,6 +355,7 @@ def write(compared: Compared, folder: Path, shown: Sequence[Table], notes: Seque
         "studies": len(compared.ids),
         "labeler": rules.labeler,
         "critical": int(compared.critical.sum()) if rules.labels_fit else None,
+        "values": compared.values,
         "tests": [test.row for test in compared.tests],
         "tables": [dataclasses.asdict(table) for table in shown],
         "left_out": compared.lists,

@@ -18,7 +18,8 @@ from radflow.data.report_files import Report
 from radflow.data.sections import SectionParser
 from radflow.evaluation.compare import Compared, compare_pairs
 from radflow.evaluation.measuring import MeasureConfig
-from radflow.evaluation.score import Scored, score_pairs
+from radflow.evaluation.score import score_pairs
+from radflow.evaluation.scored import Scored
 from radflow.evaluation.weights import Weights
 
 Texts = Sequence[str | None]

@@ -46,6 +46,8 @@ def test_differences_by_hand_and_corrected_over_all_tests(tmp_path, files, capsy
     assert tests["label_f1_rules"]["difference"] == pytest.approx(0.5)  # the constant is right for one of two studies
     missed = 1 - Bleu(2)([NORMAL], [EFFUSION])[0]
     assert tests["bleu2"]["difference"] == pytest.approx(missed / 2)
+    values = {name: found["values"][name]["bleu2"] for name in ("constant", "r")}
+    assert values == {"constant": pytest.approx(1 - missed / 2), "r": pytest.approx(1.0)}
     assert tests["bleu2"]["low"] <= tests["bleu2"]["difference"] <= tests["bleu2"]["high"]
     assert [test["p_holm"] for test in found["tests"]] == pytest.approx(holm([test["p"] for test in found["tests"]]))
     # 4 of 8 studies differ: all signs alike in 2 of 16 shuffles

@@ -11,11 +11,11 @@ from tiny_encoders import tiny_bert, tiny_chexbert, tiny_roberta
 
 from radflow.data.phantoms import make_studies
 from radflow.data.sections import parse_sections
-from radflow.evaluation import score as score_module
 from radflow.evaluation.compare import CompareConfig, compare, tables
 from radflow.evaluation.measuring import MeasureConfig, Measures, annotate_once, measure
 from radflow.evaluation.rules import Rules, choose_rules
-from radflow.evaluation.score import ScoreConfig, per_study, score
+from radflow.evaluation.score import ScoreConfig, score
+from radflow.evaluation.scored import _labels, per_study
 from radflow.evaluation.table_metrics import PER_REPORT, table_metrics
 from radflow.evaluation.weights import Weights
 from radflow.rewards.config import RewardConfig
@@ -139,10 +139,10 @@ def test_a_run_brings_its_own_labeler(tmp_path, files, reports):
     judged = CriticalityRules(LABELERS["carotid_rules"](parse_sections))(reports["carotid"][0])
     assert compared.critical.tolist() == [one.critical for one in judged] and 30 < compared.critical.sum() < 60
     made, notes = tables(compared)
-    assert [row[0] for row in made[1].rows] == [*LABELERS["carotid_rules"].labels] and "carotid_rules" in notes[0]
+    assert [row[0] for row in made[2].rows] == [*LABELERS["carotid_rules"].labels] and "carotid_rules" in notes[0]
     scored = score(ScoreConfig(predictions=swapped, num_resamples=100, references=references), Weights(tmp_path))
     assert {row.metric.name for row in scored.rows if row.interval} >= {"rules_micro_f1_11", "rules_macro_f1_11"}
-    labels = score_module._labels(scored)[0]["labels_rules"]["reference"]
+    labels = _labels(scored)[0]["labels_rules"]["reference"]
     assert {*labels} == LABELERS["carotid_rules"](parse_sections)([reports["carotid"][0][0]])[0]
 
 

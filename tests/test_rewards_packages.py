@@ -11,7 +11,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from radflow.evaluation.score import ScoreConfig, score, tables
+from radflow.evaluation.score import ScoreConfig, score
+from radflow.evaluation.scored import tables
 from radflow.evaluation.table_metrics import label_cells, table_metrics, weighted_f1
 from radflow.evaluation.weights import NEEDED, Weights, fetch_weights
 from radflow.rewards.metrics.ratescore import TYPES, RateScore, RateScoreConfig

@@ -8,7 +8,8 @@ import torch
 from tiny_encoders import TEXTS, empty_punkt, tiny_bert, tiny_srr_bert
 from transformers import BertForSequenceClassification
 
-from radflow.evaluation.score import ScoreConfig, score, write
+from radflow.evaluation.score import ScoreConfig, score
+from radflow.evaluation.scored import write
 from radflow.evaluation.weights import Weights
 from radflow.rewards.metrics.srrbert import LABELS, SrrBert, SrrBertConfig, prepared
 
