@@ -132,8 +132,10 @@ def test_the_readme_examples_run_as_printed(capsys):
     }
     exec(compile(block, "README.md", "exec"), names)
     assert trained.grad.abs().sum() > 0
-    exec(compile(scoring, "README.md", "exec"), {"predictions": ["No effusion."], "references": ["No effusion."]})
-    assert "corpus BLEU-2" in capsys.readouterr().out
+    (comparing,) = python_blocks(ROOT / "docs" / "evaluate.md")
+    lists = dict.fromkeys(("predictions", "references", "others"), ["No effusion."])
+    exec(compile(scoring + comparing, "README.md and evaluate.md", "exec"), lists)
+    assert capsys.readouterr().out.count("corpus BLEU-2") == 4  # two tables of one system, two of a comparison
 
 
 def quoted_tables(page: Path) -> Iterator[tuple[Path, list[str]]]:
