@@ -242,8 +242,13 @@ def _radfm(entry: Mapping[str, str], row: int, where: str) -> list[_Row]:
         raise _fault(where, str(error)) from error
 
 
-_FORMS: Mapping[str, Callable[[str, Path], Iterator[_Row]]] = {
-    **{".json": _json, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".txt": _lines}
+_Form = Callable[[str, Path], Iterator[_Row]]
+_FORMS: Mapping[str, _Form] = {
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".csv": _table,
+    ".tsv": _table,
+    ".txt": _lines,
 }
 
 
