@@ -92,7 +92,8 @@ def score(config: ScoreConfig, weights: Weights) -> Scored:
     parse = SectionParser(config.headers)
     pairs = read_pairs(config.predictions, references, config.protocol, parse)
     train, notes = training_texts(config.train, config.manifest, pairs, config.references, config.protocol, parse)
-    others = [study_id for study_id in given if study_id not in set(pairs.ids)]
+    own = {*pairs.ids}
+    others = [study_id for study_id in given if study_id not in own]
     return score_pairs(
         pairs,
         config,

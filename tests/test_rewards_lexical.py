@@ -8,11 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+from rouge_score.rouge_scorer import RougeScorer
 
 from radflow.data import integrity
 from radflow.rewards import unspaced
 from radflow.rewards.guard import guard, length, repetition
-from radflow.rewards.metrics.lexical import Bleu, RougeL, ngram_counts, notes_on_tokens, tokens, unread_share
+from radflow.rewards.metrics.lexical import (
+    Bleu,
+    RougeL,
+    longest_common_subsequence,
+    ngram_counts,
+    notes_on_tokens,
+    tokens,
+    unread_share,
+)
 from radflow.rewards.registry import label_of
 
 words = st.lists(st.sampled_from(["the", "heart", "is", "normal", "effusion", "no"]), min_size=2, max_size=12).map(
@@ -75,6 +84,26 @@ def test_scores_lie_in_the_unit_interval_and_a_copy_gets_one(a, b):
         (value,) = metric([a], [b])
         assert 0 <= value <= 1
         assert metric([a], [a]) == [pytest.approx(1.0)]
+
+
+def test_longest_common_subsequence_by_hand():
+    # b c b a of both, in this order; and more tokens than a machine word has bits: all but y, after x and a
+    assert longest_common_subsequence([*"abcbdab"], [*"bdcaba"]) == 4
+    assert longest_common_subsequence(["x", *"ab" * 100], [*"ba" * 90, "y"]) == 180
+    assert longest_common_subsequence([], ["a"]) == 0
+
+
+@given(st.lists(words, min_size=1, max_size=9).map(" ".join), words)
+def test_rouge_is_that_of_its_package_to_the_last_digit(a, b):
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    for candidate, reference in ((a, b), (b, a)):
+        assert RougeL()([candidate], [reference]) == [scorer.score(reference, candidate)["rougeL"].fmeasure]
+
+
+@given(st.text(st.characters(max_codepoint=0x24F)), st.text("ab1 .-_'İΣéK\u0301", max_size=60))
+def test_words_are_cut_and_stemmed_as_the_package_does(a, b):
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    assert RougeL()([a + b], [b]) == [scorer.score(b, a + b)["rougeL"].fmeasure]
 
 
 def test_importing_the_reward_loads_nothing_but_itself_and_a_little_of_the_standard_library():

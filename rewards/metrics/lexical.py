@@ -5,11 +5,9 @@ metric is published for them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache, lru_cache
-from types import SimpleNamespace
-from typing import Any
 
 from radflow.rewards import unspaced
 from radflow.rewards.unspaced import has_characters
@@ -80,32 +78,58 @@ def tokens(text: str) -> list[str]:
 
 
 class RougeL:
-    """ROUGE-L F-measure with stemming, in [0, 1], by the rouge-score package; two empty texts score 0.
+    """ROUGE-L F-measure with stemming, in [0, 1], as the rouge-score package defines it; two empty texts score 0.
 
-    A letter of a script without blanks is a token. Of all others the package reads a-z and 0-9 only.
+    Tokens and stems are the package's, each word stemmed once; its table of the longest common subsequence is not, for
+    that takes minutes on long texts. A letter of a script without blanks is a token. Of all others the package reads
+    a-z and 0-9 only.
     """
 
     def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> list[float]:
-        pairs = zip(candidates, references, strict=True)
-        return [_rouge_scorer().score(reference, candidate)["rougeL"].fmeasure for candidate, reference in pairs]
+        return [self._one(_rouge_tokens(c), _rouge_tokens(r)) for c, r in zip(candidates, references, strict=True)]
+
+    def _one(self, candidate: Sequence[str], reference: Sequence[str]) -> float:
+        if not candidate or not reference:
+            return 0.0
+        common = longest_common_subsequence(candidate, reference)
+        precision, recall = common / len(candidate), common / len(reference)
+        return 2 * precision * recall / (precision + recall) if common else 0.0
+
+
+def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest sequence of tokens that both hold in this order.
+
+    A row of the usual table is one integer, a bit per token of the shorter side: 0 where the row grows by one. The
+    next row then takes four operations, whatever its length: 0.6 s for 40,000 against 40,000 tokens.
+
+    Source: Hyyro, Bit-parallel LCS-length computation revisited, 2004.
+    """
+    shorter, longer = sorted((first, second), key=len)
+    where: dict[str, int] = {}  # token -> bits of its indices
+    for index, token in enumerate(shorter):
+        where[token] = where.get(token, 0) | 1 << index
+    row = everything = (1 << len(shorter)) - 1
+    for found in filter(None, map(where.get, longer)):
+        matches = row & found
+        row = (row + matches | row - matches) & everything
+    return len(shorter) - row.bit_count()
+
+
+def _rouge_tokens(text: str) -> list[str]:
+    return [token for word in unspaced.words(text) for token in _stems(word)]
+
+
+# Words recur, and stemming them is most of the work.
+@lru_cache(maxsize=1 << 16)
+def _stems(word: str) -> tuple[str, ...]:
+    return (word,) if has_characters(word) else tuple(_rouge_tokenizer()(word))
 
 
 @cache
-def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
+def _rouge_tokenizer() -> Callable[[str], list[str]]:
     from rouge_score.tokenizers import DefaultTokenizer
 
-    latin = DefaultTokenizer(use_stemmer=True)
-
-    # Stemming is most of the work, and the same reference comes again for each report of a group.
-    @lru_cache(maxsize=1024)
-    def tokenize(text: str) -> list[str]:
-        if not has_characters(text):
-            return latin.tokenize(text)
-        read = ([word] if has_characters(word) else latin.tokenize(word) for word in unspaced.words(text))
-        return [token for found in read for token in found]
-
-    return RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=tokenize))
+    return DefaultTokenizer(use_stemmer=True).tokenize
 
 
 def notes_on_tokens(references: Sequence[str]) -> list[str]:

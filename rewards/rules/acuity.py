@@ -1,9 +1,11 @@
 """How serious a finding is, by its name, grade, time course and words: what "no acute abnormality" may leave out."""
 
 import re
-from collections.abc import Sequence
-from functools import cache
+from bisect import bisect_right
+from collections.abc import Sequence, Set
+from functools import cache, lru_cache
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from radflow.rewards.rules.findings import GRADES
@@ -42,12 +44,17 @@ def find_serious(findings: Sequence[Finding]) -> set[Finding]:
     present = [one for one in findings if one.value != 0]
     told = {one.name for one in present if one.value == 1 and (one.grades or one.courses)}
     kept = [one for one in present if one.grades or one.courses or one.name not in told]
-    sentences = ([*group] for _, group in groupby(kept, key=lambda one: one.sentence))
-    return {one for sentence in sentences for one in sentence if not is_minor(one) and not _explained(one, sentence)}
+    serious = set()
+    for _, sentence in groupby(kept, key=lambda one: one.sentence):
+        said = {*sentence}
+        named = {one.name for one in said}
+        serious |= {one for one in said if not is_minor(one) and not _explained(one, named)}
+    return serious
 
 
-def _explained(finding: Finding, sentence: Sequence[Finding]) -> bool:
-    causes = {one.name for one in sentence} - {finding.name, *_SHADOWS}
+def _explained(finding: Finding, named: Set[str]) -> bool:
+    """The findings named in its sentence are harmless causes of this one."""
+    causes = named - {finding.name, *_SHADOWS}
     if finding.name not in _SHADOWS or "recent" in finding.courses or not causes:
         return False
     if searches("words.explains", finding.sentence):
@@ -73,6 +80,8 @@ def _is_congestion(finding: Finding) -> bool:
     return finding.name == "Edema" and searches("words.congestion", finding.mention)
 
 
+# A thousand findings share a sentence, or a piece of it, in a text that never ends one.
+@lru_cache(maxsize=1 << 10)
 def searches(entry: str, text: str) -> bool:
     """Whether a pattern of consistency.toml, "table.name", is in a text."""
     return _pattern(entry).search(text) is not None
@@ -81,8 +90,14 @@ def searches(entry: str, text: str) -> bool:
 def names_it(entry: str, finding: Finding) -> bool:
     """Whether a pattern is found where the finding is mentioned, and not elsewhere in its piece."""
     start = finding.piece.find(finding.mention)
-    end = start + len(finding.mention)
-    return any(found.start() < end and start < found.end() for found in _pattern(entry).finditer(finding.piece))
+    found = _spans(entry, finding.piece)
+    number = bisect_right(found, start, key=itemgetter(1))  # the first that does not end before the mention
+    return number < len(found) and found[number][0] < start + len(finding.mention)
+
+
+@lru_cache(maxsize=1 << 8)
+def _spans(entry: str, text: str) -> tuple[tuple[int, int], ...]:
+    return tuple(match.span() for match in _pattern(entry).finditer(text))
 
 
 def names(kind: str) -> frozenset[str]:

@@ -1,16 +1,19 @@
 """Does the Impression follow from the Findings? A local judge built on a rule labeler."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby, product
 
 from radflow.rewards.rules.acuity import find_serious, is_acute, is_chronic, is_minor, names, searches
+from radflow.rewards.rules.denials import denies_what_is_certain
 from radflow.rewards.rules.findings import GRADES
 from radflow.rewards.rules.negation import sentences
 from radflow.rewards.types import Finding, Labeler
 
 _WORD = re.compile(r"[a-z]{4,}")
-_WORDS = re.compile(r"[a-z]+")
 
 
 class ConsistencyRules:
@@ -45,43 +48,51 @@ class ConsistencyRules:
         if not findings.strip() or not impression.strip():
             return "a section is empty"
         observed, concluded = self._read(findings), self._read(impression)
-        if _both(observed, observed) or _both(concluded, concluded):
+        if denies_what_is_certain(observed, observed) or denies_what_is_certain(concluded, concluded):
             return "asserts and denies the same"
-        if _both(observed, concluded):
+        if denies_what_is_certain(observed, concluded):
             return "denies what the Findings assert"
+        known = _Observed(observed)
         return (
-            next(filter(None, (self._unfounded(sentence, observed) for sentence in _by_sentence(concluded))), None)
+            next(filter(None, (self._unfounded(sentence, known) for sentence in _by_sentence(concluded))), None)
             or _position(findings, impression)
             or self._omission(observed, concluded, findings, impression)
         )
 
     def _read(self, text: str) -> list[Finding]:
-        return [one for one in self.labeler.findings(text) if one.name not in self.labeler.ignorable]
+        """The findings, each once: what a text repeats it says no more."""
+        found = (one for one in self.labeler.findings(text) if one.name not in self.labeler.ignorable)
+        return [*dict.fromkeys(found)]
 
-    def _unfounded(self, statement: Sequence[Finding], observed: Sequence[Finding]) -> str | None:
+    def _unfounded(self, statement: Sequence[Finding], observed: "_Observed") -> str | None:
         """What one sentence of the Impression says that the Findings do not bear out."""
-        present = [one for one in observed if one.value != 0]
-        support = {one: [o for o in present if self._supports(o, one)] for one in statement if one.value != 0}
+        support = {one: self._support(_kind(one), observed) for one in statement if one.value != 0}
         explains = any(support.values())
         for one, supporting in support.items():
             if not supporting and not _needs_none(one, observed, explains=explains):
                 return "not in the Findings"
             if one.sides and supporting and all(o.sides and not o.sides & one.sides for o in supporting):
                 return "on the other side"
-            if objection := _other_quality(one, [o for o in supporting if o.name == one.name]):
+            if objection := _other_quality(one, [o for o in supporting if o.name == one.name], observed):
                 return objection
         return None
 
-    def _supports(self, observed: Finding, concluded: Finding) -> bool:
-        """The concluded finding is the observed one, or may stand for it."""
-        if observed.name == concluded.name and (not is_chronic(observed) or is_minor(concluded)):
-            return True
-        covers = self.labeler.covers
-        related = observed.name in covers.get(concluded.name, ())
-        old = is_chronic(observed) or searches("words.old", observed.piece)
-        return related and (not old or is_chronic(concluded) or concluded.name in names("incidental"))
+    def _support(self, concluded: "_Kind", observed: "_Observed") -> "list[_Kind]":
+        """What is observed and supports the concluded finding."""
+        if concluded not in observed.support:
+            related = {concluded.name, *self.labeler.covers.get(concluded.name, ())}
+            kinds = (kind for name in related for kind in observed.kinds.get(name, ()) if kind.value != 0)
+            observed.support[concluded] = [kind for kind in kinds if self._supports(kind, concluded)]
+        return observed.support[concluded]
 
-    def _answers(self, concluded: Finding, observed: Finding) -> bool:
+    def _supports(self, observed: "_Kind", concluded: "_Kind") -> bool:
+        """The concluded finding is the observed one, or may stand for it."""
+        if observed.name == concluded.name and (not observed.chronic or concluded.minor):
+            return True
+        related = observed.name in self.labeler.covers.get(concluded.name, ())
+        return related and (not observed.old or concluded.chronic or concluded.name in names("incidental"))
+
+    def _answers(self, concluded: "_Kind", observed: "_Kind") -> bool:
         """The concluded finding accounts for the observed one; "no severe stenosis" does for a mild one."""
         if concluded.value == 0:
             milder = concluded.grades and observed.grades and max(observed.grades) < min(concluded.grades)
@@ -96,7 +107,9 @@ class ConsistencyRules:
         if not named and not self._says_something(findings, impression):
             return "says nothing"
         certain = [one for one in observed if one.value == 1]
-        left_out = [one for one in certain if not any(self._answers(other, one) for other in concluded)]
+        claims, kinds = ({_kind(one) for one in several} for several in (concluded, certain))
+        missing = {kind for kind in kinds if not any(self._answers(claim, kind) for claim in claims)}
+        left_out = [one for one in certain if _kind(one) in missing]
         serious = find_serious(observed).intersection(left_out) if self._grades_acuity else {*left_out}
         if named and any(is_acute(one) or not self._grades_acuity for one in serious):
             return "leaves a serious finding out"
@@ -115,6 +128,42 @@ class ConsistencyRules:
         return any(not searches("claims.vague", word) for word in shared)
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """All of a finding but its words and sizes. A long text has many findings of few kinds."""
+
+    name: str
+    value: int
+    sides: frozenset[str]
+    grades: frozenset[int]
+    courses: frozenset[str]
+    minor: bool
+    chronic: bool
+    old: bool
+    borderline: bool
+
+
+@lru_cache(maxsize=1 << 12)
+def _kind(one: Finding) -> _Kind:
+    chronic = is_chronic(one)
+    old, borderline = chronic or searches("words.old", one.piece), searches("words.borderline", one.piece)
+    return _Kind(one.name, one.value, one.sides, one.grades, one.courses, is_minor(one), chronic, old, borderline)
+
+
+class _Observed:
+    """The kinds of the findings of a section."""
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        self.kinds: dict[str, set[_Kind]] = {}  # by name
+        self.sizes: dict[_Kind, list[float]] = {}  # sorted
+        self.support: dict[_Kind, list[_Kind]] = {}  # what supports a kind of the Impression, once it was asked
+        for one in findings:
+            self.kinds.setdefault(one.name, set()).add(_kind(one))
+            self.sizes.setdefault(_kind(one), []).extend(one.sizes)
+        for sizes in self.sizes.values():
+            sizes.sort()
+
+
 def _by_sentence(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
     return ([*group] for _, group in groupby(findings, key=lambda one: one.sentence))
 
@@ -125,53 +174,33 @@ def _is_abnormal(finding: Finding) -> bool:
     return not (minimal or finding.name in names("incidental") or is_chronic(finding))
 
 
-def _both(asserted: Iterable[Finding], denied: Iterable[Finding]) -> bool:
-    """One finding is certain in the first and denied without any reservation in the second."""
-    certain = [one for one in asserted if one.value == 1]
-    return any(_denies(b, a) for a, b in product(certain, [one for one in denied if one.value == 0]))
-
-
-def _denies(denial: Finding, asserted: Finding) -> bool:
-    """The denial is of the same thing, where it may be the same, with no qualifier that the assertion lacks."""
-    if denial.name != asserted.name or (denial.sides and not denial.sides & asserted.sides):
-        return False
-    if (denial.regions and not denial.regions & asserted.regions) or _only_more(denial, asserted):
-        return False
-    one_form = denial.name in names("many_forms") and not searches("words.generic", denial.mention)
-    if one_form and denial.mention.split()[-1][:5] not in asserted.mention:
-        return False
-    if searches("words.reserved", denial.sentence[: denial.sentence.lower().find(denial.mention)]):
-        return False
-    words = {*_WORDS.findall(denial.piece)} - {*_WORDS.findall(f"{denial.mention} {asserted.piece}")}
-    return all(searches("words.plain", word) for word in words)
-
-
-def _only_more(denial: Finding, asserted: Finding) -> bool:
-    """Another grade is denied than the asserted one."""
-    return bool(denial.grades) and not denial.grades & asserted.grades
-
-
-def _needs_none(concluded: Finding, observed: Sequence[Finding], *, explains: bool) -> bool:
+def _needs_none(concluded: Finding, observed: _Observed, *, explains: bool) -> bool:
     """An Impression may say it without support: a possible cause of what has some, or a heart just below the limit."""
     if concluded.name in names("unsupported") or (explains and concluded.value == -1):
         return True
-    limit = (one for one in observed if one.name == concluded.name and searches("words.borderline", one.piece))
-    return max(concluded.grades, default=0) <= GRADES.index("mild") and any(limit)
+    limit = any(kind.borderline for kind in observed.kinds.get(concluded.name, ()))
+    return max(concluded.grades, default=0) <= GRADES.index("mild") and limit
 
 
-def _other_quality(one: Finding, same: Sequence[Finding]) -> str | None:
+def _other_quality(one: Finding, same: Sequence[_Kind], observed: _Observed) -> str | None:
     """A grade, size or course that none of the same findings has."""
     near = [other for other in same if not other.sides or not one.sides or other.sides & one.sides]
     grades = {grade for other in near for grade in other.grades}
     if one.grades and grades and min(abs(a - b) for a, b in product(one.grades, grades)) > 1:
         return "of another grade"
-    sizes = {size for other in near for size in other.sizes}
-    if one.sizes and sizes and not any(abs(a - b) <= max(2, 0.3 * max(a, b)) for a, b in product(one.sizes, sizes)):
+    sizes = [known for other in near if (known := observed.sizes[other])]
+    if one.sizes and sizes and not any(_is_about(*both) for both in product(one.sizes, sizes)):
         return "of another size"
     courses = {course for other in near for course in other.courses}
     if one.courses and courses and not one.courses & courses and all(other.courses for other in near):
         return "of another time"
     return None
+
+
+def _is_about(size: float, sizes: Sequence[float]) -> bool:
+    """Whether the next smaller or the next larger of these sorted sizes is about as large; no other one is nearer."""
+    above = bisect_left(sizes, size)
+    return any(abs(size - b) <= max(2, 0.3 * max(size, b)) for b in sizes[max(0, above - 1) : above + 1])
 
 
 def _position(findings: str, impression: str) -> str | None:

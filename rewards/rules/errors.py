@@ -3,8 +3,8 @@
 Side, grade and measurement are part of a finding: with the wrong one, the finding is missed and another is made up.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -69,7 +69,7 @@ class FindingErrors:
     def _changed(self, candidate: str, reference: str) -> list[tuple[Kind, str]]:
         """Sentences about a finding that differ from one of the reference in nothing but sides or grades."""
         changed = [change for change in changed_sentences(candidate, reference) if self._asserts(change.sentence)]
-        true = _asserted(self.findings(reference))
+        true = {name: _sides(mentions) for name, mentions in _asserted(self.findings(reference)).items()}
         sides: list[tuple[Kind, str]] = [
             ("side", change.sentence)
             for change in changed
@@ -77,10 +77,10 @@ class FindingErrors:
         ]
         return sides + [("grade" if c.steps > 1 else "inexact", c.sentence) for c in changed if c.steps]
 
-    def _has_true_side(self, sentence: str, true: Mapping[str, Sequence[Finding]]) -> bool:
+    def _has_true_side(self, sentence: str, true: Mapping[str, Set[str]]) -> bool:
         """Whether the reference has each finding of a sentence on the one side that the sentence names."""
         said = [finding for finding in self.findings(sentence) if finding.value]
-        return all(len(finding.sides) == 1 and finding.sides <= _sides(true.get(finding.name, ())) for finding in said)
+        return all(len(finding.sides) == 1 and finding.sides <= true.get(finding.name, set()) for finding in said)
 
     def _asserts(self, sentence: str) -> bool:
         return any(finding.value for finding in self.findings(sentence))
@@ -139,7 +139,8 @@ def _asserted(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
 def _compare(said: Sequence[Finding], true: Sequence[Finding]) -> list[Kind]:
     """Errors about a finding that both texts assert."""
     written, expected = _sides(said), _sides(true)
-    kinds: set[Kind] = {kind for mention in said for kind in _wrong_grade(mention, true)}
+    grades, true_grades = ({(m.sides, m.grades) for m in mentions if m.grades} for mentions in (said, true))
+    kinds: set[Kind] = {kind for graded in grades for kind in _wrong_grade(*graded, true_grades)}
     if bool(written) != bool(expected):
         kinds.add("inexact")
     elif any(mention.sides and not mention.sides & expected for mention in said):
@@ -152,12 +153,15 @@ def _compare(said: Sequence[Finding], true: Sequence[Finding]) -> list[Kind]:
     return sorted(kinds)
 
 
-def _wrong_grade(mention: Finding, true: Iterable[Finding]) -> list[Kind]:
-    """Against the nearest grade that the reference gives to the finding, on the same side if it tells them apart."""
-    graded = [other for other in true if other.grades]
-    same = [other for other in graded if not (mention.sides and other.sides) or mention.sides & other.sides]
-    grades = [grade for other in same or graded for grade in other.grades]
-    steps = max((min(abs(grade - g) for g in grades) for grade in mention.grades), default=0) if grades else 0
+def _wrong_grade(sides: Set[str], grades: Set[int], true: Set[tuple[Set[str], Set[int]]]) -> list[Kind]:
+    """Against the nearest grade that the reference gives to the finding, on the same side if it tells them apart.
+
+    Args:
+        true: sides and grades of each mention of it in the reference that has a grade.
+    """
+    same = [others for where, others in true if not (sides and where) or sides & where]
+    near = {grade for others in same or (others for _, others in true) for grade in others}
+    steps = max(min(abs(grade - g) for g in near) for grade in grades) if near else 0
     return ["grade"] if steps > 1 else ["inexact"] * steps
 
 
@@ -179,15 +183,21 @@ def _denied(written: Sequence[Finding], expected: Sequence[Finding]) -> list[str
     for finding in expected:
         if finding.value == 0:
             true.pop(finding.name, None)
+    asserted = {name: _together(mentions) for name, mentions in true.items()}
     denials = [f for f in written if f.value == 0 and f.name in true and "recent" not in f.courses]
-    return sorted({f.name for f in denials if _is_denied(true[f.name], f)})
+    return sorted({f.name for f in denials if _is_denied(asserted[f.name], f)})
 
 
-def _is_denied(asserted: Sequence[Finding], denial: Finding) -> bool:
+def _together(mentions: Sequence[Finding]) -> Finding:
+    """The first mention, with the sides, grades and regions of all."""
+    grades = frozenset(grade for mention in mentions for grade in mention.grades)
+    regions = frozenset(region for mention in mentions for region in mention.regions)
+    return replace(mentions[0], sides=_sides(mentions), grades=grades, regions=regions)
+
+
+def _is_denied(asserted: Finding, denial: Finding) -> bool:
     """What is denied may be of a side and in a part, and is of a grade, that is asserted."""
-    sides, regions = _sides(asserted), frozenset[str]().union(*(mention.regions for mention in asserted))
-    grades = {grade for mention in asserted for grade in mention.grades}
-    elsewhere = (denial.sides and sides and not denial.sides & sides) or (
-        denial.regions and regions and not denial.regions & regions
+    elsewhere = (denial.sides and asserted.sides and not denial.sides & asserted.sides) or (
+        denial.regions and asserted.regions and not denial.regions & asserted.regions
     )
-    return not elsewhere and (not denial.grades or bool(denial.grades & grades))
+    return not elsewhere and (not denial.grades or bool(denial.grades & asserted.grades))

@@ -22,7 +22,7 @@ _APART = re.compile(
     r"|(?:\w+ ){0,4}(?:contours?|silhouettes?|structures?|vasculature|vascularity)\b)",
     re.IGNORECASE,
 )
-_NUMBER = r"(\d+(?:\.\d+)?)"
+_NUMBER = r"(?<!\d)(\d++(?:\.\d+)?)"
 _TIMES = r"(?:x|×|\*|by)\s*"
 _MEASUREMENT = re.compile(
     rf"{_NUMBER}[\s-]*(?:{_TIMES}{_NUMBER}[\s-]*)?(?:{_TIMES}{_NUMBER}[\s-]*)?"
@@ -43,11 +43,11 @@ def _sentence_findings(sentence: str) -> tuple[Finding, ...]:
     if not said:
         return ()
     cuts = _cuts_between(sentence, [one.start for one in said])
+    bounds = [piece_bounds(cuts, one.start, one.end) for one in said]
+    pieces = {(start, end): sentence[start:end].lower() for start, end in set(bounds)}  # one text for all its mentions
     found = []
-    for one in said:
-        start, end = piece_bounds(cuts, one.start, one.end)
-        piece = sentence[start:end].lower()
-        words = sentence[one.start : one.end].lower()
+    for one, where in zip(said, bounds, strict=True):
+        piece, words = pieces[where], sentence[one.start : one.end].lower()
         found.append(Finding(one.name, one.value, *_qualities(piece), words, piece, sentence))
     return tuple(found)
 
@@ -59,15 +59,16 @@ def _cuts_between(sentence: str, starts: list[int]) -> list[int]:
     "and" or "or" joins them ("small right and moderate left effusions").
     """
     cuts = cut_points(_CUT, sentence)
-    holding = sorted({bisect_right(cuts, start) - 1 for start in starts})
+    holding = {bisect_right(cuts, start) - 1 for start in starts}
+    first = min(holding)
     owners: list[int] = []
     for number in range(len(cuts) - 1):
-        if number in holding or (number > holding[0] and _APART.match(sentence, cuts[number], cuts[number + 1])):
+        if number in holding or (number > first and _APART.match(sentence, cuts[number], cuts[number + 1])):
             owners.append(number)
         elif number + 1 in holding and _JOINS.match(sentence, cuts[number + 1]):
             owners.append(number + 1)
         else:
-            owners.append(owners[-1] if owners else holding[0])
+            owners.append(owners[-1] if owners else first)
     return [0, *(cuts[n] for n in range(1, len(owners)) if owners[n] != owners[n - 1]), len(sentence)]
 
 

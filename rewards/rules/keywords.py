@@ -7,6 +7,7 @@ mention, what denies it, which side it is on. Its scores are named `keyword_f1_r
 
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -167,7 +168,7 @@ class Lexicon:
         return self.normal.pattern.search(text) is not None or any(not one.present for one in self.find(text))
 
     def _denied_in_chinese(self, sentence: str, start: int, end: int) -> bool:
-        if not _CHINESE.search(sentence):
+        if not _is_chinese(sentence):
             return False
         first, last = _around(_COMMA, sentence, start, end)
         before, after = sentence[first:start], sentence[end:last].rstrip(" 。.")
@@ -189,11 +190,11 @@ class Lexicon:
     def _sides(self, sentence: str, start: int, end: int) -> frozenset[str]:
         """Sides named in a piece of a sentence, else the last one before it, else the first one in its clause."""
         named = _matches(self._side_pattern, sentence)
-        here = [match for match in named if match.start() < end and match.end() > start]
-        earlier = [match for match in named if match.end() <= start][-1:]
+        first = bisect_right(named, start, key=re.Match.end)
+        last = bisect_left(named, end, key=re.Match.start)
         clause = _around(_COMMA, sentence, start, end)[1]
-        later = [match for match in named if end <= match.start() < clause][:1]
-        return _both_sides(here or earlier or later)
+        later = [match for match in named[last : last + 1] if match.start() < clause]
+        return _both_sides(named[first:last] or named[max(0, first - 1) : first] or later)
 
     @cached_property
     def _side_pattern(self) -> re.Pattern[str]:
@@ -209,11 +210,13 @@ def _both_sides(named: Sequence[re.Match[str]]) -> frozenset[str]:
 
 def _around(cut: re.Pattern[str], sentence: str, start: int, end: int) -> tuple[int, int]:
     """Bounds of the piece that holds sentence[start:end], as far as REACH: sentences that never end take their time."""
-    first, last = piece_bounds(_cut_points(cut, sentence), start, end)
+    first, last = piece_bounds(cut_points(cut, sentence), start, end)
     return max(first, start - REACH), min(last, end + REACH)
 
 
-_cut_points = lru_cache(maxsize=64)(cut_points)  # for each mention of a sentence
+@lru_cache(maxsize=64)  # each mention of a sentence asks
+def _is_chinese(sentence: str) -> bool:
+    return _CHINESE.search(sentence) is not None
 
 
 @lru_cache(maxsize=64)

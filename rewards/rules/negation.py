@@ -10,9 +10,10 @@ Idea: NegEx (Chapman et al., J Biomed Inform 34, 2001). The word lists and the s
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from operator import itemgetter
 
 from radflow.rewards.rules.elsewhere import without_other_sections
 from radflow.rewards.rules.patterns import read_patterns
@@ -59,6 +60,7 @@ def load_cues() -> Cues:
     return Cues(re.compile(groups, re.IGNORECASE), after, ends, earlier)
 
 
+@lru_cache(maxsize=1 << 12)  # a text that repeats itself has the same words around a mention each time
 def polarity(before: str, mention: str, after: str) -> int | None:
     """Value of a mention from the words around it in its clause.
 
@@ -68,7 +70,8 @@ def polarity(before: str, mention: str, after: str) -> int | None:
     cues = load_cues()
     # All of a mention but its last word counts as before it: "the heart is not enlarged" denies an enlargement.
     before += mention[: mention.rstrip().rfind(" ") + 1]
-    found = {cue.lastgroup for cue in cues.before.finditer(before) if _reaches(cue, before, after, cues.ends)}
+    last = {cue.lastgroup: cue for cue in cues.before.finditer(before)}  # the last of a kind reaches furthest
+    found = {kind for kind, cue in last.items() if _reaches(cue, before, after, cues.ends)}
     if "other" in found or cues.after["other"].match(after):
         return None
     if "anyhow" in found or cues.after["uncertain"].match(after):
@@ -97,10 +100,11 @@ def mentions(pattern: re.Pattern[str], sentence: str) -> list[tuple[re.Match[str
     if not found:
         return []
     cues = load_cues()
-    cuts, told = cut_points(cues.ends["clause"], sentence), [span.span() for span in cues.earlier.finditer(sentence)]
+    cuts, told = cut_points(cues.ends["clause"], sentence), _spans(cues.earlier, sentence)
     judged: list[tuple[re.Match[str], int | None]] = []
     for match in found:
-        if any(start <= match.start() < end for start, end in told):
+        number = bisect_right(told, match.start(), key=itemgetter(0))
+        if number and match.start() < told[number - 1][1]:
             judged.append((match, None))
             continue
         start, end = piece_bounds(cuts, match.start(), match.end())
@@ -111,12 +115,18 @@ def mentions(pattern: re.Pattern[str], sentence: str) -> list[tuple[re.Match[str
     return judged
 
 
-def cut_points(cut: re.Pattern[str], sentence: str) -> list[int]:
+@lru_cache(maxsize=64)  # everything that a sentence mentions asks for the same
+def _spans(pattern: re.Pattern[str], sentence: str) -> tuple[tuple[int, int], ...]:
+    return tuple(match.span() for match in pattern.finditer(sentence))
+
+
+@lru_cache(maxsize=64)
+def cut_points(cut: re.Pattern[str], sentence: str) -> tuple[int, ...]:
     """Where a pattern cuts a sentence into pieces, its start and end included."""
-    return [0, *(match.start() for match in cut.finditer(sentence)), len(sentence)]
+    return (0, *(start for start, _ in _spans(cut, sentence)), len(sentence))
 
 
-def piece_bounds(cuts: list[int], start: int, end: int) -> tuple[int, int]:
+def piece_bounds(cuts: Sequence[int], start: int, end: int) -> tuple[int, int]:
     """Start and end of the piece, or the run of pieces, that holds sentence[start:end]."""
     return cuts[bisect_right(cuts, start) - 1], cuts[bisect_left(cuts, end)]
 

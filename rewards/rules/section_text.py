@@ -13,7 +13,7 @@ from radflow.rewards.unspaced import CHARACTER
 SIMILAR = 0.5  # Dice overlap of the words of two sentences that say something of the same thing
 _GAP = re.compile(r"\s*(?:\d{1,2}[.)]\s*)?")  # between sentences: white space, the number of a list
 _ENDS = re.compile(r"[.!?;:。；！？]\Z")
-_WORD = re.compile(rf"[a-z0-9.]*[a-z0-9]|(?=\w){CHARACTER}")
+_WORD = re.compile(rf"(?<!\.)[a-z0-9.]*[a-z0-9]|(?=\w){CHARACTER}")
 _PART = re.compile(r",|\band\b|(?=\bwith(?:out)?\b)", re.IGNORECASE)
 _SIDES = frozenset({"left", "right"})
 

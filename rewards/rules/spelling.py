@@ -45,6 +45,8 @@ def mended_word(word: str) -> str:
     if len(low) < _SHORTEST or low in table.real or "/" in low:
         return word
     for slips, by_part in enumerate(table.by_part, start=1):
+        if len(low) > table.longest + slips:  # no neighbours, and its parts without two letters would fill the memory
+            break
         near = {known for part in _shortened(low, slips) for known in by_part.get(part, ())}
         within = [known for known in near if _slips(low, known) <= slips]
         if within:
@@ -60,6 +62,7 @@ class _Table:
         self.long_forms: dict[str, str] = content["abbreviations"]
         words: list[list[str]] = [content["known"]["one_slip"], content["known"]["two_slips"]]
         self.real = {*content["real"]["words"], *words[0], *words[1]}
+        self.longest = max(map(len, words[0] + words[1]))
         self.by_part: list[dict[str, set[str]]] = [{}, {}]
         for slips, known in ((1, words[0] + words[1]), (2, words[1])):
             for word in known:
