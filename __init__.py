@@ -7,10 +7,14 @@ if TYPE_CHECKING:
     from radflow.evaluation.texts import compare, score
 
 __all__ = ["compare", "score"]
+INSTALL = "pip install 'radflow[score]'"
 
 
 def __getattr__(name: str) -> object:
     # Loaded when asked for: importing a package of radflow must not load the scorer.
     if name not in __all__:
         raise AttributeError(f"module 'radflow' has no attribute {name!r}")
-    return getattr(import_module("radflow.evaluation.texts"), name)
+    try:
+        return getattr(import_module("radflow.evaluation.texts"), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"radflow.{name} needs {error.name}, which is not installed: {INSTALL}") from error

@@ -10,6 +10,7 @@
     radflow gallery  --manifest studies.jsonl
     radflow prepare  csv --reports reports.csv --images images --out studies.jsonl
     radflow train    --config my.yaml
+    radflow --version
 
 `radflow COMMAND --help` explains the options of a command. `train` is `train.py` (on several GPUs: `torchrun -m
 radflow.train`); all but it and `prepare` are commands of `evaluate.py` too.
@@ -18,14 +19,24 @@ radflow.train`); all but it and `prepare` are commands of `evaluate.py` too.
 import sys
 from collections.abc import Sequence
 
-from radflow import evaluate
-from radflow.pipeline.command_line import run_program
+from capo import __version__
+from radflow import INSTALL
+
+try:
+    from radflow import evaluate
+    from radflow.pipeline.command_line import run_program
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed: {INSTALL}")
 
 COMMANDS = evaluate.COMMANDS | {"prepare": "data.prepare:main", "train": "train:main"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_program("radflow", sys.argv[1:] if argv is None else argv, COMMANDS, __doc__)
+    words = sys.argv[1:] if argv is None else argv
+    if list(words) == ["--version"]:
+        print(f"radflow {__version__}")
+    else:
+        run_program("radflow", words, COMMANDS, __doc__)
 
 
 if __name__ == "__main__":

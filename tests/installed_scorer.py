@@ -42,6 +42,7 @@ def score_as_a_stranger(python: Path, home: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    assert run("--version").startswith("radflow ")
     references, constant = home / "references.json", home / "constant.json"
     references.write_text(json.dumps({"a": NORMAL, "b": EFFUSION}), encoding="utf-8")
     constant.write_text(json.dumps({"a": EFFUSION, "b": EFFUSION}), encoding="utf-8")

@@ -94,6 +94,9 @@ def test_the_installed_commands_score_outside_the_checkout(wheel, tmp_path):
     python = tmp_path / "env" / "bin" / "python"
     install = ["--python", python, "install", "--quiet", "--no-deps", wheel]
     subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    for words in (["-m", "radflow", "score"], ["-c", "from radflow import score"]):  # without the extra
+        run = subprocess.run([python, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert run.returncode == 1 and run.stderr.rstrip().endswith("is not installed: pip install 'radflow[score]'")
     (site,) = (tmp_path / "env" / "lib").glob("*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     score_as_a_stranger(python, tmp_path / "home")
