@@ -163,7 +163,7 @@ def _find_in_hub_cache(needed: Needed) -> Path | None:
 
 def _fetch_command(absent: Sequence[Needed]) -> str:
     consent = " --accept-licence" if any(needed.own_licence for needed in absent) else ""
-    return f"evaluate.py weights --fetch {' '.join(needed.name for needed in absent)}{consent}"
+    return f"radflow weights --fetch {' '.join(needed.name for needed in absent)}{consent}"
 
 
 def weights(weights: Weights, fetch: tuple[str, ...] = (), accept_licence: bool = False) -> None:
