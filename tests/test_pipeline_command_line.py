@@ -1,4 +1,4 @@
-"""The two programs: help without the imports of a run, nearest names, one line for what a user can cause."""
+"""The programs: help without the imports of a run, nearest names, one line for what a user can cause."""
 
 import subprocess
 import sys
