@@ -1,5 +1,6 @@
 """The programs: help without the imports of a run, nearest names, one line for what a user can cause."""
 
+import os
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -90,3 +91,13 @@ def test_a_full_disk_ends_a_command_with_one_line(monkeypatch):
     monkeypatch.setattr("radflow.pipeline.commands.annotate", fail)
     with pytest.raises(SystemExit, match=r"error: out\.json: No space left on device"):
         run_command("train.py", ["annotate"], TRAIN_COMMANDS, None)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["score", "--help"], ["weights"]])
+def test_a_reader_that_leaves_early_ends_a_command_without_a_word(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "radflow", *words]
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (1, "")

@@ -136,9 +136,7 @@ def test_without_them_the_table_says_the_commands(tmp_path, monkeypatch):
     notes = tables(score(config, Weights(tmp_path)), explained=True)[1]
     said = {line.split(": ")[1]: line for line in notes if line.startswith("unavailable")}
     assert "RaTEScore==0.6.0 medspacy" in said["RaTEScore"]
-    assert (
-        "; radflow weights --fetch rate-ner biolord --accept-licence, or set weights.rate_ner" in said["RaTEScore"]
-    )
+    assert "; radflow weights --fetch rate-ner biolord --accept-licence, or set weights.rate_ner" in said["RaTEScore"]
     assert "--fetch srr-bert cxr-bert, or set" in said["SRR-BERT weighted F1"]
     assert f"model_dir='{tmp_path / 'stanza'}')\", or set weights.stanza" in said["temporal F1"]
     with pytest.raises(ValueError, match="stanza is not on the hub; get it by: python -c"):
