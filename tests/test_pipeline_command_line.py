@@ -98,6 +98,7 @@ def test_a_reader_that_leaves_early_ends_a_command_without_a_word(words):
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "radflow", *words]
-    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # as for most users
+    run = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (run.returncode, run.stderr) == (1, "")
