@@ -9,11 +9,12 @@
     radflow weights
     radflow gallery  --manifest studies.jsonl
     radflow prepare  csv --reports reports.csv --images images --out studies.jsonl
+    radflow inputs   rexrank --manifest studies.jsonl --out rexrank.json
     radflow train    --config my.yaml
     radflow --version
 
 `radflow COMMAND --help` explains the options of a command. `train` is `train.py` (on several GPUs: `torchrun -m
-radflow.train`); all but it and `prepare` are commands of `evaluate.py` too.
+radflow.train`); all but it, `prepare` and `inputs` are commands of `evaluate.py` too.
 """
 
 import sys
@@ -28,7 +29,11 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed: {INSTALL}")
 
-COMMANDS = evaluate.COMMANDS | {"prepare": "data.prepare:main", "train": "train:main"}
+COMMANDS = evaluate.COMMANDS | {
+    "prepare": "data.prepare:main",
+    "inputs": "data.system_inputs:write_input",
+    "train": "train:main",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

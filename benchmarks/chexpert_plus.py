@@ -1,6 +1,6 @@
 """Reports of CheXpert Plus's published models, for the first image of each study in ReXrank's form.
 
-python -m radflow.data.system_inputs rexrank --manifest studies.jsonl --out rexrank.json
+radflow inputs rexrank --manifest studies.jsonl --out rexrank.json
 python benchmarks/chexpert_plus.py rexrank.json --trained-on chexpert-mimic-cxr --out chexpert-mimic-cxr.json
 
 Stanford-AIMI/chexpert-plus has no program for this, but an example for one image and one section (tutorials/RRG). The

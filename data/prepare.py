@@ -10,7 +10,6 @@ where to get it, and how its files must be laid out.
 
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -137,13 +136,10 @@ def _add_priors(lines: Iterable[str], priors: Priors) -> Iterator[str]:
         yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str]) -> None:
     commands: dict[str, Callable[..., None]] = {"csv": _prepare_table}
     commands |= {name: partial(_prepare_dataset, name) for name in READERS}
-    try:
-        subcommand_cli_from_dict(commands, args=words, prog="radflow prepare", description=__doc__, config=TYRO)
-    except ValueError as error:
-        sys.exit(f"error: {escape_lines(str(error))}")
+    subcommand_cli_from_dict(commands, args=words, prog="radflow prepare", description=__doc__, config=TYRO)
 
 
 def _prepare_dataset(name: str, /, root: Path, out: Path, config: PrepareConfig) -> None:

@@ -1,8 +1,8 @@
 """Write the studies of a manifest as the input that a published system's own code reads (docs/baselines.md).
 
-    python -m radflow.data.system_inputs rexrank --manifest studies.jsonl --out rexrank.json
-    python -m radflow.data.system_inputs r2gen   --manifest studies.jsonl --out annotation.json
-    python -m radflow.data.system_inputs radfm   --manifest studies.jsonl --out radfm.csv
+    radflow inputs rexrank --manifest studies.jsonl --out rexrank.json
+    radflow inputs r2gen   --manifest studies.jsonl --out annotation.json
+    radflow inputs radfm   --manifest studies.jsonl --out radfm.csv
 
 What the systems then write names the studies of the manifest again. Paths of images are absolute.
 """
@@ -11,14 +11,12 @@ import csv
 import io
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from tyro.conf import Positional
 
 from radflow.data.files import write_whole
@@ -123,14 +121,3 @@ def _with_copies(study: Study, folder: Path) -> Study:
     for source, copy in zip(study.images, copies, strict=True):
         study.load(source).save(copy)
     return replace(study, images=copies)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    try:
-        tyro.cli(write_input, args=argv, prog="python -m radflow.data.system_inputs", description=__doc__)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

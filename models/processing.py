@@ -16,11 +16,11 @@ from torch import Tensor
 
 from radflow.models import loading, training_data
 from radflow.models.loading import END, IMAGE, START
-from radflow.models.training_data import TrainingData
+from radflow.models.mrope import mrope_positions
+from radflow.models.training_data import SETTINGS, TrainingData, load_training_data
 from radflow.models.vocabulary import TextEncoder, control_tokens
 
 ANSWER = f"{START}assistant\n"
-SETTINGS = "radflow_prompt.json"  # the prompt and the data that a model was trained with, saved next to its weights
 MOST_ELONGATED = 200  # long side over short side, a limit of the image processor
 FIELDS = ("images", "prior_images", "views", "indication", "comparison")
 IMAGE_FIELDS = FIELDS[:2]
@@ -393,40 +393,9 @@ def _load_settings(directory: Path) -> ProcessorConfig:
         ) from error
 
 
-def load_training_data(directory: Path) -> tuple[TrainingData, ...] | None:
-    """What the model in a folder was trained on; None if the folder does not say it."""
-    path = directory / SETTINGS
-    try:
-        return training_data.from_record(loading.read_json(path)) if path.is_file() else None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; remove the file or copy it again") from error
-
-
 def _check_shape(study_id: str, size: tuple[int, int]) -> None:
     if max(size) > MOST_ELONGATED * min(size):
         raise ValueError(
             f"study {study_id}: expected images at most {MOST_ELONGATED} times as long as wide, got "
             f"{size[0]} x {size[1]} pixels; crop it or drop the study"
         )
-
-
-def mrope_positions(input_ids: Tensor, grids: Tensor, image_id: int, merge: int) -> Tensor:
-    """[3, P] positions: text counts up on all three axes, an image spreads over height and width.
-
-    Source: Qwen2-VL, arXiv:2409.12191, section 2.1; equal to transformers' get_rope_index for still images.
-    """
-    positions = torch.zeros(3, len(input_ids), dtype=torch.int64)
-    is_image = (input_ids == image_id).tolist()
-    sizes = iter((grids[:, 1:] // merge).tolist())
-    at, position = 0, 0
-    while at < len(is_image):
-        if is_image[at]:
-            height, width = next(sizes)
-            span = height * width
-            axes = (torch.zeros(1, dtype=torch.int64), torch.arange(height), torch.arange(width))
-            positions[:, at : at + span] = torch.cartesian_prod(*axes).T + position
-            at, position = at + span, position + max(height, width)
-        else:
-            positions[:, at] = position
-            at, position = at + 1, position + 1
-    return positions

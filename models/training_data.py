@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from radflow.models import loading
+
+SETTINGS = "radflow_prompt.json"  # the prompt and the data that a model was trained with, saved next to its weights
 KEY = "trained_on"  # in the file of the prompt; a model without it says nothing
 
 
@@ -37,6 +41,15 @@ def from_record(settings: Mapping[str, Any]) -> tuple[TrainingData, ...] | None:
     if not fits:
         raise ValueError(f"expected objects of name and synthetic (true or false) under {KEY}, got {found!r}")
     return read
+
+
+def load_training_data(directory: Path) -> tuple[TrainingData, ...] | None:
+    """What the model in a folder was trained on; None if the folder does not say it."""
+    path = directory / SETTINGS
+    try:
+        return from_record(loading.read_json(path)) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; remove the file or copy it again") from error
 
 
 def describe(trained_on: Sequence[TrainingData] | None) -> str:

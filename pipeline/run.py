@@ -24,9 +24,9 @@ from radflow.data.sections import SectionParser
 from radflow.data.studies import Study
 from radflow.models.loading import check_transformers
 from radflow.models.model_card import hide_folders
-from radflow.models.processing import ReportProcessor, load_training_data
+from radflow.models.processing import ReportProcessor
 from radflow.models.start import pick_device, start_path
-from radflow.models.training_data import TrainingData
+from radflow.models.training_data import TrainingData, load_training_data
 from radflow.pipeline.limits import check_lengths
 from radflow.pipeline.run_config import MAY_CHANGE, STAGES, Config, open_run
 from radflow.rewards.hierarchy import HierarchicalReward

@@ -22,7 +22,7 @@ print(radflow.__file__)
 
 
 def build_wheel(folder: Path) -> Path:
-    """Built from a copy of the sources, so that nothing of an earlier build takes part and nothing is left behind."""
+    """Built from a copy of the sources: an earlier build has no part in it, and nothing stays in the checkout."""
     shutil.copytree(ROOT, folder / "source", ignore=LEFT_OUT)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", "."]
     run = subprocess.run(command, cwd=folder / "source", capture_output=True, text=True, check=False)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from radflow.models.processing import SETTINGS
 from radflow.models.tiny import TinyConfig, build_tiny
+from radflow.models.training_data import SETTINGS
 
 # What the published templates render for turns of text and images; Qwen2-VL's and Qwen2.5-VL's is the same.
 TURN = (

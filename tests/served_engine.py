@@ -18,7 +18,8 @@ from PIL import Image
 from capo.rollout import Engine, Request
 from capo.sampling import SamplingConfig
 from radflow.models.adapter_files import CONFIG, load_adapter
-from radflow.models.processing import Prompt, ReportProcessor, mrope_positions
+from radflow.models.mrope import mrope_positions
+from radflow.models.processing import Prompt, ReportProcessor
 from radflow.models.qwen_vl import load
 
 # What a server fills in from the generation_config.json that is published with Qwen2.5-VL.

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from radflow.__main__ import main
 from radflow.data import browse
 from radflow.data.integrity import RULES, IntegrityConfig
-from radflow.data.prepare import READERS, PrepareConfig, main, prepare
+from radflow.data.prepare import READERS, PrepareConfig, prepare
 from radflow.data.readers.manifest import read_manifest
 from radflow.data.readers.records import Record, Unread, images_inside
 from radflow.data.studies import Study, check_studies
@@ -201,7 +202,7 @@ def test_the_command_writes_prints_and_says_how_to_go_on(tmp_path, capsys):
     lines = [{"id": "a", "images": ["a.png"], "findings": LONG, "split": "val"}, {"id": "b", "images": ["b.png"]}]
     (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
     out = tmp_path / "new/out.jsonl"
-    main(["manifest", "--root", str(tmp_path), "--out", str(out), "--no-impression", "keep"])
+    main(["prepare", "manifest", "--root", str(tmp_path), "--out", str(out), "--no-impression", "keep"])
     printed = capsys.readouterr().out
     assert "studies 1 of 2 (train 0, val 1, test 0)" in printed and "no findings: 1 (b)" in printed
     assert f"--data.manifest {out} --data.image-root {tmp_path}" in printed
@@ -212,10 +213,10 @@ def test_the_command_writes_prints_and_says_how_to_go_on(tmp_path, capsys):
 def test_each_reader_says_what_it_misses(tmp_path, capsys):
     for name in READERS:
         with pytest.raises(SystemExit, match=r"error: .*(expected|cannot be read)"):
-            main([name, "--root", str(tmp_path), "--out", str(tmp_path / "o.jsonl")])
+            main(["prepare", name, "--root", str(tmp_path), "--out", str(tmp_path / "o.jsonl")])
         assert not (tmp_path / "o.jsonl").exists()
     with pytest.raises(SystemExit, match=r"error: expected the folder of the dataset"):
-        main(["manifest", "--root", str(tmp_path / "absent"), "--out", str(tmp_path / "o.jsonl")])
+        main(["prepare", "manifest", "--root", str(tmp_path / "absent"), "--out", str(tmp_path / "o.jsonl")])
 
 
 class Page(HTMLParser):

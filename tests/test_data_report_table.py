@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from radflow.data.prepare import main
+from radflow.__main__ import main
 from radflow.data.readers.manifest import read_manifest
 from radflow.data.readers.records import Unread
 from radflow.data.readers.report_table import ColumnConfig, read_report_table
@@ -141,7 +141,7 @@ def test_the_command_shows_what_it_understood(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder.parent)
     rows = "".join(f"s{number},{REPORT.replace('lungs', f'lungs {number}')},P1\n" for number in (1, 2, 3, 4))
     (folder.parent / "r.csv").write_text("Accession,Report,Patient\n" + rows)
-    main(["csv", "--reports", "r.csv", "--images", "images"])
+    main(["prepare", "csv", "--reports", "r.csv", "--images", "images"])
     printed = capsys.readouterr().out
     assert "columns: id from 'Accession', report from 'Report', patient_id from 'Patient'" in printed
     assert "  s2: patient P1, " in printed
@@ -150,9 +150,9 @@ def test_the_command_shows_what_it_understood(folder, capsys, monkeypatch):
     assert [study.id for study in read_manifest(folder.parent / "r.jsonl", image_root=folder)] == ["s1", "s2", "s3"]
     assert json.loads((folder.parent / "r.jsonl.summary.json").read_text())["read"] == 4
     with pytest.raises(SystemExit, match=r"error: expected another file to write than the table r.jsonl"):
-        main(["csv", "--reports", "r.jsonl", "--images", "images"])
+        main(["prepare", "csv", "--reports", "r.jsonl", "--images", "images"])
     with pytest.raises(SystemExit, match="error: expected a folder of images at nowhere, not there"):
-        main(["csv", "--reports", "r.csv", "--images", "nowhere"])
+        main(["prepare", "csv", "--reports", "r.csv", "--images", "nowhere"])
 
 
 def test_headers_of_a_site_divide_its_reports(folder):
@@ -162,6 +162,6 @@ def test_headers_of_a_site_divide_its_reports(folder):
     words = ["csv", "--reports", str(folder.parent / "r.csv"), "--images", str(folder), "--out"]
     out = folder.parent / "m.jsonl"
     for options, findings in ((["--headers", str(own)], "Clear."), ([], "Løfunn: Clear.")):
-        main([*words, str(out), *options])
+        main(["prepare", *words, str(out), *options])
         (study,) = read_manifest(out, image_root=folder)
         assert (study.findings, study.impression) == (findings, "Normal.")

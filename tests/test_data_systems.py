@@ -21,9 +21,9 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from radflow.__main__ import main
 from radflow.data.protocols import find_by_reference
 from radflow.data.report_files import Report, ReportFile, read_report_file
-from radflow.data.system_inputs import main
 from radflow.evaluation.compare import CompareConfig, compare
 from radflow.evaluation.inputs import read_pairs
 from radflow.evaluation.weights import Weights
@@ -53,7 +53,7 @@ def manifest(tmp_path):
 def given(form, manifest, *options):
     """What the system is given for the test split."""
     out = manifest.with_name(f"given_{form}")
-    main([form, "--manifest", str(manifest), "--out", str(out), *options])
+    main(["inputs", form, "--manifest", str(manifest), "--out", str(out), *options])
     return out.read_text()
 
 

@@ -9,7 +9,8 @@ import torch
 from published_processor import PREPROCESSORS, QWEN3, TEMPLATES, picture, published
 
 from radflow.models.loading import load_image_processor, tokens_of_largest_image
-from radflow.models.processing import SETTINGS, ProcessorConfig, ReportProcessor
+from radflow.models.processing import ProcessorConfig, ReportProcessor
+from radflow.models.training_data import SETTINGS
 
 
 @pytest.fixture(scope="module", params=sorted(TEMPLATES))
@@ -61,15 +62,15 @@ def test_a_processor_config_holds_the_image_processor_too(copied):
 # --- the chat template
 
 
-@pytest.mark.parametrize("place", ["chat_template.json", "chat_template.jinja", "tokenizer_config.json"])
-def test_the_chat_template_is_found_where_it_was_published(copied, place):
+@pytest.mark.parametrize("name", ["chat_template.json", "chat_template.jinja", "tokenizer_config.json"])
+def test_the_chat_template_is_found_where_it_was_published(copied, name):
     family, folder = copied
     expected = ReportProcessor.load(folder).prompt("s", [picture(56, 56)]).input_ids
     (folder / "chat_template.json").unlink()
-    if place == "chat_template.jinja":
-        (folder / place).write_text(TEMPLATES[family])
+    if name == "chat_template.jinja":
+        (folder / name).write_text(TEMPLATES[family])
     else:
-        path = folder / place
+        path = folder / name
         before = json.loads(path.read_text()) if path.is_file() else {}
         path.write_text(json.dumps({**before, "chat_template": TEMPLATES[family]}))
     assert torch.equal(ReportProcessor.load(folder).prompt("s", [picture(56, 56)]).input_ids, expected)

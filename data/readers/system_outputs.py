@@ -6,7 +6,7 @@ from typing import Any
 
 RADFM_TRUTH, RADFM_WRITTEN = "ground truth", "pred"  # columns of src/test.py, in lower case
 RADFM_COLUMNS = {"question", RADFM_TRUTH, RADFM_WRITTEN}
-STUDY = "study "  # radflow.data.system_inputs writes it before an id where RadFM expects the reference
+STUDY = "study "  # `radflow inputs` writes it before an id where RadFM expects the reference
 
 
 def radfm_entries(cells: Mapping[str, str], row: int) -> Iterator[tuple[str, dict[str, Any]]]:
