@@ -5,13 +5,13 @@ PEERS := .venv-peers/bin
 BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/demo_table.py benchmarks/tables.py benchmarks/tower.py benchmarks/tower_carotid.py benchmarks/served_judge.py benchmarks/chexpert_plus.py benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-peers test-served test-installed mutants kills lint types check bench gpu gpu-trl gpu-wheels study clean help
+.PHONY: demo test test-peers test-served test-installed mutants faults lint types check lock bench gpu gpu-trl gpu-wheels study clean help
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: .venv/.installed ## the whole method on synthetic studies; ARGS='--seed 1' overrides the config
-	$(BIN)/torchrun --standalone --nproc-per-node 1 train.py $(ARGS)
+	$(BIN)/python train.py $(ARGS)
 
 # Tests and the programs that they start share the cores: threads that wait must not spin.
 test: .venv/.installed ## all tests; ARGS='-k loss' picks some
@@ -30,8 +30,8 @@ test-installed: .venv/.installed ## the wheel in empty environments of Python 3.
 mutants: .venv/.installed ## break the code in small ways and see that the tests notice; ARGS='capo/trainer.py sections' picks some
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-kills: .venv/.installed ## kill a run of two ranks at 20 random moments and compare its results with those of a quiet one
-	$(BIN)/python tests/kill_often.py $(ARGS)
+faults: .venv/.installed ## kill, starve and damage runs in every stage and compare their results with a quiet one's (half an hour); ARGS=--short tries a few
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/faults.py $(or $(ARGS),--output benchmarks/results/faults.csv)
 
 lint: .venv/.installed ## style and likely mistakes
 	$(BIN)/ruff check .
@@ -43,6 +43,26 @@ types: .venv/.installed build/imports/radflow ## mypy: strict on capo, its defau
 		-p radflow.evaluation -m radflow -m radflow.train -m radflow.evaluate -m radflow.__main__
 
 check: lint types test ## what must pass before a commit
+
+# One universal lock for Python 3.11 and newer on every system, without torch: cuda.txt has the index's build with what it
+# needs, cpu.txt, kept by hand, the one for CPUs.
+UV ?= uv
+LOCKED := requirements/lock
+LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate
+LOCK_ALL := $(LOCK) --python-version 3.11 -c constraints.txt
+LOCK_REST := $(LOCK_ALL) --no-emit-package torch --excludes $(LOCKED)/left_out --extra train --extra test setup.cfg
+HASHED := --require-hashes --no-deps
+
+lock: ## the hashes of every pinned package, by uv (UV=/path/to/uv): after a change of constraints.txt or requirements/
+	echo setuptools | $(LOCK_ALL) - -o $(LOCKED)/build.txt
+	echo torch | $(LOCK_ALL) - -o $(LOCKED)/cuda.txt
+	grep -oE '^(cuda|nvidia)[a-z0-9-]*' $(LOCKED)/cuda.txt > $(LOCKED)/left_out
+	$(LOCK_REST) requirements/peers.txt -o $(LOCKED)/peers.txt
+	echo triton >> $(LOCKED)/left_out
+	$(LOCK_REST) -o $(LOCKED)/main.txt
+	rm $(LOCKED)/left_out
+	for name in encoder gpu-wheels peers-alone; do \
+		$(LOCK) --python-version 3.12 --no-deps requirements/$$name.txt -o $(LOCKED)/$$name.txt || exit 1; done
 
 bench: .venv-peers/.installed ## every program of benchmarks/, one after the other
 	@for program in $(BENCHMARKS); do echo "== $$program" && $(PEERS)/python $$program || exit 1; done
@@ -65,9 +85,9 @@ gpu-trl: build/imports/radflow ## an RL step on a GPU against TRL's; ARGS=--smal
 # rouge-score is published as sources only.
 gpu-wheels: ## what a GPU machine without network lacks, as wheels in build/gpu-wheels (docs/gpu.md)
 	rm -rf $(GPU_WHEELS)
-	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(GPU_WHEELS) \
-		$(shell grep '^rouge-score' requirements/gpu-wheels.txt)
-	grep -v '^rouge-score' requirements/gpu-wheels.txt | $(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: \
+	sed -n '/^rouge-score/,/--hash/p' $(LOCKED)/gpu-wheels.txt | $(PYTHON) -m pip wheel --quiet $(HASHED) --wheel-dir $(GPU_WHEELS) \
+		--requirement /dev/stdin
+	sed '/^rouge-score/,/--hash/d' $(LOCKED)/gpu-wheels.txt | $(PYTHON) -m pip download --quiet $(HASHED) --only-binary=:all: \
 		--python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
 		--platform manylinux2014_x86_64 --platform manylinux1_x86_64 --dest $(GPU_WHEELS) --requirement /dev/stdin
 	@du -ch $(GPU_WHEELS)/*.whl | tail -1
@@ -84,23 +104,33 @@ clean: ## remove the environment, builds and caches; runs/ stays
 	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is written last, so that an interrupted installation is taken up again. torch's version is repeated on the
-# command line: a pin lost from constraints.txt would otherwise bring the newest build, several GB of it.
-.venv/.installed: setup.cfg pyproject.toml constraints.txt
+# Every file is compared with the hash in its lock. torch's build for CPUs is taken where pip is told of one. rouge-score,
+# published as sources only, is built by the setuptools of the lock: an isolated build would fetch one without a hash.
+define install
+	$(1)/python -m pip install $(HASHED) -r $(LOCKED)/build.txt
+	$(1)/python -m pip install $(HASHED) -r $(LOCKED)/cpu.txt || { echo "no torch for CPUs alone where pip looks: now the index's" && \
+		$(1)/python -m pip install $(HASHED) -r $(LOCKED)/cuda.txt; }
+	$(1)/python -m pip install $(HASHED) --no-build-isolation -r $(LOCKED)/$(2).txt
+	$(1)/python -m pip install --no-deps --no-build-isolation -e .
+endef
+
+# The stamp is written last, so that an interrupted installation is taken up again.
+.venv/.installed: setup.cfg pyproject.toml $(addprefix $(LOCKED)/,build.txt cpu.txt cuda.txt main.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "expected Python 3.11 or newer, got: $$($(PYTHON) --version 2>&1); install one and run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0 -e '.[train,test]'
+	$(call install,$(BIN),main)
+	$(BIN)/python -m pip check
 	touch $@
 
-.venv/.study: .venv/.installed requirements/encoder.txt
-	$(BIN)/python -m pip install --no-deps -r requirements/encoder.txt
+.venv/.study: .venv/.installed $(LOCKED)/encoder.txt
+	$(BIN)/python -m pip install $(HASHED) -r $(LOCKED)/encoder.txt
 	touch $@
 
-.venv-peers/.installed: .venv/.installed requirements/peers.txt requirements/peers-alone.txt
+.venv-peers/.installed: .venv/.installed $(LOCKED)/peers.txt $(LOCKED)/peers-alone.txt
 	$(PYTHON) -m venv .venv-peers
-	$(PEERS)/python -m pip install -c constraints.txt torch==2.13.0 -e '.[train,test]' -r requirements/peers.txt
-	$(PEERS)/python -m pip install --no-deps --ignore-requires-python -r requirements/peers-alone.txt
+	$(call install,$(PEERS),peers)
+	$(PEERS)/python -m pip install $(HASHED) --no-build-isolation --ignore-requires-python -r $(LOCKED)/peers-alone.txt
 	touch $@
 
 # The server alone, for the CPU it is compiled on. The weights are joined from their parts again after an interruption.

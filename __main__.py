@@ -21,7 +21,10 @@ import sys
 from collections.abc import Sequence
 
 from capo import __version__
+from capo.stopping import expect_ctrl_c
 from radflow import INSTALL
+
+expect_ctrl_c()
 
 try:
     from radflow import evaluate

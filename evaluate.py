@@ -17,6 +17,11 @@ needs, and which files are read.
 import sys
 from collections.abc import Sequence
 
+from capo.stopping import expect_ctrl_c
+
+if __name__ == "__main__":
+    expect_ctrl_c()
+
 from radflow.pipeline.command_line import run_program
 
 COMMANDS = {

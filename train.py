@@ -5,8 +5,8 @@
     ... --rl.beta 0.05 --seed 1 --run-dir runs/beta05                            any key of the config, dotted
     ... --stages sft,explore                                                     some stages; complete ones are skipped
 
-Rerun the same command to resume a run that was killed, on any number of processes. SIGTERM and SIGUSR1 make it save its
-state and exit with code 0.
+Rerun the same command to resume a run that was killed, on any number of processes. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1
+make it save its state and exit with code 0; a second Ctrl-C ends it at once.
 
 Commands (`train.py COMMAND --help` explains each):
     plan --config configs/my.yaml          GPU memory that the config needs
@@ -37,9 +37,14 @@ keys of these sections of the config:
 
 import sys
 
-from radflow.pipeline.command_line import TRAIN_COMMANDS, run_command
+from capo.stopping import StopRequested, StopSignal, expect_ctrl_c
 
 # Before the imports below, which take seconds.
+if __name__ == "__main__":
+    expect_ctrl_c()
+
+from radflow.pipeline.command_line import TRAIN_COMMANDS, run_command
+
 if __name__ == "__main__" and run_command("train.py", sys.argv[1:], TRAIN_COMMANDS, __doc__):
     sys.exit()
 
@@ -57,7 +62,6 @@ from capo.explore import composite_score, metric_names, select_hard
 from capo.journal import write_json, write_lines, write_whole
 from capo.ranks import Ranks
 from capo.sft import sft_step
-from capo.stopping import StopSignal
 from capo.trainer import Trainer
 from capo.types import Policy
 from capo.warmup import LabelReader, read_labels
@@ -68,6 +72,7 @@ from radflow.pipeline import criticality
 from radflow.pipeline.batch import write_rollouts
 from radflow.pipeline.batches import rl_batches, sft_batches, warmup_batches
 from radflow.pipeline.comparison import (
+    Columns,
     baseline_columns,
     comparison_rows,
     describe,
@@ -86,18 +91,19 @@ from radflow.pipeline.policies import (
     report_studies,
     save_policy,
 )
-from radflow.pipeline.rollouts import reward_workers, rollout_engine, sample, sample_flat_groups_anew, score
+from radflow.pipeline.rollouts import rollout_engine, sample, sample_flat_groups_anew, score
 from radflow.pipeline.run import (
     PRODUCTS,
     Run,
     build_run,
     critical_labels,
     enter_stage,
-    fingerprint,
     hard_studies,
     need_earlier,
     pending_stages,
+    refuse_stale,
     run_on_ranks,
+    seal_product,
 )
 from radflow.pipeline.run_config import Config, parse_config, plain
 from radflow.pipeline.stage_loop import StageLoop
@@ -118,7 +124,7 @@ def train(config: Config, ranks: Ranks, stop: StopSignal) -> None:
     live = Live(config.run_dir, config.tracking, plain(config)) if ranks.is_main else None
     run, start = build_run(config, ranks, stop, live)
     source = StudySource.of_studies([*run.corpus.train, *run.corpus.test])
-    with nullcontext() if live is None else live.follow(source):
+    with run.reward, nullcontext() if live is None else live.follow(source):
         run_stages(run, start)
     if ranks.is_main:
         if (table := run.folder / "eval" / "table.md").exists():
@@ -144,8 +150,11 @@ def run_stages(run: Run, start: Path) -> None:
         need_earlier(run.folder, name)
         with enter_stage(run, name):
             stages[name]()
+            if run.ranks.is_main:
+                seal_product(run.folder, name)
             run.ranks.barrier()  # its product is there before anybody looks for it
         free_memory()
+    refuse_stale(run.folder)
 
 
 def warm_up(run: Run, start: Path) -> None:
@@ -227,41 +236,41 @@ def reinforce(run: Run) -> None:
     trainer = Trainer(
         policy, rl.optimizer, num_steps=num_updates, reference=reference, frozen_vision=frozen_vision, ranks=run.ranks
     )
-    studies, labels = hard_studies(run), critical_labels(run)
-    loop = StageLoop(run, "rl", trainer, every=rl.checkpoint_every, identity={"selection": fingerprint(studies)})
+    studies, labels = hard_studies(run), critical_labels(run.folder)
+    loop = StageLoop(run, "rl", trainer, every=rl.checkpoint_every)
     batches, suppressed = rl_batches(run, studies, first=loop.first), suppressed_mask(policy, run.processor)
     new_engine = partial(rollout_engine, policy, run, suppressed, num_studies=min(rl.studies_per_step, len(studies)))
     gathers = trainer.sharded and config.rollout.engine == "local"  # weights go to new memory in each step
     engine = new_engine if gathers else cache(new_engine)
-    with reward_workers(run) as workers:
+    reports, held_out = loop.archive("rollouts"), loop.archive("held_out")
 
-        def step(number: int) -> dict[str, float | None]:
-            validation = validate(policy, run, number)
-            chosen, prompts = next(batches)
-            loop.phase("sampling")
-            rollouts = sample(engine(), run, prompts, step=number)  # G reports per study
-            batch = score(rollouts, run, chosen, prompts, workers)  # R of each report, eq. 4 to 7
-            batch = sample_flat_groups_anew(batch, engine, run, workers, step=number)
-            advantages = advantages_of(batch, rl, run.reward.weights, run.processor.decode, parse=run.parse)  # A, eq. 1
-            critical = batch.select(labels)
-            clip = critical_clip(critical, eps_normal=rl.eps_normal, tightening=rl.tightening)  # eps_i, eq. 9
-            cases = batch.cases(advantages.advantages, critical, clip, masked=rl.truncated == "mask")
-            loop.phase("update")
-            began = time.perf_counter()
-            update = trainer.capo_step(  # eq. 8, KL
-                cases,
-                rl,
-                temperature=config.rollout.temperature,
-                suppressed=suppressed,
-                max_tokens=config.rollout.max_new_tokens,
-            )
-            update["seconds_update"] = time.perf_counter() - began
-            if run.ranks.is_main:
-                path = run.folder / "rl" / "rollouts" / f"step_{number:06d}.jsonl"
-                write_rollouts(path, batch, advantages.advantages, critical, clip)
-            return {**batch.metrics(advantages, critical), **update, **validation}
+    def step(number: int) -> dict[str, float | None]:
+        validation = validate(policy, run, number, held_out)
+        chosen, prompts = next(batches)
+        loop.phase("sampling")
+        rollouts = sample(engine(), run, prompts, step=number)  # G reports per study
+        batch = score(rollouts, run, chosen, prompts)  # R of each report, eq. 4 to 7
+        batch = sample_flat_groups_anew(batch, engine, run, step=number)
+        batch.warn_of_faults(config.reward, shown=run.ranks.is_main)
+        advantages = advantages_of(batch, rl, run.reward.weights, run.processor.decode, parse=run.parse)  # A, eq. 1
+        critical = batch.select(labels)
+        clip = critical_clip(critical, eps_normal=rl.eps_normal, tightening=rl.tightening)  # eps_i, eq. 9
+        cases = batch.cases(advantages.advantages, critical, clip, masked=rl.truncated == "mask")
+        loop.phase("update")
+        began = time.perf_counter()
+        update = trainer.capo_step(  # eq. 8, KL
+            cases,
+            rl,
+            temperature=config.rollout.temperature,
+            suppressed=suppressed,
+            max_tokens=config.rollout.max_new_tokens,
+        )
+        update["seconds_update"] = time.perf_counter() - began
+        if run.ranks.is_main:
+            write_rollouts(reports, number, batch, advantages.advantages, critical, clip)
+        return {**batch.metrics(advantages, critical), **update, **validation}
 
-        loop.run(rl.steps, step, title="CAPO", shown="reward")
+    loop.run(rl.steps, step, title="CAPO", shown="reward")
     save_policy(policy, run, "rl", base=base)
 
 
@@ -273,7 +282,8 @@ def compare(run: Run) -> None:
         "CAPO": ("rl", corpus.test),
         "CAPO, other images": ("rl", with_other_images(corpus.test)),
     }
-    columns, reports = {}, {}
+    columns: dict[str, Columns] = {}
+    reports: dict[str, list[str]] = {}
     for name, (model, studies) in systems.items():
         file = name.lower().replace(", ", "_").replace(" ", "_")
         parts, size = folder / "parts" / file, config.evaluate.part_size
@@ -282,8 +292,18 @@ def compare(run: Run) -> None:
         columns[name] = {key: [row[key] for row in rows] for key in rows[0] if key not in ("id", "report")}
         if run.ranks.is_main:
             write_json(folder / f"{file}.json", rexrank(corpus.test, reports[name]))
-    if not run.ranks.is_main:
-        return
+    try:
+        if run.ranks.is_main:
+            write_comparison(run, columns, reports)
+        finished = True
+    except StopRequested:
+        finished = False
+    run.ranks.all_gather_or_stop(finished or None)
+
+
+def write_comparison(run: Run, columns: dict[str, Columns], reports: dict[str, list[str]]) -> None:
+    """The two policies next to baselines; `columns` and `reports` are by system."""
+    config, corpus, folder = run.config, run.corpus, run.folder / "eval"
     references = [study.report for study in corpus.test]
     write_json(folder / "references.json", rexrank(corpus.test, references))
     notes = [describe(n, r) for n, r in {**reports, "references": references}.items() if n != "CAPO, other images"]

@@ -22,6 +22,7 @@ from radflow.data.files import write_whole
 from radflow.data.readers.tables import load_object
 from radflow.data.sections import render_report
 from radflow.data.studies import load_image
+from radflow.rewards.hub import at_commit
 
 SECTIONS = ("findings", "impression")
 MAX_TOKENS = 128
@@ -29,8 +30,8 @@ MAX_TOKENS = 128
 
 def load_writer(name: str, device: str) -> Callable[[torch.Tensor], str]:
     """What writes one section of the report of an image [1, 3, H, W]; `name` is a model of the hub or a folder."""
-    model = VisionEncoderDecoderModel.from_pretrained(name).eval().to(device)
-    tokenizer = BertTokenizer.from_pretrained(name)
+    model = VisionEncoderDecoderModel.from_pretrained(**at_commit(name)).eval().to(device)
+    tokenizer = BertTokenizer.from_pretrained(**at_commit(name))
     # The example takes the last two from the model's config, where transformers 5 has none by default.
     generation = GenerationConfig(
         decoder_start_token_id=tokenizer.cls_token_id,
@@ -51,7 +52,7 @@ def write_reports(cases: Path, names: Sequence[str], out: Path) -> None:
     """Copy the file of studies with `model_prediction`; `names`: the models of SECTIONS. ValueError names the study."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     writers = [load_writer(name, device) for name in names]
-    processors = [ViTImageProcessor.from_pretrained(name) for name in names]
+    processors = [ViTImageProcessor.from_pretrained(**at_commit(name)) for name in names]
     studies = load_object(cases, dict)
     for study_id, case in tqdm(studies.items(), unit="study", disable=None):
         if "key_image_path" not in case:

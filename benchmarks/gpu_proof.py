@@ -8,6 +8,13 @@
 Each section runs in a process of its own: one that crashes, runs out of memory or hangs does not stop the others. After
 each a line of JSON is appended to the result file, so that nothing is lost if the machine is taken away. docs/gpu.md
 says what every figure means. The exit status is 1 if any section failed.
+
+After a failure look at
+    flex               what TORCH_LOGS=recompiles names: every size must be dynamic, and none 1
+    logps in float32   TF32, then the vision tower, then flex
+    graphs             recordings that point to replaced buffers (capo.static_decode)
+    fsdp, two_ranks    the output in the result file, TORCH_DISTRIBUTED_DEBUG=DETAIL
+    killed, no time    make gpu ARGS='--section NAME'
 """
 
 import argparse

@@ -14,6 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from capo.logprobs import add_at
+
 Estimator = Literal["group", "decoupled", "batch", "centred", "leave_one_out"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 
@@ -222,7 +224,7 @@ class _Groups:
         values = torch.where(known, rewards, 0.0).double()
         zeros = values.new_zeros(len(distinct))
         sizes = zeros.index_add(0, index, counted.double())
-        mean = zeros.index_add(0, index, torch.where(counted, values, 0.0)) / sizes.clamp(min=1)
+        mean = add_at(zeros.clone(), index, torch.where(counted, values, 0.0)) / sizes.clamp(min=1)
         lowest = (zeros + torch.inf).scatter_reduce(0, index, torch.where(counted, values, torch.inf), "amin")
         highest = (zeros - torch.inf).scatter_reduce(0, index, torch.where(counted, values, -torch.inf), "amax")
         flat, some = ~(highest > lowest), sizes > 0
@@ -233,7 +235,7 @@ class _Groups:
 
     def normalised(self, eps: float) -> Tensor:
         """[N] float64, divided by the std of the group; a report that does not count joins the group for its own."""
-        squares = torch.zeros_like(self.sizes).index_add(0, self.index, self.centred.square() * self.counted)
+        squares = add_at(torch.zeros_like(self.sizes), self.index, self.centred.square() * self.counted)
         sizes, squares, centred = self.sizes[self.index], squares[self.index], self.centred
         shift = torch.where(self.counted, 0.0, centred / (sizes + 1))  # of the mean, if it joins
         sizes, squares = sizes + ~self.counted, squares + centred * shift * sizes

@@ -5,8 +5,7 @@ torch.distributed.checkpoint (any number of ranks can read it), and `checkpoint.
 run, and length and SHA-256 of every file.
 """
 
-import hashlib
-import json
+import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from capo.journal import write_json
+from capo.journal import Digests, Files, find_damage, read_stamped, sha256_of, sync_folder, write_stamped
 from capo.ranks import Ranks
 
 FACTS = "checkpoint.json"
@@ -39,7 +38,7 @@ class Checkpoints:
     """The checkpoints of one stage.
 
     Args:
-        identity: hashes of the config and of the selected studies; a checkpoint of another identity is refused.
+        identity: hashes of the config and of what the stage is built on; a checkpoint of another identity is refused.
         keep: number of complete checkpoints to keep.
     """
 
@@ -71,17 +70,18 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def load(self, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    def load(self, tensors: Mapping[str, Tensor], *, logged: int | None = None) -> dict[str, Any] | None:
         """Fill `tensors` in place from the newest usable checkpoint and return its facts; None without checkpoints.
 
-        Skips with a warning what is damaged, incomplete or of another run; ValueError if that leaves no checkpoint.
+        Skips with a warning what is damaged, incomplete, of another run or of more steps than are `logged` (None: any
+        number); ValueError if that leaves no checkpoint.
         """
         refused = []
         for path in self._complete():
-            reasons = [r for r in self.ranks.all_gather(self._objection(path, _shapes(tensors))) if r]
+            reasons = [r for r in self.ranks.all_gather(self._objection(path, _shapes(tensors), logged)) if r]
             if not reasons:
                 load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(path)), no_dist=self.group is None)
-                facts: dict[str, Any] = json.loads((path / FACTS).read_text(encoding="utf-8"))
+                facts = read_stamped(path / FACTS)
                 self.newest = facts["step"]
                 return facts
             refused.append(f"{path}: {reasons[0]}")
@@ -89,33 +89,35 @@ class Checkpoints:
                 warnings.warn(f"checkpoint {refused[-1]}; passed over", stacklevel=2)
         if refused:
             raise ValueError(
-                f"no checkpoint can be used: {'; '.join(refused)}. Restore one, or remove {self.folder} to start this "
-                "stage over"
+                f"no checkpoint can be used: {'; '.join(refused)}. Restore what is missing, or remove {self.folder} "
+                "to start this stage over"
             )
         return None
 
     def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
         final = self.folder / f"step_{step:08d}"
         temporary = final.with_suffix(".tmp")
-        if self.ranks.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True, exist_ok=True)
-        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         try:
+            if self.ranks.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True, exist_ok=True)
+            writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
             save(tensors, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
             if self.ranks.is_main:
                 self._seal(temporary, final, {"step": step, **facts, "tensors": _shapes(tensors)})
         except (Exception, CheckpointException) as error:  # CheckpointException is no Exception
+            shutil.rmtree(temporary, ignore_errors=True)  # on a full disk it would take the room of the next try
             raise CheckpointError(
                 f"checkpoint {final} could not be written: {_cause(error)}; the ones before it are untouched. "
                 "Make room or repair the disk and start the same command again"
             ) from error
 
     def _seal(self, temporary: Path, final: Path, facts: dict[str, object]) -> None:
-        files = {p.name: [p.stat().st_size, _digest(p)] for p in sorted(temporary.glob("*.safetensors"))}
-        write_json(temporary / FACTS, {**facts, "identity": self.identity, "files": files})
+        files = {p.name: (p.stat().st_size, sha256_of(p)) for p in sorted(temporary.glob("*.safetensors"))}
+        write_stamped(temporary / FACTS, {**facts, "identity": self.identity, "files": files})
         shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
+        os.replace(temporary, final)
+        sync_folder(self.folder)
         # A kill during a write leaves a temporary folder.
         for old in [*self._complete()[self.keep :], *self.folder.glob("*.tmp")]:
             shutil.rmtree(old, ignore_errors=True)
@@ -124,23 +126,22 @@ class Checkpoints:
         """Newest first."""
         return sorted((p for p in self.folder.glob("step_*") if p.suffix != ".tmp"), reverse=True)
 
-    def _objection(self, path: Path, shapes: Mapping[str, list[int]]) -> str:
+    def _objection(self, path: Path, shapes: Mapping[str, list[int]], logged: int | None) -> str:
         """Why a checkpoint cannot be used; "" if it can. Each rank verifies its share of the files."""
         try:
-            facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
-            differing = [k for k, v in self.identity.items() if facts["identity"].get(k) != v]
+            facts = read_stamped(path / FACTS)
+            # An older version wrote no hash of some of them.
+            differing = [k for k, v in self.identity.items() if facts["identity"].get(k, v) != v]
             if differing:
                 return f"belongs to a run of another {differing[0]}"
+            if logged is not None and facts["step"] > logged:
+                return f"is of {facts['step']} steps, but metrics.jsonl next to it holds only the first {logged} whole"
             others = [n for n in {**shapes, **facts["tensors"]} if shapes.get(n) != facts["tensors"].get(n)]
             if others:
                 return f"holds other parameters than are trained here, for example {others[0]}"
-            for name, (size, digest) in list(facts["files"].items())[self.ranks.rank :: self.ranks.size]:
-                found = (path / name).stat().st_size
-                if found != size:
-                    return f"{name} has {found} bytes, expected {size}"
-                if _digest(path / name) != digest:
-                    return f"{name} is damaged: its SHA-256 is not the one recorded"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if damage := find_damage(path, _share(facts["files"], self.ranks)):
+                return " ".join(damage)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"cannot be read ({error})"
         return ""
 
@@ -149,9 +150,9 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _share(files: Files, ranks: Ranks) -> Files:
+    """Those of this rank."""
+    return dict(list(files.items())[ranks.rank :: ranks.size])
 
 
 def _cause(error: BaseException) -> str:
@@ -163,3 +164,14 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def check_product(product: Path, ranks: Ranks, *, advice: str) -> None:
+    """Refuse a file, or the files of a folder, that are not as their digests say; each rank reads its share of them.
+
+    What has no digests passes: a published checkpoint, or one of an older version.
+    """
+    if recorded := Digests.read(product):
+        for damage in ranks.all_gather(find_damage(recorded.base, _share(recorded.files, ranks))):
+            if damage:
+                raise ValueError(f"{recorded.base / damage[0]} {damage[1]}; {advice}")

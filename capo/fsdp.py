@@ -30,6 +30,9 @@ class ParallelConfig:
     """With hybrid or full: keep shards and optimizer state in host memory; slow, for models that fit no other way."""
     timeout_s: float = 1800.0
     """The run ends if a rank does not answer within this time."""
+    deterministic: bool = False
+    """On a GPU, let torch take kernels that add in a fixed order wherever it has them: else the gradient of a trained
+    vision tower rounds differently each time. Slower. On a CPU every sum has a fixed order anyway."""
 
     def __post_init__(self) -> None:
         check_range(self, "timeout_s", above=0)

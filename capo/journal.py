@@ -1,21 +1,60 @@
-"""Files of a run: JSON lines that survive a kill, and files that are written atomically."""
+"""Files of a run: written atomically and durably; JSON lines that survive a kill; digests that are checked on load.
 
+The digests of a folder are its digests.json, those of a file `part.jsonl` are next to it in `part.digests.json`.
+"""
+
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+DIGESTS = "digests.json"
+READ_AT_ONCE = 4  # files; SHA-256 of a large buffer lets other threads run
+
+Files = Mapping[str, tuple[int, str]]  # relative path -> bytes and SHA-256
+
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it."""
+    """Write a text file under a temporary name, flush it to disk and rename it; an OSError names the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with name_errors(path):
+            with temporary.open("wb") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def name_errors(path: Path) -> Iterator[None]:
+    """Add the name of a file to an OSError without one: `write` and `fsync` know a descriptor only."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk, as a rename alone is not durable. Windows opens no folder."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -24,33 +63,165 @@ def write_json(path: Path, value: object) -> None:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """One JSON object per line, written atomically."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(path, _join(rows))
+
+
+def _join(rows: Iterable[Mapping[str, object]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; drops a last line without a newline, which a kill leaves.
 
-    ValueError names file and line of any other line that is not JSON.
+    ValueError names file and line of any other line that is not a JSON object.
     """
+    return list(iter_lines(path))
+
+
+def iter_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """`read_lines` row by row, for a file that is too long to hold."""
     if not path.exists():
-        return []
-    rows = []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("no object")
+            except (ValueError, RecursionError) as error:
+                got = f"{line.rstrip()[:60]!r}; the file is damaged: restore it"
+                raise ValueError(f"{path}:{number}: expected a JSON object, got {got}") from error
+            yield row
+
+
+def seal(product: Path, built_on: Mapping[str, str]) -> None:
+    """Write the digests of a file, or of all files of a folder, and the digests of what it was built on, by name."""
+    base, paths = product.parent, [product]
+    if product.is_dir():
+        base, paths = product, sorted(p for p in product.rglob("*") if p.is_file() and not p.name.endswith(DIGESTS))
+    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+        digests = threads.map(sha256_of, paths)
+        files = {p.relative_to(base).as_posix(): (p.stat().st_size, d) for p, d in zip(paths, digests, strict=True)}
+    _write_digests(product, files, built_on)
+
+
+def write_sealed(path: Path, rows: Iterable[Mapping[str, object]], built_on: Mapping[str, str] | None = None) -> None:
+    """`write_lines`, after the digests of what is written: a file without them was written by an older version."""
+    text = _join(rows)
+    content = text.encode()
+    files = {path.name: (len(content), hashlib.sha256(content).hexdigest())}
+    _write_digests(path, files, built_on or {})
+    write_whole(path, text)
+
+
+def _write_digests(product: Path, files: Files, built_on: Mapping[str, str]) -> None:
+    write_stamped(digests_path(product), {"built_on": dict(built_on), "files": files})
+
+
+def write_stamped(path: Path, value: Mapping[str, object]) -> None:
+    """`write_json` with a SHA-256 of the rest, which `read_stamped` checks."""
+    plain = json.loads(json.dumps(value))
+    write_json(path, {**plain, "sha256": hash_json(plain)})
+
+
+def read_stamped(path: Path) -> dict[str, Any]:
+    """ValueError if the content is not that which was written; that of an older version has no hash."""
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if value.pop("sha256", None) not in (None, hash_json(value)):
+        raise ValueError("its SHA-256 is not the one recorded")
+    return value
+
+
+def hash_json(value: object) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def digests_path(product: Path) -> Path:
+    return product / DIGESTS if product.is_dir() else product.with_suffix(f".{DIGESTS}")
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What was recorded of a product."""
+
+    base: Path
+    files: Files
+    built_on: Mapping[str, str]
+
+    @classmethod
+    def read(cls, product: Path) -> "Digests | None":
+        """None if there are none; ValueError if they cannot be read."""
+        path = digests_path(product)
+        if not path.exists():
+            return None
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: expected a JSON object, got {line[:60]!r}; remove the line") from error
-    return rows
+            recorded = read_stamped(path)
+            files = {str(name): (int(size), str(digest)) for name, (size, digest) in recorded["files"].items()}
+            return cls(product if product.is_dir() else product.parent, files, dict(recorded["built_on"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            advice = "restore it, or remove it to have digests made of the files as they are"
+            raise ValueError(f"{path}: expected the digests of {product}, got a damaged file; {advice}") from error
+
+    @property
+    def identity(self) -> str:
+        """The same for the same files."""
+        return hash_json(self.files)
+
+
+def find_damage(base: Path, files: Files) -> tuple[str, str] | None:
+    """The first of `files` that is not as recorded, and what is wrong with it."""
+    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+        found = threads.map(lambda item: _compare(base / item[0], *item[1]), files.items())
+        return next(((name, wrong) for name, wrong in zip(files, found, strict=True) if wrong), None)
+
+
+def _compare(path: Path, size: int, digest: str) -> str:
+    try:
+        if (found := path.stat().st_size) != size:
+            return f"has {found} bytes, expected {size}"
+        return "" if sha256_of(path) == digest else "is damaged: its SHA-256 is not the one recorded"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Journal:
-    """Metrics of a stage, one line per step; opening it drops the lines of steps from `resume_at` on."""
+    """Metrics of a stage, one line per step; opening it keeps those of the first `resume_at` steps."""
 
     def __init__(self, path: Path, *, resume_at: int = 0) -> None:
         self.path = path
-        write_lines(path, [row for row in read_lines(path) if row["step"] < resume_at])
+        write_lines(path, islice(iter_lines(path), resume_at))
 
     def append(self, row: Mapping[str, object]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        with name_errors(self.path), self.path.open("ab") as file:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+    def sync(self) -> None:
+        """Return when all rows are on the disk."""
+        sync_file(self.path)
+
+
+def count_steps(path: Path) -> int:
+    """Number of steps, counted from the first, whose metrics a journal holds without a gap or a damaged line."""
+    steps = 0
+    try:
+        for row in iter_lines(path):
+            if not isinstance(row, dict) or row.get("step") != steps:
+                break
+            steps += 1
+    except ValueError:  # not JSON, or not UTF-8
+        return steps
+    return steps
+
+
+def sync_file(path: Path) -> None:
+    """Return when what was written to a file is on the disk."""
+    with name_errors(path), path.open("rb+") as file:
+        os.fsync(file.fileno())

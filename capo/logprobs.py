@@ -186,9 +186,9 @@ def _head_gradient(
                 if needs_bias:
                     grad_bias[columns] += slope.sum(0)
             if needs_weight:
-                grad_weight.index_add_(0, targets[rows], hidden[rows].to(dtype) * scale[:, None])
+                add_at(grad_weight, targets[rows], hidden[rows].to(dtype) * scale[:, None])
             if needs_bias:
-                grad_bias.index_add_(0, targets[rows], scale)
+                add_at(grad_bias, targets[rows], scale)
     return grad_weight.to(weight.dtype), grad_bias.to(weight.dtype if bias is None else bias.dtype)
 
 
@@ -229,6 +229,16 @@ def _read(
     if mean is not None:
         mean /= total[:, None]
     return chosen, highest + total.log(), energy / total, mean
+
+
+def add_at(total: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """total[index] += values, in place, [N, ..] += [R, ..] at [R] int64 in [0, N); repeats are added in a fixed order.
+
+    Each device has an operator of its own that does so: the other one's adds race there.
+    """
+    if total.is_cuda:  # `unsafe`: the index is not read back to be checked
+        return torch._index_put_impl_(total, [index], values, accumulate=True, unsafe=True)
+    return total.index_add_(0, index, values)
 
 
 def working_dtype(hidden: Tensor) -> torch.dtype:

@@ -175,6 +175,7 @@ def report_logps(
         hidden = policy.decoder(one_row(embeds, dim=0), one_row(layout.positions, dim=1), layout.block_mask)
     else:
         hidden = policy.decoder(embeds, layout.positions, layout.attention())
-    hidden, head = hidden.flatten(0, 1)[layout.predictors], policy.output_weight()
+    # Not hidden[predictors]: reports share the prompt's last state, and the gradients of an index race on a CPU.
+    hidden, head = torch.nn.functional.embedding(layout.predictors, hidden.flatten(0, 1)), policy.output_weight()
     logps, entropy = linear_logps(hidden, head, layout.targets, temperature=temperature, suppressed=suppressed)
     return layout.pad(logps), layout.pad(entropy)

@@ -4,7 +4,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -19,6 +20,10 @@ from capo.stopping import StopRequested
 BUCKET = 64 << 20  # bytes of gradients in one all_reduce
 
 T = TypeVar("T")
+
+
+class LostRankError(RuntimeError):
+    """Another rank has died or did not answer in time."""
 
 
 class Ranks:
@@ -78,17 +83,23 @@ class Ranks:
         """Rank 0, which writes the files of the run."""
         return self.rank == 0
 
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """What fails inside is the other side's: it is said with stage and rank."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostRankError(
+                f"rank {self.rank} of {self.size}, stage {self.stage}: not every rank answered; the time limit is "
+                f"{self.timeout_s:.0f} s ({str(error).splitlines()[0]}); see the log of the named rank, or raise "
+                "timeout_s"
+            ) from error
+
     def barrier(self) -> None:
-        """Wait for every rank; RuntimeError names the rank that did not arrive in time, and the stage."""
+        """Wait for every rank; LostRankError names the rank that did not arrive in time, and the stage."""
         if self.size > 1:
-            try:
+            with self._exchange():
                 dist.monitored_barrier(self._group, timeout=timedelta(seconds=self.timeout_s), wait_all_ranks=True)
-            except RuntimeError as error:
-                raise RuntimeError(
-                    f"rank {self.rank} of {self.size}, stage {self.stage}: not every rank answered; the time limit is "
-                    f"{self.timeout_s:.0f} s ({str(error).splitlines()[0]}); see the log of the named rank, or raise "
-                    "timeout_s"
-                ) from error
 
     def all_gather(self, value: T) -> list[T]:
         """`value` of every rank, in rank order; any JSON value."""
@@ -97,12 +108,14 @@ class Ranks:
         self.barrier()
         mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(mine)]), group=self._group)
+        with self._exchange():
+            dist.all_gather(lengths, torch.tensor([len(mine)]), group=self._group)
         longest = max(int(length) for length in lengths)
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: len(mine)] = mine
         theirs = [torch.zeros_like(padded) for _ in range(self.size)]
-        dist.all_gather(theirs, padded, group=self._group)
+        with self._exchange():
+            dist.all_gather(theirs, padded, group=self._group)
         return [json.loads(t[: int(n)].numpy().tobytes()) for t, n in zip(theirs, lengths, strict=True)]
 
     def all_gather_or_stop(self, value: T | None) -> list[T]:
@@ -128,7 +141,8 @@ class Ranks:
         for bucket in _fill_buckets([p.grad for p in parameters if p.grad is not None]):
             flattened = [gradient.flatten().float() for gradient in bucket]  # no copy of a float32 gradient
             flat = flattened[0] if len(flattened) == 1 else torch.cat(flattened)
-            dist.all_reduce(flat)
+            with self._exchange():
+                dist.all_reduce(flat)
             for gradient, total in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                 gradient.copy_(total.view_as(gradient))
 

@@ -64,8 +64,8 @@ class LabelReader(nn.Module):
         super().__init__()
         self.vision, self.grid = vision.float(), grid
         self.features, self.shapes = policy.features, policy.feature_shapes
-        width = policy.output_weight().shape[1]
-        sizes = [width, *([2 * grid**2 * width] if grid else [])]
+        self.width = policy.output_weight().shape[1]
+        sizes = [self.width, *([2 * grid**2 * self.width] if grid else [])]
         heads = [nn.Linear(size, len(prevalence), device=policy.device) for size in sizes]
         self.heads = nn.ModuleList(heads)
         for head in heads:
@@ -74,7 +74,7 @@ class LabelReader(nn.Module):
 
     def forward(self, prompts: Sequence[Prompt]) -> Tensor:
         """Logits [H, B, L], of one head or with a grid of two."""
-        features = self.features(prompts)
+        features = [images[:, : self.width] for images in self.features(prompts)]  # without those of DeepStack
         read = [torch.stack([images.mean(0) for images in features])]
         if self.grid:
             read.append(torch.stack([self._cells(f, p) for f, p in zip(features, prompts, strict=True)]))

@@ -29,7 +29,7 @@ def build_dashboard(folder: Path, source: StudySource | None = None) -> Path:
     """
     run = RunFiles.read(folder)
     source = source or StudySource.of_config(run.config)
-    warnings, rollouts = find_warnings(run.steps["rl"], run.config), pick_rollouts(run, source)
+    warnings, rollouts = find_warnings(run.rl_steps(), run.config), pick_rollouts(run, source)
     definition = run.config.get("criticality", {}).get("definition", "paper")
     if saturated := check_criticality(run.criticality, run.selected, definition):
         warnings.insert(0, saturated)
@@ -45,7 +45,7 @@ def build_dashboard(folder: Path, source: StudySource | None = None) -> Path:
         tiles=_list_tiles(run, sum(warning.until is None for warning in warnings)),
         config_sections={"run": top_level, **sections},
         warnings=warnings,
-        thinned={stage: len(rows) for stage, rows in run.steps.items() if len(rows) > MOST_POINTS},
+        thinned={stage: rows.num_steps for stage, rows in run.steps.items() if rows.num_steps > MOST_POINTS},
         threshold=_find_threshold(run),
         hardest=find_hardest(run, source),
         criticality=_count_critical(run),
@@ -95,7 +95,7 @@ def _list_tiles(run: RunFiles, warnings: int) -> list[tuple[str, str, str]]:
             d = row["difference"]
             interval = f"95 % interval {d['low']:+.2f} to {d['high']:+.2f}"
             tiles.append(("Held-out, CAPO minus SFT", f"{d['mean']:+.2f}", interval))
-    tiles.append(("CAPO steps", f"{len(rows):,}", f"of {run.config['rl']['steps']:,}"))
+    tiles.append(("CAPO steps", f"{rows.num_steps:,}", f"of {run.config['rl']['steps']:,}"))
     if run.scores:
         tiles.append(("Hard studies", f"{len(run.selected):,}", f"of {len(run.scores):,} to train on"))
     tiles.append(("Time", format_duration(sum(run.seconds().values())), "in finished stages"))

@@ -1,18 +1,19 @@
 """Metrics of a run -> charts: which there are, what they are called, and few enough points to draw."""
 
-import math
 import statistics
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from radflow.dashboard.run_files import Row, keys_with, reward_parts
+from radflow.dashboard.course import MOST_ROWS, Row, ends_of, is_number
+from radflow.dashboard.run_files import keys_with, reward_parts
 
 TABLES = tomllib.loads((Path(__file__).parent / "metrics.toml").read_text(encoding="utf-8"))
-MOST_POINTS = 500
+MOST_POINTS = MOST_ROWS // 2
 
 
 def label(name: str) -> str:
@@ -63,12 +64,14 @@ def curve(rows: Sequence[Row], key: str, name: str, *, scale: float = 1.0, sprea
         scaled = [(_scaled(known[i][key], scale), _scaled(known[i].get(spread), scale)) for i in group]
         values = [v for v, _ in scaled if v is not None]
         spreads = [s for v, s in scaled if v is not None and s is not None]
+        ends = (_scaled(end, scale) for i in group for end in ends_of(known[i], key))
+        extremes = [v for v in ends if v is not None]
         mean = statistics.fmean(values) if values else None
         half = statistics.fmean(spreads) if spreads else None
         x.append(known[group[len(group) // 2]]["step"] + 1)
         y.append(mean)
-        low.append(None if mean is None else mean - half if half is not None else min(values))
-        high.append(None if mean is None else mean + half if half is not None else max(values))
+        low.append(None if mean is None else mean - half if half is not None else min(extremes))
+        high.append(None if mean is None else mean + half if half is not None else max(extremes))
     banded = spread or len(groups) < len(known)
     return Series(name, x, y, low if banded else None, high if banded else None, **style)
 
@@ -155,7 +158,9 @@ def _with_rates(row: Row, studies_per_step: int, inner_epochs: int) -> Row:
     if row.get("seconds_rollout") and row.get("seconds_update"):
         more["sampling_speed"] = row["tokens"] / inner_epochs / row["seconds_rollout"]
         more["training_speed"] = row["tokens"] / row["seconds_update"]
-    return {**row, **more}
+    extended: Any = copy(row)  # with the extremes of its steps, if they are several
+    extended.update(more)
+    return cast(Row, extended)
 
 
 def _draw_time(rows: Sequence[Row]) -> list[Chart]:
@@ -170,4 +175,4 @@ def _draw_time(rows: Sequence[Row]) -> list[Chart]:
 
 
 def _scaled(value: Any, scale: float = 1) -> float | None:
-    return value * scale if isinstance(value, int | float) and math.isfinite(value) else None
+    return value * scale if is_number(value) else None

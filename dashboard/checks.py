@@ -12,7 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 from radflow.dashboard.charts import TABLES
-from radflow.dashboard.run_files import Row, keys_with
+from radflow.dashboard.course import Row
+from radflow.dashboard.run_files import keys_with
 from radflow.rewards.registry import METRICS
 
 WINDOW = 20  # steps that are checked together; what lasts shorter is noise
@@ -171,6 +172,7 @@ class Monitor:
     def __init__(self, stage: str, config: Mapping[str, Any]) -> None:
         self.stage, self.config, self.history = stage, config, History()
         self.found: list[RunWarning] = []
+        self.lasting: dict[str, int] = {}  # kind -> index of the one that has not ended
 
     def add(self, row: Row) -> list[RunWarning]:
         """The warnings that begin at this step."""
@@ -180,17 +182,18 @@ class Monitor:
         begun = []
         for kind, check in CHECKS.items():
             measured, step = check(self.history, self.config), int(row["step"])
-            lasting = next((i for i, w in enumerate(self.found) if w.kind == kind and w.until is None), None)
-            if measured and lasting is None:
+            if measured and kind not in self.lasting:
                 text = TABLES["warnings"][kind].format(**measured, window=WINDOW)
+                self.lasting[kind] = len(self.found)
                 begun.append(RunWarning(self.stage, kind, step, None, text))
-            elif lasting is not None and not measured:
-                self.found[lasting] = replace(self.found[lasting], until=step)
-        self.found += begun
+                self.found.append(begun[-1])
+            elif kind in self.lasting and not measured:
+                ended = self.lasting.pop(kind)
+                self.found[ended] = replace(self.found[ended], until=step)
         return begun
 
     def count_lasting(self) -> int:
-        return sum(warning.until is None for warning in self.found)
+        return len(self.lasting)
 
 
 def find_warnings(rows: Iterable[Row], config: Mapping[str, Any]) -> list[RunWarning]:

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from capo.journal import read_lines, write_lines
+from capo.journal import write_lines
 from capo.stopping import StopRequested
 from radflow.dashboard.build import build_dashboard
 from radflow.dashboard.charts import TABLES
 from radflow.dashboard.checks import CLIP_METRICS, Monitor
+from radflow.dashboard.course import Row
 from radflow.dashboard.render import DASH
-from radflow.dashboard.run_files import TRAINED, Row, RunFiles, State, read_end, read_json, write_status
+from radflow.dashboard.run_files import TRAINED, RunFiles, State, read_end, read_json, read_rows, write_status
 from radflow.dashboard.studies import StudySource
 from radflow.dashboard.trackers import Trackers, TrackingConfig
 
@@ -72,7 +73,7 @@ class Live:
         self.stage = stage
         write_status(self.folder, "running", stage=stage)
 
-    def resume(self, kept: Sequence[Row], last: int) -> None:
+    def resume(self, kept: Iterable[Row], last: int) -> None:
         """A stage that trains is about to take its steps, `last` in all; `kept` are the rows before its checkpoint."""
         self.last, self.next_line, self.monitor = last, 0.0, Monitor(self.stage, self.config)
         for row in kept:
@@ -108,7 +109,7 @@ class Live:
 
     def _keep_warnings(self) -> None:
         path = self.folder / "warnings.jsonl"
-        others = [row for row in read_lines(path) if row["stage"] != self.stage]
+        others = [row for row in read_rows(path) if row["stage"] != self.stage]
         rows = [*others, *(asdict(warning) for warning in self.monitor.found)]
         if rows or path.exists():
             write_lines(path, rows)
@@ -152,7 +153,7 @@ class Watcher:
     def look(self, *, most: int | None = None) -> list[str]:
         """The lines since the last look; of the steps of a stage at most the latest `most`."""
         lines: list[str] = []
-        done: list[dict[str, Any]] = read_lines(self.folder / "timing.jsonl")
+        done: list[dict[str, Any]] = read_rows(self.folder / "timing.jsonl")
         for row in done[self.stages_done :]:
             if row["stage"] in TRAINED:
                 lines += self._read_steps(row["stage"], most)

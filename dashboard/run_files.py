@@ -5,17 +5,21 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
-from capo.journal import read_lines, write_json
+from capo.journal import iter_lines, write_json
+from radflow.dashboard.archive import Archive, Member
+from radflow.dashboard.course import Course, Row
+from radflow.dashboard.shapes import SHAPES, check_shape
 
 T = TypeVar("T")
-Row = Mapping[str, Any]
 State = Literal["running", "complete", "stopped", "failed"]
 TRAINED = ("warmup", "sft", "rl")  # the stages that write metrics.jsonl
 
@@ -29,7 +33,7 @@ class RunFiles:
     environment: Mapping[str, Any]
     status: Mapping[str, Any] | None  # None: of a run before there was status.json
     timing: Sequence[Row]  # one line for each time that a stage ran to its end
-    steps: Mapping[str, Sequence[Row]]  # stage -> its metrics.jsonl
+    steps: Mapping[str, Course]  # stage -> its metrics.jsonl
     scores: Sequence[Row]
     selected: Sequence[str]  # ids of the hard studies
     criticality: Sequence[Row]
@@ -44,19 +48,25 @@ class RunFiles:
         """
         if not (folder / "config.yaml").is_file():
             raise ValueError(f"{folder}: expected the folder of a run with its config.yaml; give the run's own folder")
-        selection = read_json(folder / "explore" / "selection.json")
         return cls(
             folder=folder,
-            config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
+            config=_read_config(folder / "config.yaml"),
             environment=read_json(folder / "environment.json") or {},
             status=read_json(folder / "status.json"),
-            timing=read_lines(folder / "timing.jsonl"),
-            steps={stage: read_lines(folder / stage / "metrics.jsonl") for stage in TRAINED},
-            scores=read_lines(folder / "explore" / "scores.jsonl"),
-            selected=selection["selected"] if selection else (),
-            criticality=read_lines(folder / "criticality.jsonl"),
+            timing=read_rows(folder / "timing.jsonl"),
+            steps={
+                stage: Course(iter_rows(folder / stage / "metrics.jsonl", kind="rl metrics" if stage == "rl" else ""))
+                for stage in TRAINED
+            },
+            scores=_read_scores(folder / "explore" / "scores.jsonl", read_selected(folder)),
+            selected=read_selected(folder),
+            criticality=read_rows(folder / "criticality.jsonl"),
             evaluation=read_json(folder / "eval" / "table.json"),
         )
+
+    def rl_steps(self) -> Iterator[Row]:
+        """The metrics of every RL step, read anew."""
+        return iter_lines(self.folder / "rl" / "metrics.jsonl")
 
     @property
     def name(self) -> str:
@@ -69,41 +79,86 @@ class RunFiles:
             total[row["stage"]] += row["seconds"]
         return dict(total)
 
-    def rollout_steps(self) -> list[int]:
-        """Steps whose reports are there."""
-        files = (self.folder / "rl" / "rollouts").glob("step_*.jsonl")
-        return sorted(int(path.stem.removeprefix("step_")) for path in files)
-
-    def rollouts(self, step: int) -> list[dict[str, Any]]:
-        """The studies of one step, each with its G reports."""
-        return read_lines(self.folder / "rl" / "rollouts" / f"step_{step:06d}.jsonl")
+    @cached_property
+    def rollouts(self) -> Mapping[int, Member]:
+        """Step -> where its studies are, each with its G reports."""
+        return Archive(self.folder / "rl" / "rollouts").members()
 
     def predictions(self) -> dict[str, str]:
         """The SFT policy's report of every training study explored so far."""
         parts = sorted((self.folder / "explore" / "predictions").glob("part_*.jsonl"))
-        rows: list[dict[str, Any]] = [row for path in parts for row in read_lines(path)]
+        rows: list[dict[str, Any]] = [row for path in parts for row in read_rows(path, kind="predictions")]
         return {row["id"]: row["report"] for row in rows}
 
     def held_out(self) -> dict[str, tuple[str, str, str]]:
         """Reference, SFT and CAPO report of every held-out study; none before the evaluation."""
-        files = [read_json(self.folder / "eval" / f"{name}.json") or {} for name in ("references", "sft", "capo")]
+        files = [
+            read_json(self.folder / "eval" / f"{name}.json", kind="reports") or {}
+            for name in ("references", "sft", "capo")
+        ]
         shared = [study_id for study_id in files[0] if all(study_id in file for file in files)]
         texts = {i: tuple(str(file[i].get("report") or "") for file in files) for i in shared}
         return cast(dict[str, tuple[str, str, str]], texts)
 
 
-def read_json(path: Path) -> Any:
-    """Content of a JSON file; None if there is none.
+def read_json(path: Path, *, kind: str = "") -> dict[str, Any] | None:
+    """A JSON object of a run; None if there is no such file.
+
+    Args:
+        kind: of SHAPES, by default the file's name.
 
     Raises:
-        ValueError: it is not JSON; names the file.
+        ValueError: it is something else; names the file.
     """
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}; remove the file") from error
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, got {error}; the file is damaged: restore it") from error
+    check_shape(found, SHAPES[kind or path.name], path)
+    return found
+
+
+def read_rows(path: Path, *, kind: str = "") -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file of a run; the rest is as for `read_json`."""
+    return list(iter_rows(path, kind=kind))
+
+
+def iter_rows(path: Path, *, kind: str = "") -> Iterator[dict[str, Any]]:
+    """`read_rows` row by row, for a file that is too long to hold."""
+    (shape,) = SHAPES[kind or path.name]
+    for number, row in enumerate(iter_lines(path), 1):
+        check_shape(row, shape, path, str(number))
+        yield row
+
+
+def read_selected(folder: Path) -> Sequence[str]:
+    """Ids of the hard studies; none before the exploration."""
+    selection = read_json(folder / "explore" / "selection.json")
+    return selection["selected"] if selection else ()
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file; ValueError in one line names one that is damaged."""
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected YAML, got {' '.join(str(error).split())}; correct the file") from error
+
+
+def _read_scores(path: Path, selected: Sequence[str]) -> list[dict[str, Any]]:
+    """Scores of all training studies, which are written before studies are selected by them."""
+    rows = read_rows(path)
+    if missing := {*selected} - {row["id"] for row in rows}:
+        raise ValueError(f"{path}: expected a score of study {min(missing)}, got none; the file is damaged: restore it")
+    return rows
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config: dict[str, Any] = read_yaml(path)
+    check_shape(config, SHAPES[path.name], path)
+    return config
 
 
 def write_status(folder: Path, state: State, *, stage: str, detail: str = "") -> None:
@@ -124,7 +179,7 @@ def read_end(folder: Path) -> dict[str, Any] | None:
 
 def keys_with(rows: Iterable[Row], prefix: str) -> list[str]:
     """Keys of the rows that begin with `prefix`, in the order in which they appear."""
-    return list(dict.fromkeys(key for row in rows for key in row if key.startswith(prefix)))
+    return [key for key in dict.fromkeys(chain.from_iterable(rows)) if key.startswith(prefix)]
 
 
 def reward_parts(rows: Sequence[Row]) -> list[str]:

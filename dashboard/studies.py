@@ -5,7 +5,6 @@ import io
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ import numpy as np
 from PIL import Image
 
 from radflow.dashboard.charts import Series, label
-from radflow.dashboard.run_files import Row, RunFiles, evenly
+from radflow.dashboard.course import Row
+from radflow.dashboard.run_files import RunFiles, evenly
 from radflow.data.phantoms import draw_phantom
 from radflow.data.readers.manifest import read_manifest
 from radflow.data.studies import Study, load_image
+from radflow.rewards.memory import remember
 
 MOST_IMAGES = 2  # per study: frontal and lateral
 LONGEST_TEXT = 3000
@@ -36,7 +37,7 @@ class StudySource:
     def __init__(self, find: Callable[[str], Study]) -> None:
         self.find = find
         # A run writes its page again and again, of mostly the same studies; all of a corpus would fill the memory.
-        self.images = lru_cache(maxsize=2048)(self._images)
+        self.images = remember(self._images, most_bytes=2 * IMAGE_BYTES)
 
     @classmethod
     def of_studies(cls, studies: Sequence[Study]) -> "StudySource":
@@ -110,8 +111,8 @@ def pick_rollouts(run: RunFiles, source: StudySource) -> dict[str, Any]:
     """The rollouts of evenly spaced steps, the first and the last among them, as the page's script reads them."""
     parts: dict[str, int] = {}
     steps: list[dict[str, Any]] = []
-    for step in evenly(run.rollout_steps(), ROLLOUT_STEPS):
-        rows = run.rollouts(step)
+    for step in evenly(list(run.rollouts), ROLLOUT_STEPS):
+        rows = run.rollouts[step].read()
         shown: list[dict[str, Any]] = []
         left = TEXT_BYTES / ROLLOUT_STEPS
         for row in evenly(rows, STUDIES_PER_STEP):
@@ -159,9 +160,9 @@ def _draw_small(ids: Sequence[str], source: StudySource) -> dict[str, list[str]]
 def measure_spread(run: RunFiles) -> dict[str, Series]:
     """Mean and standard deviation of each part of the reward over the policy's own reports of evenly spaced steps."""
     columns: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
-    for step in evenly(run.rollout_steps(), SPREAD_STEPS):
+    for step in evenly(list(run.rollouts), SPREAD_STEPS):
         values: dict[str, list[float]] = defaultdict(list)
-        reports = [report for row in run.rollouts(step) for report in row["reports"] if not report.get("edited")]
+        reports = [report for row in run.rollouts[step].read() for report in row["reports"] if not report.get("edited")]
         for name, value in (item for report in reports for item in report["parts"].items()):
             if value is not None:
                 values[name].append(value)

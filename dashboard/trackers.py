@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from radflow.dashboard.run_files import Row
+from radflow.dashboard.course import Row
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class TrackingConfig:
 
     dashboard: bool = True
     """Write dashboard.html at checkpoints, at the end of a stage and at the end of the run."""
+    keep_steps: int = 0
+    """Latest steps whose reports stay in rl/rollouts and rl/held_out, which lose files of 1,000 steps; 0 keeps all."""
     tensorboard: bool = False
     """Write event files to the folder tensorboard/ of the run (needs the extra `tensorboard`)."""
     wandb: Literal["off", "offline", "online"] = "off"
@@ -28,6 +30,10 @@ class TrackingConfig:
     the extra `wandb`)."""
     wandb_project: str = "radflow"
     """Project that Weights & Biases files the run under."""
+
+    def __post_init__(self) -> None:
+        if self.keep_steps < 0:
+            raise ValueError(f"expected tracking.keep_steps of at least 0, got {self.keep_steps}")
 
 
 class TensorBoardTracker:
@@ -58,6 +64,9 @@ class WandbTracker:
         import wandb  # heavy
 
         path = folder.resolve()
+        # Of the machine, the command and the packages nothing is sent either: paths may name patients.
+        private = {"host": "", "x_disable_meta": True, "x_disable_machine_info": True, "x_save_requirements": False}
+        quiet = {"console": "off", "silent": True, "disable_code": True, "disable_git": True, "x_disable_stats": True}
         self.run = wandb.init(
             project=tracking.wandb_project,
             name=path.name,
@@ -65,8 +74,8 @@ class WandbTracker:
             dir=str(folder),
             id=hashlib.sha256(str(path).encode()).hexdigest()[:16],
             resume="allow",
-            config=dict(config),
-            settings=wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True),
+            config=numbers_in(config),
+            settings=wandb.Settings(**private, **quiet),
         )
         self.known: set[str] = set()
 
@@ -136,6 +145,12 @@ class Trackers:
             self.say(f"warning: tracker {name} failed ({type(error).__name__}: {error}); training goes on without it")
             self.makers.pop(name, None)
             self.open.pop(name, None)
+
+
+def numbers_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers and switches of a nested config: its texts hold paths, prompts and addresses."""
+    kept = {key: numbers_in(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    return {key: value for key, value in kept.items() if isinstance(value, int | float | dict)}
 
 
 def keep_numbers(row: Row) -> dict[str, float]:

@@ -71,6 +71,10 @@ class PrepareConfig:
     integrity: IntegrityConfig = field(default_factory=IntegrityConfig)
     """What is done with studies that break a rule."""
 
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"expected workers of at least 0, got {self.workers}")
+
 
 def prepare(
     items: Iterable[Record | Unread], config: PrepareConfig, *, root: Path, out: Path, title: str = ""

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from radflow.data.files import write_whole
+from radflow.data.files import replacing, write_whole
 from radflow.data.readers.manifest import read_manifest
 from radflow.data.readers.system_outputs import STUDY
 from radflow.data.studies import Study, arrange_views
@@ -119,5 +119,6 @@ def _with_copies(study: Study, folder: Path) -> Study:
     folder.mkdir(parents=True, exist_ok=True)
     copies = tuple(folder / f"{number}.png" for number in range(len(study.images)))
     for source, copy in zip(study.images, copies, strict=True):
-        study.load(source).save(copy)
+        with replacing(copy, "wb") as file:
+            study.load(source).save(file, "PNG")
     return replace(study, images=copies)

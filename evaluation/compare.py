@@ -179,14 +179,15 @@ def compare_pairs(
     rules = choose_rules(config.labeler, config.lexicon, files, targets, SectionParser(config.headers))
     measures = Measures(config, weights, rules)
     systems = [
-        System(n, reports, measures.cells(reports, targets, title=escape_control(n))) for n, reports in texts.items()
+        System(n, reports, measures.cells(reports, targets, title=escape_control(n), ids=ids))
+        for n, reports in texts.items()
     ]
     tests, reasons = _test(systems, measures, which), dict[str, str]()
     for system in systems:
         reasons |= lacking(measures.rows, system.cells, measures.missing)
     critical = np.array([found.critical for found in CriticalityRules(measures.labeler, rules.definition)(targets)])
     notes = list(dict.fromkeys(note for pairs in read.values() for note in pairs.notes))
-    return Compared(ids, systems, tests, measures, critical, lists, reasons, notes)
+    return Compared(ids, systems, tests, measures, critical, lists, reasons, [*measures.notes, *notes])
 
 
 def _common(read: Mapping[str, Pairs]) -> tuple[list[str], dict[str, list[str]], dict[str, dict[str, list[str]]]]:

@@ -74,6 +74,7 @@ class GalleryConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "studies", least=1)
+        check_range(self, "seed", least=0)
         if (self.references is None) == (self.phantoms is None):
             raise ValueError("expected references or phantoms (chest, carotid), and not both; name what is edited")
         if self.out is not None and self.out.suffix not in (".csv", ".json"):

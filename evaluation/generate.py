@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from capo.journal import write_json
+from capo.checks import check_range
+from capo.journal import Digests, write_json
 from capo.ranks import Ranks
 from capo.sampling import SamplingConfig
 from capo.stopping import StopRequested, StopSignal
@@ -54,6 +55,7 @@ class GenerateConfig:
             raise ValueError("expected model or endpoint.url, and not both; one of them writes the reports")
         if self.studies_per_part < 1:
             raise ValueError(f"expected part_size of at least 1, got {self.part_size}")
+        check_range(self, "seed", least=0)
 
     @property
     def studies_per_part(self) -> int:
@@ -72,6 +74,10 @@ def generate(config: Annotated[GenerateConfig, arg(name="")]) -> None:
         ValueError: the manifest or the model does not fit, parts of other settings are there, or the endpoint failed.
         StopRequested: stopped by a signal; finished parts stay.
     """
+    if config.model is not None:
+        from radflow.models.start import pick_device  # loads torch
+
+        pick_device()  # before anything slow, as it may warn
     studies = read_manifest(config.manifest, image_root=config.image_root)
     studies = [study for study in studies if config.split in ("all", study.split)]
     if not studies:
@@ -102,7 +108,8 @@ def generate(config: Annotated[GenerateConfig, arg(name="")]) -> None:
         return [{"id": study.id, "report": report, "truncated": truncated} for study, (report, truncated) in found]
 
     try:
-        rows = resumable_map(config.parts, studies, config.studies_per_part, work, ranks, title="reports")
+        size, made_with = config.studies_per_part, _identify_model(config)
+        rows = resumable_map(config.parts, studies, size, work, ranks, title="reports", built_on=made_with)
     except StopRequested:
         ranks.shutdown()
         raise
@@ -113,15 +120,20 @@ def generate(config: Annotated[GenerateConfig, arg(name="")]) -> None:
     ranks.shutdown()
 
 
+def _identify_model(config: GenerateConfig) -> dict[str, str]:
+    """The hash of a model that has digests, as that of a run has."""
+    digests = None if config.model is None else Digests.read(Path(config.model))
+    return {str(config.model): digests.identity} if digests else {}
+
+
 def _load_writer(config: GenerateConfig, stop: StopSignal, shown: bool) -> Write:
     """What reports a part; a model is loaded with the first part, so that none is needed if all parts are there."""
     if config.model is None:
         served = ServedModel(config.endpoint, config.sampling)
 
         def ask(part: Sequence[Study], *, title: str) -> list[tuple[str, bool]]:
-            if stop.requested:
-                raise StopRequested("stopped while reports were requested")
-            return served.reports(part, title=title)
+            with stop.at_once():
+                return served.reports(part, title=title)
 
         return ask
     from radflow.pipeline.generation import ReportWriter, open_model  # loads transformers

@@ -1,9 +1,8 @@
 """Every cell of a set of report pairs: rules in this process or in others, models in this one."""
 
-import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,8 @@ from radflow.evaluation.table_metrics import (
 )
 from radflow.evaluation.weights import Weights
 from radflow.rewards.config import RewardConfig
-from radflow.rewards.measure import Metrics
+from radflow.rewards.faults import describe_faults
+from radflow.rewards.measure import Metrics, Reads
 from radflow.rewards.metrics.chexbert import ChexbertLabels
 from radflow.rewards.metrics.lexical import ngram_counts
 from radflow.rewards.metrics.radcliq import SUB_SCORES, radcliq_v0, radcliq_v1
@@ -32,7 +32,9 @@ from radflow.rewards.metrics.srrbert import SrrBert
 from radflow.rewards.radgraph.cache import GraphCache
 from radflow.rewards.radgraph.text import Graph
 from radflow.rewards.registry import METRICS, Backends, load_metrics
-from radflow.rewards.types import Labeler
+from radflow.rewards.types import Fault, Labeler
+from radflow.rewards.watched import WatchedWorkers
+from radflow.rewards.workers import SINGLES
 
 RADCLIQ = {"radcliq_v0": radcliq_v0, "radcliq_v1": radcliq_v1}
 # What is measured: RadCliQ is not, it follows from others that may be given.
@@ -83,7 +85,7 @@ class MeasureConfig:
     """Of resampling, and of random training reports."""
 
     def __post_init__(self) -> None:
-        check_range(self, "workers", least=0)
+        check_range(self, "workers", "seed", least=0)
         check_range(self, "num_resamples", least=100)
 
 
@@ -106,7 +108,7 @@ class Measures:
             lexicon=rules.lexicon,
             bertscore=weights.bertscore_config(),
             chexbert=weights.chexbert_config(),
-            radgraph=dataclasses.replace(weights.radgraph_config(), cache=config.cache),
+            radgraph=replace(weights.radgraph_config(), cache=config.cache),
             ratescore=weights.ratescore_config(),
             srrbert=weights.srrbert_config(),
             temporal=weights.temporal_config(),
@@ -116,6 +118,7 @@ class Measures:
         self.rows = table_metrics(
             self.labeler.labels, one_section=config.protocol != "rexrank", by_character=rules.by_character
         )
+        self.notes: list[str] = []  # on metrics that failed for some reports
         self.missing = dict(rules.missing)  # cells -> how to get what they need, or why they are not measured
         if config.protocol != "rexrank":
             self.missing["consistency_rules"] = "compares Findings with Impression: protocol rexrank only"
@@ -145,10 +148,23 @@ class Measures:
         return None
 
     def cells(
-        self, predictions: Sequence[str], references: Sequence[str], *, title: str, names: Collection[str] | None = None
+        self,
+        predictions: Sequence[str],
+        references: Sequence[str],
+        *,
+        title: str,
+        names: Collection[str] | None = None,
+        ids: Sequence[str] | None = None,
     ) -> Cells:
         """Cells by name (all, or `names` and what they follow from), one row per pair, with RadCliQ if its sub-scores
-        are there. Equal pairs are measured once, but by a metric that depends on all of them."""
+        are there. Equal pairs are measured once, but by a metric that depends on all of them.
+
+        Args:
+            ids: of the studies; None for a baseline, whose reports are named by their numbers.
+
+        Raises:
+            RewardError: a metric cannot be measured, or fails for most of the studies.
+        """
         wanted = {*MODELS} if names is None else {*names}
         wanted |= {*SUB_SCORES} if wanted & RADCLIQ.keys() else set()
         asked = [name for name in MODELS if name in wanted and name not in self.missing]
@@ -156,39 +172,57 @@ class Measures:
         together = [name for name in asked if name in METRICS and METRICS[name].together]
         rules = [name for name in asked if MODELS[name] is None]
         models = [name for name in asked if MODELS[name] is not None and name not in together]
-        by_rules = self._measure(pairs, rules, RULES_CHUNK, title, workers=self.config.workers)
-        by_models = self._measure(pairs, models, MODELS_CHUNK, f"{title} (models)", workers=0)
-        by_all = {name: _column(self.backends.metric(name)(predictions, references)) for name in together}
-        return with_radcliq(by_rules | by_models | by_all)
-
-    def _measure(self, pairs: Sequence[Pair], names: Sequence[str], size: int, title: str, *, workers: int) -> Cells:
-        if not names:
-            return {}
         different = list(dict.fromkeys(pairs))
-        parts = [different[i : i + size] for i in range(0, len(different), size)]
-        chunks = []
-        with tqdm(total=len(different), desc=title, unit="report", disable=None, leave=False) as bar:
-            for part, cells in zip(parts, self._chunks(parts, names, workers), strict=True):
-                chunks.append(cells)
-                bar.update(len(part))
         rows = {pair: i for i, pair in enumerate(different)}
-        indices = [rows[pair] for pair in pairs]
-        return {name: np.concatenate([chunk[name] for chunk in chunks])[indices] for name in names}
+        indices, faults, cells = [rows[pair] for pair in pairs], list[Fault](), Cells()
+        for chosen, size, workers, shown in (
+            (rules, RULES_CHUNK, self.config.workers, title),
+            (models, MODELS_CHUNK, 0, f"{title} (models)"),
+        ):
+            found, failed = self._measure(different, chosen, size, shown, workers=workers)
+            cells |= {name: column[indices] for name, column in found.items()}
+            faults += [replace(one, report=i) for one in failed for i, row in enumerate(indices) if row == one.report]
+        found, failed = self._measure(pairs, together, len(pairs), title, workers=0)
+        names_of = ids or [str(number) for number in range(1, len(pairs) + 1)]
+        named = ((names_of[one.report], one) for one in (*faults, *failed))
+        config = self.reward if ids else replace(self.reward, max_failed=1.0)
+        self.notes += describe_faults(named, config, num_reports=len(pairs))
+        return with_radcliq(cells | found)
 
-    def _chunks(self, parts: Sequence[Sequence[Pair]], names: Sequence[str], workers: int) -> Iterator[Cells]:
-        protocol = self.config.protocol
-        if workers < 2 or len(parts) < 2:
-            yield from (measure(part, names=names, protocol=protocol, backends=self.backends) for part in parts)
-            return
-        import loky
+    def _measure(
+        self, pairs: Sequence[Pair], names: Sequence[str], size: int, title: str, *, workers: int
+    ) -> tuple[Cells, list[Fault]]:
+        if not names:
+            return {}, []
+        parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+        chunks, faults, done = [], [], 0
+        with tqdm(total=len(pairs), desc=title, unit="report", disable=None, leave=False) as bar:
+            for part, (cells, failed) in zip(parts, self._chunks(parts, names, workers), strict=True):
+                chunks.append(cells)
+                faults += [replace(fault, report=fault.report + done) for fault in failed]
+                done += len(part)
+                bar.update(len(part))
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in names}, faults
 
-        work = partial(_measure_in_worker, names=names, protocol=protocol, reward=self.reward, parse=self.parse)
-        with loky.ProcessPoolExecutor(workers, env={"OMP_NUM_THREADS": "1"}) as executor:
-            yield from executor.map(work, parts)
+    def _chunks(
+        self, parts: Sequence[Sequence[Pair]], names: Sequence[str], workers: int
+    ) -> Iterator[tuple[Cells, tuple[Fault, ...]]]:
+        work = partial(measure, names=names, protocol=self.config.protocol)
+        many = workers > 1 and len(parts) > 1
+        backends = partial(Backends, self.reward, self.parse) if many else lambda: self.backends
+        build, limit_s = partial(_measure_with, work, backends), self.reward.timeout_s
+        watched = WatchedWorkers(workers if many else 0, build, limit_s=limit_s, option="the limit")
+        try:
+            pending = [watched.submit("pairs", part, patience=SINGLES) for part in parts]
+            yield from (future.result() for future in pending)
+        finally:
+            watched.close()
 
 
-def measure(pairs: Sequence[Pair], *, names: Sequence[str], protocol: Protocol, backends: Backends) -> Cells:
-    """Cells of some pairs of (prediction, reference)."""
+def measure(
+    pairs: Sequence[Pair], *, names: Sequence[str], protocol: Protocol, backends: Backends
+) -> tuple[Cells, tuple[Fault, ...]]:
+    """Cells of some pairs of (prediction, reference), and which values a metric failed to give."""
     sides = [p for p, _ in pairs], [r for _, r in pairs]
     cells: Cells = {}
     for name in LABEL_CELLS:
@@ -202,23 +236,20 @@ def measure(pairs: Sequence[Pair], *, names: Sequence[str], protocol: Protocol, 
         cells["meteor_counts"] = backends.meteor.counts(*map(tuple, sides))
     metrics = load_metrics([name for name in names if name not in (*LABEL_CELLS, *COUNT_CELLS)], backends)
     if protocol != "rexrank":
-        metrics = Metrics(backends.parse, {name: ("text", metric) for name, (_, metric) in metrics.metrics.items()})
-    for name, column in metrics.columns(*sides).items():
-        cells[name] = _column(column)
-    return cells
+        text: Reads = "text"
+        read = {name: (text, metric) for name, (_, metric) in metrics.metrics.items()}
+        metrics = Metrics(backends.parse, read, together=metrics.together)
+    table = metrics.table(*sides)
+    return cells | {name: _column(column) for name, column in table.columns.items()}, table.faults
 
 
 def _column(values: Sequence[float | None]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-_backends = cache(Backends)  # of this worker
-
-
-def _measure_in_worker(
-    pairs: Sequence[Pair], names: Sequence[str], protocol: Protocol, reward: RewardConfig, parse: SectionParser
-) -> Cells:
-    return measure(pairs, names=names, protocol=protocol, backends=_backends(reward, parse))
+def _measure_with(work: Callable[..., object], backends: Callable[[], Backends], _: str) -> Callable[..., object]:
+    """`measure` with the backends of a worker, for the only kind of task that there is."""
+    return partial(work, backends=backends())
 
 
 def annotate_once(annotate: Annotate, graphs: GraphCache, texts: Sequence[str]) -> list[Graph]:

@@ -119,6 +119,6 @@ def run_configs(files: Sequence[Path | None]) -> Iterator[tuple[Path, dict[str, 
         folder = Path() if file is None else file.resolve().parent
         config = folder.parent / "config.yaml"
         if folder.name == "eval" and config.is_file():
-            import yaml  # only runs have YAML files
+            from radflow.dashboard.run_files import read_yaml  # only runs have YAML files
 
-            yield config, yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+            yield config, read_yaml(config) or {}

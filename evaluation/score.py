@@ -137,7 +137,7 @@ def score_pairs(
     rules = choose_rules(config.labeler, config.lexicon, files, pairs.references, SectionParser(config.headers))
     measures = Measures(config, weights, rules, given=made)
     names = [name for name in MODELS if name not in made]
-    measured = measures.cells(pairs.predictions, pairs.references, title="score", names=names)
+    measured = measures.cells(pairs.predictions, pairs.references, title="score", names=names, ids=pairs.ids)
     found = measure_baselines(measures, pairs.references, train, nearest, sample=sample)
     asked = ask(pairs) if ask else LlmScores()
     cells = with_radcliq(measured | made) | asked.cells
@@ -147,7 +147,8 @@ def score_pairs(
     metrics = [*measures.rows, *asked.rows]
     rows = _rows(config, metrics, cells, missing, found)
     feet = _feet(config, pairs.ids, rules.labeler, varieties, found)
-    feet += [*notes_on_labels(metrics, cells), *rules.tokens, *asked.notes, *pairs.notes, *notes, *notes_on(lists)]
+    feet += [*notes_on_labels(metrics, cells), *measures.notes, *rules.tokens, *asked.notes, *pairs.notes, *notes]
+    feet += notes_on(lists)
     return Scored(pairs.ids, cells, rules.labeler, rows, found, varieties, lists, feet, asked.listed)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from capo.checks import check_range
+from radflow.rewards.hub import COMMITS, find_commit
 from radflow.rewards.metrics.bertscore import BASELINES, BertScoreConfig
 from radflow.rewards.metrics.chexbert import ChexbertConfig
 from radflow.rewards.metrics.encoder import in_one_line
@@ -91,6 +93,7 @@ class Weights:
     """Tokens per batch; a GPU wants more."""
 
     def __post_init__(self) -> None:
+        check_range(self, "token_budget", least=1)
         for needed in NEEDED.values():
             given = self._given(needed.name)
             if given is not None and not given.exists():
@@ -155,7 +158,9 @@ def _find_in_hub_cache(needed: Needed) -> Path | None:
         return None
     single = len(needed.files) == 1
     asked = ["config.json", *({"model.safetensors"} & {*needed.files})]
-    found = [try_to_load_from_cache(needed.repository, name) for name in (needed.files if single else asked)]
+    commit = COMMITS.get(needed.repository)
+    names = needed.files if single else asked
+    found = [try_to_load_from_cache(needed.repository, name, revision=commit) for name in names]
     if not all(isinstance(path, str) for path in found):
         return None
     return Path(str(found[0])) if single else Path(str(found[0])).parent
@@ -190,6 +195,7 @@ def list_weights(weights: Weights) -> str:
             *looked_up,
             f"  licence   {needed.licence}",
             f"  SHA-256   {needed.sha256 or 'none published that this project knows'}",
+            *([f"  commit    {COMMITS.get(needed.repository, 'the newest')}"] if needed.repository else []),
             *([] if path else [f"  get it    {weights.commands([needed])[0]}"]),
             "",
         ]
@@ -209,10 +215,11 @@ def fetch_weights(name: str, weights: Weights, *, accept_licence: bool) -> Path:
         raise ValueError(f"{name} is not ours to pass on; its licence: {needed.licence}. {advice}")
     from huggingface_hub import snapshot_download
 
-    repository, path = needed.repository or _read_encoder_name(weights), weights.root / needed.path
+    repository, revision = find_commit(needed.repository or _read_encoder_name(weights))
+    path = weights.root / needed.path
     try:
         folder = weights.root if len(needed.files) == 1 else path
-        snapshot_download(repository, local_dir=folder, allow_patterns=list(needed.files))
+        snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=list(needed.files))
     except Exception as error:  # the library raises errors of requests, httpx, its own and of the disk
         wanted = f"{', '.join(needed.files)} of {repository} from the hub"
         advice = f"if there is no network, copy it to {path} or set {needed.key}"

@@ -2,17 +2,17 @@
 
 import json
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from radflow.models.loading import read_json, write_folder
+from radflow.models.loading import read_json, read_tensors, write_folder
 from radflow.models.lora import LoraConfig, adapters, add_lora, linear_layers, match_layers
 from radflow.models.qwen_vl import QwenVL, whole
 
@@ -135,13 +135,18 @@ def read_config(directory: Path) -> tuple[LoraConfig, str]:
     missing = [key for key in ("r", "lora_alpha", "target_modules") if not loaded.get(key)]
     if missing:
         raise ValueError(f"{path}: expected the key {missing[0]}, found none")
-    rank, alpha = int(loaded["r"]), float(loaded["lora_alpha"])
-    if loaded.get("use_rslora"):  # scaled by alpha / sqrt(r) there, by alpha / r here
-        alpha *= math.sqrt(rank)
-    targets = _pattern(loaded["target_modules"])
-    if excluded := loaded.get("exclude_modules"):
-        targets = rf"(?!(?:{_pattern(excluded)})\Z)(?:{targets})"
-    return LoraConfig(rank=rank, alpha=alpha, targets=targets), loaded.get("base_model_name_or_path") or ""
+    try:
+        rank, alpha = operator.index(loaded["r"]), float(loaded["lora_alpha"])
+        if loaded.get("use_rslora"):  # scaled by alpha / sqrt(r) there, by alpha / r here
+            alpha *= math.sqrt(rank)
+        targets = _pattern(loaded["target_modules"])
+        if excluded := loaded.get("exclude_modules"):
+            targets = rf"(?!(?:{_pattern(excluded)})\Z)(?:{targets})"
+        re.compile(targets)
+        config = LoraConfig(rank=rank, alpha=alpha, targets=targets)
+    except (TypeError, ValueError, re.error) as error:
+        raise ValueError(f"{path}: expected the config of a PEFT adapter, got {error}; copy it again") from error
+    return config, str(loaded.get("base_model_name_or_path") or "")
 
 
 def _pattern(modules: str | list[str]) -> str:
@@ -165,10 +170,7 @@ def _retarget(config: LoraConfig, policy: QwenVL) -> LoraConfig:
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
     """Tensors of an adapter under PEFT's names, in float32."""
-    try:
-        return {name: tensor.float() for name, tensor in load_file(directory / WEIGHTS).items()}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{directory / WEIGHTS}: expected the weights of a PEFT adapter, got {error}") from error
+    return {name: tensor.float() for name, tensor in read_tensors(directory / WEIGHTS).items()}
 
 
 def _describe_mismatch(directory: Path, found: Iterable[str], expected: Iterable[str]) -> str:

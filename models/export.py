@@ -12,12 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import AutoConfig, GenerationConfig
 
 from radflow.models.adapter_files import read_config, read_weights, stack, write_adapter
-from radflow.models.loading import INDEX, read_json
+from radflow.models.loading import INDEX, read_json, read_tensors
 from radflow.models.processing import ProcessorConfig, ReportProcessor
 
 
@@ -30,7 +30,7 @@ def export_merged(model: Path, folder: Path, *, dtype: torch.dtype | None, max_n
     folder.mkdir(parents=True)
     for path in tqdm(sorted(model.iterdir()), "export", unit="file", disable=None, leave=False):
         if path.suffix == ".safetensors" and dtype is not None:
-            tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_file(path).items()}
+            tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in read_tensors(path).items()}
             save_file(tensors, folder / path.name, metadata={"format": "pt"})
         else:
             _link(path, folder / path.name)
@@ -90,7 +90,7 @@ def _set_dtype(folder: Path, dtype: torch.dtype) -> None:
     index = folder / INDEX
     if index.exists():
         changed[index] = read_json(index)
-        sizes = (t.nbytes for file in folder.glob("*.safetensors") for t in load_file(file).values())
+        sizes = (t.nbytes for file in folder.glob("*.safetensors") for t in read_tensors(file).values())
         changed[index]["metadata"]["total_size"] = sum(sizes)
     for path, content in changed.items():
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

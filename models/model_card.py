@@ -21,7 +21,7 @@ class Card:
 
     kind: str  # adapter or merged
     stage: str  # sft or rl
-    base: str  # hub id or name of the model it starts from; "" for one built from random weights
+    base: str  # hub id with its commit, or name, of the model it starts from; "" for one built from random weights
     terms: Mapping[str, str]  # license keys of the front matter
     rank: int | None  # of the adapter
     request: str  # text of the user's turn
@@ -51,7 +51,7 @@ def render(card: Card) -> str:
 
 def front_matter(card: Card) -> str:
     """YAML of the hub's metadata."""
-    base = {"base_model": card.base, "base_model_relation": TEXTS[card.kind]["relation"]}
+    base = {"base_model": card.base.partition("@")[0], "base_model_relation": TEXTS[card.kind]["relation"]}
     return ModelCardData(
         **{**card.terms, **(base if is_hub_id(card.base) else {})},  # type: ignore[arg-type]  # the hub's own keys
         library_name=TEXTS[card.kind]["library"],
@@ -72,13 +72,24 @@ def license_of(base: Path) -> dict[str, str]:
 
 
 def is_hub_id(name: str) -> bool:
-    """`owner/name`, and no path of this machine."""
-    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not Path(name).exists()
+    """`owner/name` or `owner/name@revision`, and no path of this machine."""
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", name)) and not Path(name).exists()
 
 
 def hide_folders(name: str) -> str:
     """A hub id as it is, of a path its last part: the folders of a machine are nobody's business."""
     return name if is_hub_id(name) or "/" not in name else Path(name).name
+
+
+def name_with_commit(name: str, directory: Path) -> str:
+    """`owner/name@commit` of a model of the hub, which lies in the hub's cache; of any other the last part of its path.
+
+    Args:
+        directory: where `radflow.models.loading.locate` found it.
+    """
+    if is_hub_id(name) and directory.parent.name == "snapshots":
+        return f"{name.partition('@')[0]}@{directory.name}"
+    return hide_folders(name)
 
 
 def inline(value: object) -> str:
@@ -106,9 +117,11 @@ def _opening(card: Card) -> str:
 
 def _loading(card: Card) -> str:
     """Python and a server's command line; both decode greedily, on images of the size trained on."""
+    name, _, revision = card.base.partition("@")
+    of_hub = repr(name) + (f", revision={revision!r}" if revision else "")
     values = {
         "kind": card.kind,
-        "base": repr(card.base) if is_hub_id(card.base) else '"BASE"',
+        "base": of_hub if is_hub_id(card.base) else '"BASE"',
         "low": card.pixels[0],
         "high": card.pixels[1],
         "rank": max(8, 1 << ((card.rank or 1) - 1).bit_length()),  # servers make room for powers of two

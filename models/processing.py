@@ -211,7 +211,13 @@ class ReportProcessor:
 
     def check_chat(self) -> None:
         """Refuse a chat template that does not show the image, or does not leave the report to be written next."""
-        ids = self._chat([None, "x"])
+        try:
+            ids = self._chat([None, "x"])
+        except Exception as error:  # a template is a program, and fails as one
+            said = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"expected a chat template that can be filled, got {said}; take the one published with the model"
+            ) from error
         if ids.count(self.image_id) != 1:
             raise ValueError(
                 f"expected a chat template that writes {IMAGE} once for one image, got {ids.count(self.image_id)}; "
@@ -386,7 +392,13 @@ def _load_settings(directory: Path) -> ProcessorConfig:
     settings = loading.read_json(path)
     settings.pop(training_data.KEY, None)
     try:
-        return ProcessorConfig(**{**settings, "prompt": tuple(settings["prompt"])})
+        config = ProcessorConfig(**{**settings, "prompt": tuple(settings["prompt"])})
+        for key, value in asdict(ProcessorConfig()).items():
+            if type(getattr(config, key)) is not type(value):
+                raise ValueError(f"{key} {getattr(config, key)!r:.100}")
+        if config.task not in TASKS or not all(isinstance(part, str) for part in config.prompt):
+            raise ValueError(f"task {config.task!r:.100} and prompt {config.prompt!r:.100}")
+        return config
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: expected the settings of a prompt, got {error}; remove it or copy it again"

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from radflow.models.layers import ATTENTION_NAME, rebuild, tower_inputs
-from radflow.models.loading import architecture, check_weights, locate, write_folder
+from radflow.models.loading import architecture, check_weights, locate, refuse_damaged, write_folder
 from radflow.models.processing import Prompt, ReportProcessor
 
 disable_progress_bar()  # they cover a second's work; those of the stages are what people want to see
@@ -154,7 +154,7 @@ class QwenVL(nn.Module):
         if self.model.config.tie_word_embeddings:
             weights.pop("lm_head.weight", None)
         with write_folder(directory) as folder:
-            self.model.save_pretrained(folder, state_dict=weights)
+            self.model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")  # as published
             processor.save(folder)
 
 
@@ -189,9 +189,10 @@ def load(path_or_id: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     config = architecture(path)
     check_weights(path)
     options = {"attn_implementation": ATTENTION, "use_safetensors": True, "output_loading_info": True}
-    model, info = FAMILIES[config.model_type].from_pretrained(
-        path, config=config, dtype=dtype or "auto", ignore_mismatched_sizes=True, **options
-    )
+    with refuse_damaged("the config of these weights", path / "config.json", path / "generation_config.json"):
+        model, info = FAMILIES[config.model_type].from_pretrained(
+            path, config=config, dtype=dtype or "auto", ignore_mismatched_sizes=True, **options
+        )
     _refuse_other_weights(path, info)
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     if config.tie_word_embeddings and head is not embeddings:

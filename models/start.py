@@ -1,5 +1,7 @@
 """The checkpoint a run starts from: the user's, or a small one with random weights."""
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,5 +69,43 @@ def start_path(folder: Path, config: ModelConfig, corpus: Sequence[str], *, seed
 
 
 def pick_device() -> torch.device:
-    """The GPU of this process if there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """The GPU of this process if there is one, else the CPU; it warns of a GPU that torch cannot use."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    gpu = find_gpu(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if gpu is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+        silence = "set CUDA_VISIBLE_DEVICES to nothing if the CPU is meant"
+        print(f"warning: this runs on the CPU, although there is {gpu}: {explain_no_gpu()}; {silence}", file=sys.stderr)
+    return torch.device("cpu")
+
+
+def find_gpu(visible: str | None, *, root: Path = Path("/")) -> str | None:
+    """The GPU that the driver's files or the environment show; None also if CUDA_VISIBLE_DEVICES hides it."""
+    if visible in ("", "-1"):
+        return None
+    files = {
+        "an NVIDIA GPU": ("dev/nvidia[0-9]*", "proc/driver/nvidia/gpus/*"),
+        "an AMD GPU": ("dev/kfd",),
+    }
+    found = [gpu for gpu, patterns in files.items() if any(any(root.glob(pattern)) for pattern in patterns)]
+    if torch.backends.mps.is_available():
+        found.append("an Apple GPU")
+    if visible is not None:
+        found.append(f"CUDA_VISIBLE_DEVICES={visible}")
+    return found[0] if found else None
+
+
+def explain_no_gpu() -> str:
+    """Why torch uses no GPU, in its own words, and what to do."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        advice = "install a build for the GPU, see https://pytorch.org/get-started/locally"
+        return f"torch {torch.__version__} computes on CPUs only; {advice}"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+    else:
+        reason = "it sees none"
+    return (
+        f"torch {torch.__version__} cannot use it ({reason}); repair the driver, or install the build of torch for it"
+    )

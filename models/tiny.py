@@ -40,6 +40,9 @@ class TinyConfig:
     """Tokens of the byte-level BPE, special tokens included; a small corpus may fill fewer."""
 
     def __post_init__(self) -> None:
+        sizes = {name: value for name, value in vars(self).items() if name != "family"}
+        if small := [name for name, value in sizes.items() if value < 1]:
+            raise ValueError(f"expected {small[0]} of at least 1, got {sizes[small[0]]}")
         if self.hidden_size % (8 * self.heads) or self.heads % self.kv_heads or self.vision_hidden % 64:
             raise ValueError(
                 "expected hidden_size a multiple of 8 x heads, heads a multiple of kv_heads and vision_hidden of 64, "

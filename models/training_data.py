@@ -46,8 +46,11 @@ def from_record(settings: Mapping[str, Any]) -> tuple[TrainingData, ...] | None:
 def load_training_data(directory: Path) -> tuple[TrainingData, ...] | None:
     """What the model in a folder was trained on; None if the folder does not say it."""
     path = directory / SETTINGS
+    if not path.is_file():
+        return None
+    settings = loading.read_json(path)
     try:
-        return from_record(loading.read_json(path)) if path.is_file() else None
+        return from_record(settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; remove the file or copy it again") from error
 

@@ -4,20 +4,21 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from capo.advantages import GroupAdvantages, variance_shares
-from capo.journal import write_lines
 from capo.ranks import Ranks
 from capo.types import Case, Prompt, Rollout
+from radflow.dashboard.archive import Archive
 from radflow.data.studies import Study
-from radflow.rewards.types import Score
+from radflow.rewards.config import RewardConfig
+from radflow.rewards.faults import describe_faults
+from radflow.rewards.types import Fault, Score
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Batch:
     seconds_reward: float  # spent waiting for rewards after the last report was there
     seconds_parts: Mapping[str, float]  # part of the reward -> seconds that all workers together spent on it
     resampled: int = 0  # groups that were sampled anew for want of spread
+    faults: tuple[tuple[str, Fault], ...] = ()  # study id, and what failed for a report of its group
 
     @property
     def group_index(self) -> Tensor:
@@ -124,6 +126,12 @@ class Batch:
         row |= {"zero_std_groups": advantages.num_zero_std, "missing_rewards": advantages.num_missing}
         return row | {"critical_studies": int(critical.sum()), "resampled_groups": self.resampled}
 
+    def warn_of_faults(self, config: RewardConfig, *, shown: bool) -> None:
+        """Say which parts failed, for which studies; RewardError if one did for more reports than it may."""
+        for line in describe_faults(self.faults, config, num_reports=len(self.sampled)):
+            if shown:
+                print(f"warning: {line}", flush=True)
+
     def _copies(self) -> dict[str, float | None]:
         """How many edited copies there are, and by how much their total is above that of the report they were made of,
         on average."""
@@ -150,6 +158,7 @@ class Batch:
             **columns,
             seconds_rollout=self.seconds_rollout + other.seconds_rollout,
             seconds_reward=self.seconds_reward + other.seconds_reward,
+            faults=(*((study_id, fault) for study_id, fault in self.faults if study_id not in new), *other.faults),
             seconds_parts=sum_seconds((self.seconds_parts, other.seconds_parts)),
             resampled=self.resampled + len(other.studies),
         )
@@ -210,6 +219,7 @@ def all_gather_batch(
         seconds_rollout=max(share["seconds"][0] for share in shares),
         seconds_reward=max(share["seconds"][1] for share in shares),
         seconds_parts=sum_seconds(share["seconds_parts"] for share in shares),
+        faults=tuple((study_id, Fault(*fault)) for share in shares for study_id, fault in share["faults"]),
     )
 
 
@@ -232,7 +242,8 @@ def _to_json(batch: Batch) -> dict[str, Any]:
         ]
         rows.append({"id": study.id, "length": prompt.num_tokens, "reports": reports})
     seconds = [batch.seconds_rollout, batch.seconds_reward]
-    return {"rows": rows, "seconds": seconds, "seconds_parts": dict(batch.seconds_parts)}
+    faults = [(study_id, astuple(fault)) for study_id, fault in batch.faults]
+    return {"rows": rows, "seconds": seconds, "seconds_parts": dict(batch.seconds_parts), "faults": faults}
 
 
 def _read_score(row: Mapping[str, Any]) -> Score:
@@ -244,7 +255,9 @@ def _read_rollout(study_id: str, row: Mapping[str, Any]) -> Rollout:
     return Rollout(study_id, row["sample"], tokens, logps, truncated=row["truncated"], edited=row["edited"])
 
 
-def write_rollouts(path: Path, batch: Batch, advantages: Tensor, critical: Tensor, clip: Tensor) -> None:
+def write_rollouts(
+    archive: Archive, step: int, batch: Batch, advantages: Tensor, critical: Tensor, clip: Tensor
+) -> None:
     """Every report of a step with every part of its reward, its advantage (the mean over its tokens, if they differ)
     and the clip range of its case; arguments as of `Batch.cases`."""
     per_study = advantages.split([len(group) for group in batch.groups])
@@ -265,4 +278,4 @@ def write_rollouts(path: Path, batch: Batch, advantages: Tensor, critical: Tenso
         rows.append(
             {"id": study.id, "critical": is_critical, "eps": eps, "reference": study.report, "reports": reports}
         )
-    write_lines(path, rows)
+    archive.append(step, rows)

@@ -1,23 +1,34 @@
 """The words after `train.py` and `evaluate.py`: a command, found by name and imported when it runs, or a config."""
 
 import difflib
+import errno
 import importlib
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 
 from capo.stopping import StopRequested
 from radflow.data.readers.tables import escape_control, escape_lines
+from radflow.rewards.faults import RewardError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "demo.yaml"
+# What to do about errors of the system; of any other kind the message itself has to do.
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable for this user, or choose another path"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "correct the path"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    errno.EIO: "check the disk",
+}
 _NAMES = ("annotate", "compare", "dashboard", "export", "plan", "watch")
 TRAIN_COMMANDS = {name: f"pipeline.commands:{name}" for name in _NAMES}
 
@@ -65,28 +76,57 @@ def _run_named(program: str, words: Sequence[str], commands: Mapping[str, str]) 
             command(rest)
         else:
             tyro.cli(command, args=rest, prog=f"{program} {name}", config=(tyro.conf.FlagCreatePairsOff,))
-    except ValueError as error:
+    except (ValueError, RewardError) as error:
         sys.exit(f"error: {escape_lines(str(error))}")
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a disk that is full, a folder that may not be written
-        sys.exit(f"error: {escape_control(str(error.filename or 'output'))}: {error.strerror or error}")
     except StopRequested as stopped:
-        sys.exit(f"{stopped}; rerun the same command to resume")
+        say_how_to_resume(stopped)
+
+
+def say_how_to_resume(stopped: StopRequested) -> None:
+    """Print one line, on the first rank, with the command that started this program."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    command = sys.orig_argv
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's own command is known on Linux only
+        launcher = Path(f"/proc/{os.getppid()}/cmdline")
+        command = launcher.read_text().rstrip("\0").split("\0") if launcher.exists() else ["torchrun", "..."]
+    print(f"{stopped}; start the same command again to go on: {shlex.join(command)}", flush=True)
+
+
+def exit_with(error: OSError) -> NoReturn:
+    """End the program with one line: the file, what the system says of it, and what to do.
+
+    An error of the system without a file is one of standard output, since whatever writes a file names it.
+    """
+    if error.errno is None:  # a library's own
+        sys.exit(f"error: {escape_control(' '.join(str(error).split()))}")
+    where = error.filename2 or error.filename
+    if where is None:
+        _drop_output()
+    advice = f"{ADVICE[error.errno]}, then rerun" if error.errno in ADVICE else "rerun"
+    line = f"{where or 'standard output'}: {os.strerror(error.errno)}; {advice} the same command to resume"
+    sys.exit(f"error: {escape_control(line)}")
+
+
+def _drop_output() -> None:
+    """Python flushes once more at exit, and would complain there."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def _quiet_when_the_reader_leaves() -> Iterator[None]:
-    """What is printed reaches its reader before this ends; one that has gone ends the program without a word."""
+    """What is printed reaches its reader before this ends; one that has gone ends the program without a word, and any
+    other error of the system with a line."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more at exit, and would complain there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        exit_with(error)
 
 
 def say(text: str) -> None:

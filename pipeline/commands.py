@@ -1,5 +1,6 @@
 """The commands of `train.py`; their parameters are the options. What needs torch is imported when it runs."""
 
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -96,5 +97,7 @@ def watch(run: Positional[Path], once: bool = False, every: float = 2.0) -> None
     """
     from radflow.dashboard import live
 
+    if not 0 < every < threading.TIMEOUT_MAX:
+        raise ValueError(f"expected every above 0 and finite, got {every}")
     with suppress(KeyboardInterrupt):
         live.watch(run, once=once, every_s=every, say=partial(print, flush=True))

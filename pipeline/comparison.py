@@ -19,12 +19,15 @@ from radflow.data.phantoms import state_labels
 from radflow.data.studies import Study
 from radflow.pipeline.finding_errors import MADE_UP, MISSED, finding_errors
 from radflow.pipeline.tables import Table, with_direction
+from radflow.rewards.faults import describe_faults
 from radflow.rewards.hierarchy import HierarchicalReward, LabelF1
 from radflow.rewards.registry import METRICS, label_of
 from radflow.rewards.rules.negation import sentences
 from radflow.rewards.statistics import bootstrap_mean, distinct_share, paired_bootstrap
+from radflow.rewards.workers import RewardWorkers
 
 T = TypeVar("T")
+Reward = HierarchicalReward | RewardWorkers
 Columns = dict[str, list[float | None]]  # metric -> one value per study; None: the reference does not define it
 
 TRUTH = "label_f1_true_state"  # phantoms only: the Impression against the true state, which no reward sees
@@ -36,30 +39,34 @@ LABELS = {
 }
 
 
-def score_reports(reward: HierarchicalReward, reports: Sequence[str], studies: Sequence[Study]) -> Columns:
+def score_reports(
+    reward: Reward, reports: Sequence[str], studies: Sequence[Study], *, may_fail: bool = True
+) -> Columns:
     """The total reward, every metric of the reward, made-up and missed findings, for every study; on phantoms the true
-    state's label F1 too."""
-    columns = _score(reward, reports, studies) | finding_errors(reward.labeler, reports, studies)
+    state's label F1 too. Unless it may, RewardError if a metric fails for more than `reward.max_failed`."""
+    columns = _score(reward, reports, studies, may_fail=may_fail) | finding_errors(reward.labeler, reports, studies)
     truths = [state_labels(study.state) for study in studies if study.state is not None]
     if len(truths) == len(studies):
-        impressions = reward.labeler([reward.metrics.parse(report).impression for report in reports])
+        impressions = reward.labeler([reward.parse(report).impression for report in reports])
         present = [{label for label in truth if truth[label]} for truth in truths]
         columns[TRUTH] = [LabelF1.agreement(a, b) for a, b in zip(impressions, present, strict=True)]
     return columns
 
 
-def score_rows(reward: HierarchicalReward, reports: Sequence[str], studies: Sequence[Study]) -> list[dict[str, object]]:
-    """The same study by study: rows of id, report and every metric."""
+def score_rows(reward: Reward, reports: Sequence[str], studies: Sequence[Study]) -> list[dict[str, object]]:
+    """The same study by study: rows of id, report and every metric; RewardError if one fails for too many."""
     columns: dict[str, Sequence[object]] = {"id": [study.id for study in studies], "report": reports}
-    columns |= score_reports(reward, reports, studies)
+    columns |= score_reports(reward, reports, studies, may_fail=False)
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _score(reward: HierarchicalReward, reports: Sequence[str], studies: Sequence[Study]) -> Columns:
-    """Total and metrics, these on the texts as written (the reward itself reads them without line breaks)."""
-    references = [study.report for study in studies]
-    totals = [score.total for score in reward(reports, references)]
-    return {"total": totals, **reward.metrics.columns(reports, references)}
+def _score(reward: Reward, reports: Sequence[str], studies: Sequence[Study], *, may_fail: bool = True) -> Columns:
+    table = reward.table(reports, [study.report for study in studies])
+    faults = ((studies[fault.report].id, fault) for fault in table.faults)
+    config = replace(reward.config, max_failed=1.0) if may_fail else reward.config
+    for line in describe_faults(faults, config, num_reports=len(reports)):
+        print(f"warning: {line}", flush=True)
+    return dict(table.columns)
 
 
 def even_sample(items: Sequence[T], size: int, *, keep: Callable[[T], object] = lambda _: True) -> list[T]:
@@ -83,7 +90,7 @@ def best_constants(
     return {name: report for name, (_, report) in best.items()}
 
 
-def constant_reports(reward: HierarchicalReward, train: Sequence[Study], sample: int) -> dict[str, str]:
+def constant_reports(reward: Reward, train: Sequence[Study], sample: int) -> dict[str, str]:
     """For each metric, the training report that scores best when given for each study of a training sample."""
     studies = even_sample(train, sample, keep=lambda study: study.impression)
     reports = list(dict.fromkeys(study.report for study in studies))
@@ -111,7 +118,7 @@ def with_other_images(studies: Sequence[Study]) -> list[Study]:
 
 
 def baseline_columns(
-    reward: HierarchicalReward, train: Sequence[Study], test: Sequence[Study], *, sample: int
+    reward: Reward, train: Sequence[Study], test: Sequence[Study], *, sample: int
 ) -> dict[str, Columns]:
     """What two systems that see nothing, or only copy, score on the test studies; `sample` training reports are tried
     as constant, each on as many training studies."""

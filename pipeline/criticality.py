@@ -10,18 +10,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from capo.journal import read_lines, write_lines
+from capo.checkpoint import check_product
+from capo.journal import digests_path, write_lines, write_sealed
 from capo.ranks import Ranks
-from capo.stopping import StopRequested, StopSignal
+from capo.stopping import StopSignal
 from radflow.dashboard.checks import check_criticality
-from radflow.dashboard.run_files import read_json
-from radflow.data.corpus import load_corpus
+from radflow.dashboard.run_files import read_rows, read_selected
 from radflow.data.readers.tables import escape_control
 from radflow.data.sections import SectionParser
 from radflow.data.studies import Study
 from radflow.pipeline.corrections import read_corrections
 from radflow.pipeline.resumable import resumable_map
-from radflow.pipeline.run import run_on_ranks
+from radflow.pipeline.run import check_products, load_or_stop, run_on_ranks, seal_product
 from radflow.pipeline.run_config import Config
 from radflow.rewards.judge.asker import Asker
 from radflow.rewards.judge.llm import CriticalityLlm
@@ -29,7 +29,7 @@ from radflow.rewards.registry import Backends
 from radflow.rewards.rules.criticality import Criticality, CriticalityRules
 from radflow.rewards.types import Labeler
 
-AT_ONCE = 32  # reports asked about between two looks at whether the run should stop
+AT_ONCE = 32  # reports asked about together
 EXAMPLES = 10  # of each kind
 SHOWN = 240  # characters of an example
 
@@ -40,10 +40,13 @@ def annotate_references(config: Config) -> None:
     """Label the references of a run, and print the share of critical ones with examples of each kind."""
 
     def work(ranks: Ranks, stop: StopSignal) -> None:
-        studies = load_corpus(config.data, seed=config.seed).train
+        ranks.stage = "criticality"
+        studies = load_or_stop(config, ranks, stop).train
+        check_products(config.run_dir, ranks)
         backends = Backends(config.reward, SectionParser(config.data.headers))
         rows = label_references(config, studies, lambda: backends.rules, ranks, stop)
         if ranks.is_main:
+            seal_product(config.run_dir, "criticality")
             print(summarise(rows))
             print(format_examples(rows, studies, seed=config.seed))
 
@@ -107,10 +110,10 @@ class _Judge:
         asked = [study for study in studies if study.id not in skip]
         with tqdm(total=len(asked), desc="labelled", unit="report", leave=False, disable=self._hidden) as bar:
             for first in range(0, len(asked), AT_ONCE):
-                if self._stop.requested:
-                    raise StopRequested("stopped while references were labelled")
                 some = asked[first : first + AT_ONCE]
-                labels |= zip([study.id for study in some], self._judge([study.report for study in some]), strict=True)
+                with self._stop.at_once():  # answers that came are in the judge's cache
+                    found = self._judge([study.report for study in some])
+                labels |= zip([study.id for study in some], found, strict=True)
                 bar.update(len(some))
                 bar.set_postfix_str(f"cost so far {self.llm.stats.spent:.4g}" if self.llm else "")
         return [_to_row(study.id, labels.get(study.id)) for study in studies]
@@ -131,17 +134,20 @@ def _read_corrected(config: Config, studies: Sequence[Study], folder: Path, rank
     kept, given = folder / "corrected.jsonl", config.criticality.corrected
     if given is None and not kept.exists():
         return {}
+    if given is None:
+        check_product(kept, Ranks(), advice="restore it, or give the labels again in criticality.corrected")
     labels = read_corrections(given or kept, {study.id for study in studies})
     if given is not None and ranks.is_main:
-        write_lines(kept, [_to_row(study_id, label) for study_id, label in labels.items()])
+        write_sealed(kept, [_to_row(study_id, label) for study_id, label in labels.items()])
     return labels
 
 
 def _remove_incomplete(folder: Path, corrected: Mapping[str, Criticality]) -> None:
     """Remove part files that lack labels; what they hold comes from the judge's cache again, unasked."""
     for path in sorted(folder.glob("part_*.jsonl")):
-        if any(row["critical"] is None and row["id"] not in corrected for row in read_lines(path)):
+        if any(row["critical"] is None and row["id"] not in corrected for row in read_rows(path, kind="labels")):
             path.unlink()
+            digests_path(path).unlink(missing_ok=True)
 
 
 def _print_counts(ranks: Ranks, stats: Mapping[str, Any]) -> None:
@@ -154,7 +160,7 @@ def _print_counts(ranks: Ranks, stats: Mapping[str, Any]) -> None:
 
 def _write_labels(run_dir: Path, rows: Sequence[Row]) -> None:
     path = run_dir / "criticality.jsonl"
-    before, now = ({row["id"]: row["critical"] for row in some} for some in (read_lines(path), rows))
+    before, now = ({row["id"]: row["critical"] for row in some} for some in (read_rows(path), rows))
     if before and before != now and (run_dir / "rl").exists():
         changed = sum(before.get(study_id) != critical for study_id, critical in now.items())
         begun = f"the CAPO stage in {run_dir / 'rl'} has begun with the old ones"
@@ -173,8 +179,7 @@ def summarise(rows: Sequence[Row]) -> str:
 
 def warn_if_one_sided(config: Config, rows: Sequence[Row]) -> None:
     """Say so before RL if nearly all or nearly none of the references that it trains on are critical."""
-    selection = read_json(config.run_dir / "explore" / "selection.json") or {"selected": ()}
-    if warning := check_criticality(rows, selection["selected"], config.criticality.definition):
+    if warning := check_criticality(rows, read_selected(config.run_dir), config.criticality.definition):
         print(f"warning: {warning.text}", flush=True)
 
 

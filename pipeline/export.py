@@ -1,6 +1,5 @@
 """`train.py export`: an adapter and a merged model of a run, each with a model card, for others to load."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -8,12 +7,16 @@ import torch
 import yaml
 from PIL import Image
 
-from capo.journal import read_lines, write_whole
+from capo.checkpoint import check_product
+from capo.journal import seal, write_whole
+from capo.ranks import Ranks
+from radflow.dashboard.run_files import read_json, read_rows, read_selected
 from radflow.models.adapter_files import read_config as adapter_config
 from radflow.models.export import export_adapter, export_merged, generation_config
 from radflow.models.loading import END, VISION_END, write_folder
 from radflow.models.model_card import Card, hide_folders, license_of, render
 from radflow.models.processing import ReportProcessor
+from radflow.pipeline.run import identify
 from radflow.pipeline.run_config import Config, plain, read_config
 
 Kind = Literal["adapter", "merged"]
@@ -35,17 +38,20 @@ def export_policy(
         raise ValueError(f"{out}: expected a new or an empty folder, it holds something; choose another one")
     config, as_type = read_config(Config, run / "config.yaml"), dtype and getattr(torch, dtype)
     tokens = config.evaluate.max_new_tokens
+    chain = [run / each / "adapter" for each in ("sft", "rl")[: 1 + (stage == "rl")]] if "adapter" in kinds else []
+    for source in (model, *chain):
+        check_product(source, Ranks(), advice=f"restore it, or remove {source.parent / 'model'} and rerun the run")
     with write_folder(out) as folder:
         for kind in kinds:
             rank = None
             if kind == "merged":
                 export_merged(model, folder / kind, dtype=as_type, max_new_tokens=tokens)
             else:
-                chain = [run / each / "adapter" for each in ("sft", "rl")[: 1 + (stage == "rl")]]
                 export_adapter(chain, folder / kind, dtype=as_type)
                 generation_config(model, max_new_tokens=tokens).save_pretrained(folder / kind)
                 rank = adapter_config(folder / kind)[0].rank
             write_whole(folder / kind / "README.md", render(_describe(run, config, kind=kind, stage=stage, rank=rank)))
+            seal(folder / kind, identify(run, stage))
     return kinds
 
 
@@ -65,11 +71,11 @@ def _choose_kinds(run: Path, stage: Stage, what: What | None) -> tuple[Kind, ...
 def _describe(run: Path, config: Config, *, kind: Kind, stage: str, rank: int | None) -> Card:
     """What the folder of a run says of it."""
     start, table, pixels = config.model.path, run / "eval" / "table.md", config.model.processor
-    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    environment = read_json(run / "environment.json") or {"commit": None, "packages": {}}
     return Card(
         kind=kind,
         stage=stage,
-        base="" if start is None else hide_folders(str(start)),
+        base="" if start is None else environment.get("checkpoint", hide_folders(start)),
         terms={"license": "apache-2.0"} if start is None else license_of(Path(start)),
         rank=rank,
         request=read_request(ReportProcessor.load(run / stage / "model", pixels)),
@@ -98,14 +104,13 @@ def _describe_data(run: Path, config: Config) -> dict[str, object]:
         source = f"studies of the manifest {data.manifest.name}, which is not part of this model"
         split = data.eval_split
     facts: dict[str, object] = {"source": source}
-    if scored := read_lines(run / "explore" / "scores.jsonl"):
-        selected = json.loads((run / "explore" / "selection.json").read_text(encoding="utf-8"))["selected"]
+    if scored := read_rows(run / "explore" / "scores.jsonl"):
+        selected = read_selected(run)
         facts |= {"studies trained on, supervised": len(scored), "of these hard, reinforced": len(selected)}
-    if judged := read_lines(run / "criticality.jsonl"):
+    if judged := read_rows(run / "criticality.jsonl"):
         facts["of the training studies critical"] = sum(bool(row["critical"]) for row in judged)
-    if (table := run / "eval" / "table.json").exists():
-        held_out = json.loads(table.read_text(encoding="utf-8"))["studies"]
-        facts[f"held out, split {split}"] = f"{held_out} studies, no patient of which was trained on"
+    if table := read_json(run / "eval" / "table.json"):
+        facts[f"held out, split {split}"] = f"{table['studies']} studies, no patient of which was trained on"
     return facts
 
 

@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from capo.checkpoint import check_product
 from capo.checks import check_range
 from capo.fsdp import gathered
+from capo.ranks import Ranks
 from capo.rollout import Engine, Request
 from capo.sampling import SamplingConfig, sample_seed
 from capo.stopping import StopSignal
@@ -53,7 +55,7 @@ class EvaluateConfig:
     training does not aim at tells best whether it helps."""
 
     def __post_init__(self) -> None:
-        check_range(self, "slots", "part_size", "validate_studies", "baseline_sample", least=1)
+        check_range(self, "max_new_tokens", "slots", "part_size", "validate_studies", "baseline_sample", least=1)
         check_range(self, "validate_every", least=0)
 
 
@@ -159,6 +161,7 @@ def find_model(path_or_id: str) -> str:
 def open_model(path_or_id: str) -> tuple[QwenVL, ReportProcessor]:
     """A model as it lies on disk, on the GPU if there is one, and the prompt that it was trained with."""
     directory = locate(path_or_id)
+    check_product(directory, Ranks(), advice="copy the model again")
     return load(directory, dtype=None).to(pick_device()), ReportProcessor.load(directory)
 
 

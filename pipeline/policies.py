@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from capo.fsdp import shard_policy
+from capo.journal import Digests, seal
 from radflow.data.studies import Study
 from radflow.models.adapter_files import save_adapter
 from radflow.models.lora import add_lora, merge_lora, reference, trainable_table
@@ -17,7 +18,7 @@ from radflow.models.start import compute_dtype, gathered_dtype, weights_dtype
 from radflow.pipeline.comparison import score_rows
 from radflow.pipeline.generation import ReportWriter, greedy
 from radflow.pipeline.resumable import resumable_map
-from radflow.pipeline.run import Run
+from radflow.pipeline.run import Run, built_on
 
 
 def load_policy(path: Path, run: Run, *, dtype: torch.dtype | None = None) -> QwenVL:
@@ -85,6 +86,8 @@ def save_policy(policy: QwenVL, run: Run, stage: str, *, base: Path) -> None:
     run.ranks.barrier()  # before parameters are put together, maybe through NCCL
     if run.config.model.training == "lora":
         save_adapter(policy, folder / "adapter", lora, base=str(base), write=run.ranks.is_main)
+        if run.ranks.is_main:
+            seal(folder / "adapter", built_on(run.folder, stage))
         merge_lora(policy)
     policy.save(folder / "model", run.processor, write=run.ranks.is_main)
 
@@ -100,7 +103,9 @@ def report_studies(
             writers.append(report_writer(load_policy(run.folder / model / "model", run), run, most=part_size))
         return score_rows(run.reward, [report for report, _ in writers[0].write(part, title=name)], part)
 
-    return resumable_map(folder, studies, part_size, work, run.ranks, title=title)
+    digests = Digests.read(run.folder / model / "model")
+    base = {f"{model}/model": digests.identity} if digests else {}
+    return resumable_map(folder, studies, part_size, work, run.ranks, title=title, built_on=base)
 
 
 def report_writer(policy: QwenVL, run: Run, *, most: int) -> ReportWriter:

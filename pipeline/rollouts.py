@@ -14,14 +14,12 @@ from capo.rollout import Engine, Request
 from capo.sampling import sample_seed
 from capo.stopping import StopRequested, StopSignal
 from capo.types import Prompt, Rollout
-from radflow.data.sections import render_report
 from radflow.data.studies import Study
 from radflow.models.qwen_vl import QwenVL
 from radflow.pipeline.batch import Batch, all_gather_batch, sum_seconds
 from radflow.pipeline.generation import build_prompt, prepare_generation, with_progress
 from radflow.pipeline.run import Run
 from radflow.pipeline.served_rollouts import ServedAdapter, ServedEngine
-from radflow.rewards.editing import Editing
 from radflow.rewards.types import Score, Scored
 from radflow.rewards.workers import RewardWorkers, scores_of
 
@@ -72,13 +70,6 @@ def served_engine(policy: QwenVL, run: Run, suppressed: Tensor) -> ServedEngine:
     )
 
 
-def reward_workers(run: Run) -> RewardWorkers:
-    """The processes that score a run's reports, and make edited copies of some if `rl.edits` asks for them."""
-    edits, render = run.config.rl.edits, render_report
-    editing = Editing(edits.share, edits.when == "missed_by_all", render) if edits.share else None
-    return RewardWorkers(run.config.reward, run.parse, judge=run.config.judge, editing=editing)
-
-
 def sample(
     engine: ReportSampler, run: Run, prompts: Sequence[Prompt], *, step: int, attempt: int = 0
 ) -> Iterator[Rollout]:
@@ -97,9 +88,7 @@ def sample(
     yield from with_progress(written, title, group * len(requests), leave=False, shown=shown)
 
 
-def score(
-    rollouts: Iterable[Rollout], run: Run, studies: Sequence[Study], prompts: Sequence[Prompt], workers: RewardWorkers
-) -> Batch:
+def score(rollouts: Iterable[Rollout], run: Run, studies: Sequence[Study], prompts: Sequence[Prompt]) -> Batch:
     """The rewards of a step's reports (paper eq. 4 to 7): each rank scores what it sampled, and all learn of all.
 
     Args:
@@ -114,16 +103,14 @@ def score(
     limit, processor = run.config.rollout.max_new_tokens, run.processor
     try:
         mine = score_groups(
-            rollouts, own, prompts, run.config.rl, limit, processor.encode_report, processor.decode, workers
+            rollouts, own, prompts, run.config.rl, limit, processor.encode_report, processor.decode, run.reward
         )
     except StopRequested:
         mine = None
     return all_gather_batch(mine, studies, run.ranks, partial(build_prompt, run.processor))
 
 
-def sample_flat_groups_anew(
-    batch: Batch, engine: Callable[[], ReportSampler], run: Run, workers: RewardWorkers, *, step: int
-) -> Batch:
+def sample_flat_groups_anew(batch: Batch, engine: Callable[[], ReportSampler], run: Run, *, step: int) -> Batch:
     """The batch with groups without spread sampled again, at most `rl.resample` times (dynamic sampling, DAPO,
     arXiv:2503.14476, section 3.2; there other studies take their turn)."""
     for attempt in range(1, run.config.rl.resample + 1):
@@ -133,7 +120,7 @@ def sample_flat_groups_anew(
         studies, prompts = [batch.studies[i] for i in flat], [batch.prompts[i] for i in flat]
         own = [prompts[i] for i in run.ranks.assign([1] * len(flat))]
         rollouts = sample(engine(), run, own, step=step, attempt=attempt)
-        batch = batch.replace_groups(score(rollouts, run, studies, own, workers))
+        batch = batch.replace_groups(score(rollouts, run, studies, own))
     return batch
 
 
@@ -154,6 +141,9 @@ def score_groups(
         prompts: of the studies, in their order.
         max_tokens: the longest report that sampling allows; a longer copy is left out.
         encode, decode: report to token ids and back.
+
+    Raises:
+        StopRequested: the run was asked to stop while a report was sampled or scored.
     """
     began = time.perf_counter()
     groups: dict[str, dict[int, Rollout]] = {study.id: {} for study in studies}
@@ -166,7 +156,7 @@ def score_groups(
             texts[study_id] = [decode(group[i].response_ids) for i in range(rl.group_size)]
             pending[study_id] = workers.submit(texts[study_id], [references[study_id]] * rl.group_size)
     sampled = time.perf_counter()
-    scored = {study.id: scores_of(pending[study.id], study_id=study.id) for study in studies}
+    scored = {study.id: scores_of(pending[study.id], study_id=study.id, look=workers.look) for study in studies}
     waited = time.perf_counter() - sampled
     members = []
     for study in studies:
@@ -185,6 +175,7 @@ def score_groups(
         seconds_rollout=sampled - began,
         seconds_reward=waited,
         seconds_parts=sum_seconds(item.seconds for item in scored.values()),
+        faults=tuple((study_id, fault) for study_id, item in scored.items() for fault in item.faults),
     )
 
 

@@ -1,12 +1,12 @@
 """The config of a run: YAML file first, the command line over it; and the folder of a run, held under one config."""
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import typing
@@ -16,16 +16,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import filelock
 import torch
 import tyro
 import yaml
 
+from capo.checks import check_numbers, check_range
 from capo.config import RlConfig
 from capo.explore import ExploreConfig
 from capo.fsdp import ParallelConfig
 from capo.journal import write_json, write_whole
 from capo.sft import SftConfig
 from capo.warmup import WarmupConfig
+from radflow.dashboard.run_files import read_yaml
 from radflow.dashboard.trackers import TrackingConfig
 from radflow.data.corpus import DataConfig
 from radflow.data.readers.tables import escape_lines
@@ -40,6 +43,11 @@ from radflow.rewards.judge.config import ANSWERS_DEPEND_ON, JudgeConfig
 C = TypeVar("C")
 TYRO: Any = {"prog": "train.py", "config": (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)}
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "nltk", "rouge-score")
+NO_WORK = {
+    *("config.yaml", "environment.json", "lock", "start", "status.json", "timing.jsonl", "warnings.jsonl"),
+    *("dashboard.html", "tensorboard", "wandb"),
+}
+SHOWN = 5  # keys of a difference
 STAGES = ("warmup", "sft", "explore", "criticality", "rl", "evaluate", "export")
 
 
@@ -69,6 +77,8 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        check_numbers(self)
+        check_range(self, "seed", least=0)
         if unknown := [name for name in self.stages.split(",") if name not in STAGES]:
             raise ValueError(f"expected stages among {','.join(STAGES)}, got {unknown[0]!r}")
         asks = {"criticality.source": self.criticality.source, "reward.consistency": self.reward.consistency}
@@ -97,16 +107,17 @@ class Config:
 
 
 MAY_CHANGE = (
-    *("run_dir", "stages", "parallel", "tracking", "served", "reward.workers", "data.workers", "data.cache_dir"),
+    *("run_dir", "stages", "parallel", "tracking", "served", "data.workers", "data.cache_dir"),
+    *("reward.workers", "reward.timeout_s", "reward.max_failed"),
     *("criticality.corrected", "evaluate.validate_every", "evaluate.validate_studies"),
     *(f"judge.{one.name}" for one in fields(JudgeConfig) if one.name not in ANSWERS_DEPEND_ON),
 )
 
 
-def config_hash(config: Config) -> str:
+def config_hash(config: Any, may_change: Sequence[str] = MAY_CHANGE) -> str:
     """Of all that a run's results depend on."""
-    kept = {key: value for key, value in plain(config).items() if key not in MAY_CHANGE}
-    for *sections, key in (name.split(".") for name in MAY_CHANGE if "." in name):
+    kept = plain(config)
+    for *sections, key in (name.split(".") for name in may_change):
         del functools.reduce(dict.__getitem__, sections, kept)[key]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
@@ -124,13 +135,13 @@ def read_config(kind: type[C], path: Path, options: Sequence[str] = (), *, prese
     names the key of a mistake."""
     try:
         flags = [flag for one in (path, preset) if one is not None for flag in _read_flags(one, kind)]
-    except (OSError, yaml.YAMLError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {escape_lines(str(error))}")
     return tyro.cli(kind, args=[*flags, *options], **TYRO)
 
 
 def _read_flags(path: Path, kind: type) -> list[str]:
-    return _flags(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, kind, "", path)
+    return _flags(read_yaml(path) or {}, kind, "", path)
 
 
 def show_options(sections: Sequence[str]) -> None:
@@ -173,35 +184,69 @@ def plain(config: Any) -> Any:
 @contextmanager
 def open_run(folder: Path, config: Any, *, may_change: Sequence[str] = ()) -> Iterator[None]:
     """Hold a run folder for one process, and refuse to continue it under another config but for `may_change`, keys that
-    may be dotted.
+    may be dotted. As long as no stage left anything there, any config is taken.
 
     Raises:
         ValueError: the folder is in use, or holds a run of another config (the keys that differ are named).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            advice = "wait for it or choose another run_dir"
-            raise ValueError(f"run folder {folder} is in use by another process; {advice}") from error
-        _keep_config(folder / "config.yaml", plain(config), may_change)
-        write_json(folder / "environment.json", describe_environment())
+    with _locked(folder):
+        known = config_hash(config, may_change)
+        if not _holds_work(folder):
+            shutil.rmtree(folder / "start", ignore_errors=True)  # model or texts may have been corrected since
+        elif known != _last_hash(folder):
+            _check_same(folder / "config.yaml", plain(config), may_change)
+        write_whole(folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        write_json(folder / "environment.json", {**describe_environment(), "config_sha256": known})
         yield
 
 
-def _keep_config(path: Path, config: dict[str, Any], may_change: Sequence[str]) -> None:
-    if path.exists():
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = filelock.FileLock(folder / "lock", blocking=False)  # of the system, which ends it with its process
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        advice = "wait for it or choose another run_dir"
+        raise ValueError(f"run folder {folder} is in use by another process; {advice}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether a stage left anything in the folder."""
+    parts = (one for one in folder.iterdir() if one.name.removesuffix(".tmp") not in NO_WORK)
+    files = (path for one in parts for path in (one, *one.rglob("*")) if path.is_file())
+    return any(path.stat().st_size for path in files)
+
+
+def _last_hash(folder: Path) -> str | None:
+    """Of the config of the last start, if the file that says so can be read."""
+    try:
+        return json.loads((folder / "environment.json").read_text(encoding="utf-8"))["config_sha256"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _check_same(path: Path, config: dict[str, Any], may_change: Sequence[str]) -> None:
+    try:
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differing = [
-            f"{key} was {old}, is {new}"
-            for key, (old, new) in _find_differences(before, config).items()
-            if key not in may_change and key.split(".")[0] not in may_change
-        ]
-        if differing:
-            advice = "Choose another run_dir, or remove the folder to start over"
-            raise ValueError(f"{path.parent} holds a run of another config: {'; '.join(differing[:5])}. {advice}")
-    write_whole(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        before = None
+    if not isinstance(before, dict):
+        advice = "restore the file, or give the command that the run was last started with, which writes it anew"
+        raise ValueError(f"{path}: expected the config of the run in this folder, it is missing or damaged; {advice}")
+    differing = [
+        f"{key} was {old}, is {new}"
+        for key, (old, new) in _find_differences(before, config).items()
+        if key not in may_change and key.split(".")[0] not in may_change
+    ]
+    if differing:
+        more = f" and {len(differing) - SHOWN} more keys" if len(differing) > SHOWN else ""
+        found = f"{path.parent} holds a run of another config: {'; '.join(differing[:SHOWN])}{more}"
+        raise ValueError(f"{found}. Give the values that it was begun with, or choose another run_dir")
 
 
 def _find_differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -211,6 +256,13 @@ def _find_differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[A
     for key in [*old, *(k for k in new if k not in old)]:
         found |= _find_differences(old.get(key), new.get(key), f"{prefix}{key}.")
     return found
+
+
+def note_checkpoint(folder: Path, name: str) -> None:
+    """Write into a run's environment.json which checkpoint it starts from, with its commit if it is one of the hub."""
+    path = folder / "environment.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # of a run that nobody opened
+    write_json(path, {**known, "checkpoint": name})
 
 
 def describe_environment() -> dict[str, Any]:

@@ -9,10 +9,11 @@ import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from multiprocessing import TimeoutError as StillWaiting
+from multiprocessing.pool import IMapIterator, ThreadPool
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -156,24 +157,22 @@ class ServedEngine:
         """Sample every requested report from the policy as it is now; yield each as it ends. All ranks must call this.
 
         Args:
-            stop: asked every second; the reports under way are waited for.
+            stop: asked every second; the reports under way are given up.
 
         Raises:
             StopRequested: `stop` was set.
             ValueError: no report of a study, or one that cannot be trained on; names the study.
         """
         asked, model = list(requests), self.adapter.publish()
-        with ThreadPoolExecutor(self.config.concurrency, thread_name_prefix="served") as pool:
-            try:
-                bodies = pool.map(partial(self._body, model), asked)
-                reports = [
-                    pool.submit(self._report, request, sample, body)
-                    for request, body in zip(asked, bodies, strict=True)
-                    for sample in range(len(request.seeds))
-                ]
-                yield from _as_they_end(reports, stop)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with ThreadPool(self.config.concurrency) as pool:  # daemons: a program that stops does not wait for them
+            bodies = pool.map(partial(self._body, model), asked)
+            jobs = [
+                (request, sample, body)
+                for request, body in zip(asked, bodies, strict=True)
+                for sample in range(len(request.seeds))
+            ]
+            reports = pool.imap_unordered(lambda job: self._report(*job), jobs)
+            yield from _as_they_end(reports, len(jobs), stop)
 
     def _options(self) -> dict[str, Any]:
         """The part of a request that all share. What a server would fill in from the model's generation_config.json is
@@ -273,14 +272,16 @@ class ServedEngine:
         return 0 <= token < len(self.suppressed) and not self.suppressed[token]
 
 
-def _as_they_end(reports: Iterable[Future[Rollout]], stop: StopSignal | None) -> Iterator[Rollout]:
-    waiting = set(reports)
-    while waiting:
+def _as_they_end(reports: "IMapIterator[Rollout]", count: int, stop: StopSignal | None) -> Iterator[Rollout]:
+    while count:
         if stop is not None and stop.requested:
-            raise StopRequested(f"stopped on request with {len(waiting)} reports unfinished")
-        done, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-        for report in done:
-            yield report.result()
+            raise StopRequested(f"stopped on request with {count} reports unfinished")
+        try:
+            report = reports.next(timeout=1.0)
+        except StillWaiting:
+            continue
+        count -= 1
+        yield report
 
 
 def _with_data_uri(part: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from tqdm import tqdm
 
 from capo.checkpoint import Checkpoints
-from capo.journal import Journal, read_lines
+from capo.journal import Journal, count_steps, iter_lines
 from capo.stopping import StopRequested
 from capo.trainer import Trainer
-from radflow.pipeline.run import Run
+from radflow.dashboard.archive import Archive
+from radflow.pipeline.run import Run, built_on
 from radflow.pipeline.run_config import config_hash
 
 
@@ -18,28 +19,37 @@ class StageLoop:
 
     Args:
         every: steps between checkpoints.
-        identity: what a checkpoint must share with this run, besides the config.
     """
 
-    def __init__(
-        self, run: Run, name: str, trainer: Trainer, *, every: int, identity: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, run: Run, name: str, trainer: Trainer, *, every: int) -> None:
         self.trainer, self.every, self.live = trainer, every, run.live
         self.ranks, self.stop = run.ranks, run.stop
         self.folder = run.folder / name
-        known = {"config": config_hash(run.config), "studies": run.corpus.fingerprint, **(identity or {})}
+        known = {"config": config_hash(run.config), "studies": run.corpus.fingerprint}
+        known |= built_on(run.folder, name)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", run.ranks, identity=known)
-        facts = self.checkpoints.load(trainer.state()[0])
+        facts = self.checkpoints.load(trainer.state()[0], logged=count_steps(self.folder / "metrics.jsonl"))
         self.first = int(facts["step"]) if facts else 0
         if facts:
             trainer.restore(facts)
         run.ranks.barrier()  # nobody writes before all have read
+        self.keep_steps = run.config.tracking.keep_steps
+        self.written: list[Journal | Archive] = []  # by the first rank
+
+    def archive(self, name: str) -> Archive:
+        """Rows per step in a folder of the stage, for the first rank to append to."""
+        archive = Archive(self.folder / name, keep=self.keep_steps)
+        if self.ranks.is_main:
+            archive.drop_from(self.first)
+            self.written.append(archive)
+        return archive
 
     def run(self, last: int, do: Callable[[int], Mapping[str, float | None]], *, title: str, shown: str) -> None:
         """`do` each step below `last`; its metrics go to metrics.jsonl, the one named `shown` to the bar."""
         journal = Journal(self.folder / "metrics.jsonl", resume_at=self.first) if self.ranks.is_main else None
         if self.live is not None:
-            self.live.resume(read_lines(self.folder / "metrics.jsonl"), last)
+            self.live.resume(iter_lines(self.folder / "metrics.jsonl"), last)
+        self.written += [] if journal is None else [journal]
         step, self.bar = self.first, progress(title, self.first, last, shown=self.ranks.is_main)
         try:
             for step in self.bar:
@@ -51,14 +61,20 @@ class StageLoop:
                 if self.live is not None:
                     self.live.step(row)
                 if (step + 1) % self.every == 0:
-                    self.checkpoints.save(step + 1, *self.trainer.state())
+                    self._save(step + 1)
                     if self.live is not None:
                         self.live.write_dashboard()
         except StopRequested:
-            self.checkpoints.save(step, *self.trainer.state())
+            self._save(step)
             raise
         finally:
             self.checkpoints.finish()
+
+    def _save(self, step: int) -> None:
+        """A checkpoint after that many steps. What was written about them must outlive a power cut if it does."""
+        for file in self.written:
+            file.sync()
+        self.checkpoints.save(step, *self.trainer.state())
 
     def _check_stop(self) -> None:
         """Once per step. All ranks come here before the step's first exchange between devices, which NCCL would wait

@@ -4,8 +4,8 @@ import statistics
 import time
 from typing import Any
 
-from capo.journal import write_lines
 from capo.stopping import StopRequested
+from radflow.dashboard.archive import Archive
 from radflow.dashboard.run_files import evenly
 from radflow.data.studies import Study
 from radflow.models.qwen_vl import QwenVL
@@ -15,11 +15,11 @@ from radflow.pipeline.policies import report_writer
 from radflow.pipeline.run import Run
 
 
-def validate(policy: QwenVL, run: Run, step: int) -> dict[str, float | None]:
+def validate(policy: QwenVL, run: Run, step: int, archive: Archive) -> dict[str, float | None]:
     """Means of every metric over a few held-out studies, `held_out_<metric>`; nothing in most steps.
 
-    What was measured of each study goes to rl/held_out/step_*.jsonl, where `step` is in the name: which studies got
-    worse shows there. A step that is done again writes the same.
+    What was measured of each study goes to the archive: which studies got worse shows there. A step that is done again
+    writes the same.
 
     Of the policy as it is before the step's first update, so that a step that is stopped here is done again from the
     same weights. Reports are greedy: no random number is drawn that training would miss.
@@ -37,7 +37,7 @@ def validate(policy: QwenVL, run: Run, step: int) -> dict[str, float | None]:
     by_id = {row["id"]: row for share in shares for row in share}
     rows = [by_id[study.id] for study in studies]  # in one order, whatever the number of ranks: sums round the same
     if ranks.is_main:
-        write_lines(run.folder / "rl" / "held_out" / f"step_{step:06d}.jsonl", rows)
+        archive.append(step, rows)
     means: dict[str, float | None] = {}
     for name in (name for name in rows[0] if name not in ("id", "report")):
         known = [row[name] for row in rows if row[name] is not None]
@@ -54,6 +54,6 @@ def _report_and_score(policy: QwenVL, run: Run, studies: list[Study], step: int)
             written = report_writer(policy, run, most=len(studies)).write(
                 studies, title=f"held-out before step {step + 1}"
             )
+        return score_rows(run.reward, [report for report, _ in written], studies)
     except StopRequested:
         return None
-    return score_rows(run.reward, [report for report, _ in written], studies)

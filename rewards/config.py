@@ -58,10 +58,19 @@ class RewardConfig:
     temporal: TemporalConfig = field(default_factory=TemporalConfig)
     workers: int = 1
     """Processes that score groups while others are decoded; 0 scores in the main process. It changes no number."""
+    timeout_s: float = 600.0
+    """Seconds that a part may take for one group. Then it is missing there, and the process is replaced."""
+    max_failed: float = 0.5
+    """Largest share of a step's reports, or of those of one table, for which a part may fail (raise, answer no finite
+    number, hang); above it the run ends with an error."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"expected reward.workers of at least 0, got {self.workers}")
+        if not 0 < self.timeout_s < math.inf:
+            raise ValueError(f"expected reward.timeout_s above 0 and finite, got {self.timeout_s}")
+        if not 0 <= self.max_failed <= 1:
+            raise ValueError(f"expected reward.max_failed in [0, 1], got {self.max_failed}")
         weights = (self.syntax, self.domain, self.consistent, self.gamma)
         if not all(0 <= weight < math.inf for weight in weights) or max(weights) == 0:
             raise ValueError(f"expected reward weights finite, not negative and not all zero, got {weights}")

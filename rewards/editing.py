@@ -35,10 +35,11 @@ class GroupScorer:
         began = time.perf_counter()
         copies = self._make_copies(candidates, references[0], scored.scores)
         seconds = {**scored.seconds, "edits": time.perf_counter() - began}
-        scores = self.reward([edit.report for _, edit in copies], [references[0]] * len(copies))
-        rows = zip(copies, scores, strict=True)
+        again = self.reward.scored([edit.report for _, edit in copies], [references[0]] * len(copies))
+        rows = zip(copies, again.scores, strict=True)
         made = tuple(Copy(edit.report, edit.about, of, score) for (of, edit), score in rows)
-        return replace(scored, seconds=seconds, copies=made)
+        faults = (replace(fault, report=fault.report + len(candidates)) for fault in again.faults)
+        return replace(scored, seconds=seconds, copies=made, faults=(*scored.faults, *faults))
 
     def _make_copies(self, texts: Sequence[str], reference: str, scores: Sequence[Score]) -> list[tuple[int, Edit]]:
         """The best reports first: their copies are the nearest to what the policy writes and to what is right."""

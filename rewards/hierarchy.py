@@ -8,16 +8,18 @@
 `radflow.rewards.registry.build_reward` loads the metrics that the parts are made of.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import cast
 
 from radflow.rewards.config import RewardConfig
+from radflow.rewards.faults import describe_faults
 from radflow.rewards.guard import guard
-from radflow.rewards.measure import Measured, Metrics
+from radflow.rewards.measure import Measured, Metrics, Table
 from radflow.rewards.rules.errors import FindingErrors
-from radflow.rewards.types import Score, Scored
+from radflow.rewards.types import Fault, Score, Scored
 
 SYNTAX = ("bleu2", "rouge_l")  # their mean is the part "syntax"
 TRUTH, CONTRADICTIONS = GATE = ("truth_rules", "contradictions_rules")  # what truth is measured by
@@ -91,6 +93,7 @@ class HierarchicalReward:
 
     def __init__(self, config: RewardConfig, *, metrics: Metrics, errors: FindingErrors) -> None:
         self.config, self.metrics, self.errors, self.labeler = config, metrics, errors, errors.labeler
+        self.parse = metrics.parse
         self.weights = part_weights(config)
         self._own = metrics.only(part_metrics(config))
         self._judge = metrics.only([name for name in self.weights if name in JUDGES and config.gated])
@@ -98,8 +101,12 @@ class HierarchicalReward:
     def __call__(
         self, candidates: Sequence[str], references: Sequence[str], *, groups: Sequence[int] | None = None
     ) -> list[Score]:
-        """Scores of reports; `scored` without the times."""
-        return list(self.scored(candidates, references, groups=groups).scores)
+        """Scores of reports; `scored` without the times. What failed is a warning, or RewardError if it is too much."""
+        scored = self.scored(candidates, references, groups=groups)
+        faults = ((str(fault.report), fault) for fault in scored.faults)
+        for line in describe_faults(faults, self.config, num_reports=len(candidates)):
+            warnings.warn(line, RuntimeWarning, stacklevel=2)
+        return list(scored.scores)
 
     def scored(
         self, candidates: Sequence[str], references: Sequence[str], *, groups: Sequence[int] | None = None
@@ -110,24 +117,44 @@ class HierarchicalReward:
             groups: reports with the same number are compared with one another: a part that one of them lacks counts in
                 the total of none. By default each report is a group of its own.
         """
-        refused = self._refused(references)
+        refused, faults = self._refused(references)
         measured = self._own(candidates, references, respaced=True)
         groups = range(len(candidates)) if groups is None else groups
         lacking: dict[int, set[str]] = {group: set() for group in groups}
-        for name, lacks in measured.missing.items():
-            for group, lacks_it in zip(groups, lacks, strict=True):
-                lacking[group].update({name} if lacks_it else ())
+        for i, group in enumerate(groups):
+            lacking[group].update(self._missing(measured, i))
         pairs = enumerate(zip(candidates, references, groups, strict=True))
         scores = tuple(
             self._score(measured, i, c, r, refused.get(r, frozenset()), lacking[group]) for i, (c, r, group) in pairs
         )
-        return Scored(scores, measured.seconds)
+        return Scored(scores, measured.seconds, faults=(*measured.faults, *faults))
 
-    def _refused(self, references: Sequence[str]) -> dict[str, AbstractSet[str]]:
-        """Reference -> judges of consistency that refuse its own two sections."""
+    def table(self, candidates: Sequence[str], references: Sequence[str]) -> Table:
+        """The total reward and every metric, these on the texts as written (the reward itself reads them without line
+        breaks)."""
+        scored, table = self.scored(candidates, references), self.metrics.table(candidates, references)
+        faults = {(fault.part, fault.report): fault for fault in (*scored.faults, *table.faults)}
+        return Table({"total": [score.total for score in scored.scores], **table.columns}, tuple(faults.values()))
+
+    def _refused(self, references: Sequence[str]) -> tuple[dict[str, AbstractSet[str]], list[Fault]]:
+        """Reference -> judges of consistency that refuse its own two sections; where a judge failed."""
         distinct = [r for r in dict.fromkeys(references) if self.metrics.parse(r).status == "ok"]
-        values = self._judge(distinct, distinct).values
-        return {r: {name for name in values if values[name][i] == -1.0} for i, r in enumerate(distinct)}
+        judged = self._judge(distinct, distinct)
+        faults = [replace(fault, report=references.index(distinct[fault.report])) for fault in judged.faults]
+        values = judged.values
+        return {r: {name for name in values if values[name][i] == -1.0} for i, r in enumerate(distinct)}, faults
+
+    def _missing(self, measured: Measured, i: int) -> tuple[str, ...]:
+        """Parts that could not be computed for a report."""
+        lacks = {name for name, column in measured.missing.items() if column[i]}
+        return tuple(part for part in self.weights if lacks & self._needs(part))
+
+    def _needs(self, part: str) -> set[str]:
+        """Metrics that the term of a part is made of."""
+        needed = {*SYNTAX} if part == "syntax" else {part}
+        if self.config.gated:
+            needed |= {*GATE, self.config.domain_metric} if part in JUDGES else {*GATE}
+        return needed
 
     def _score(
         self,
@@ -142,15 +169,15 @@ class HierarchicalReward:
         for name, column in measured.values.items():
             parts[name] = column[i]
             if name == SYNTAX[-1] and "syntax" in self.weights:
-                both = cast(list[float], [measured.values[n][i] for n in SYNTAX])  # neither is ever missing
-                parts["syntax"] = sum(both) / len(SYNTAX)
-        missing = tuple(name for name, lacks in measured.missing.items() if lacks[i])
+                both = [value for n in SYNTAX if (value := measured.values[n][i]) is not None]
+                parts["syntax"] = sum(both) / len(SYNTAX) if len(both) == len(SYNTAX) else None
+        missing = self._missing(measured, i)
         parts["guard"] = 1.0 if self.config.printed else guard(candidate, reference)
         refused = refused if self.weights.keys() - refused else frozenset()
         left_out = refused | lacking
         terms = {name: term for name, term in self._terms(parts).items() if name not in {*refused, *missing}}
-        truth = cast(float, parts[TRUTH]) if self.config.gated else 1.0
-        score = Score(None, parts, missing, tuple(sorted(left_out)), terms, truth)  # with its total below
+        truth = parts[TRUTH] if self.config.gated and terms else 1.0  # without it there are no terms
+        score = Score(None, parts, missing, tuple(sorted(left_out)), terms, cast(float, truth))  # with its total below
         # If nothing else is left to compare, the reports that lack a part leave their group, and no other.
         counted = [name for name in terms if name not in left_out] or ([] if missing else [*terms])
         return replace(score, total=sum(map(score.scaled, counted)) if counted else None)

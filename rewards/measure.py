@@ -1,11 +1,12 @@
 """Several metrics of the same reports, each given the sections that it reads."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from radflow.rewards.types import Metric, Parser
+from radflow.rewards.faults import all_asked, ask
+from radflow.rewards.types import Fault, Metric, Parser
 
 # report: both whole texts; text: the same, never re-spaced; findings, impression: these sections of both;
 # described: all that both say of the examination; sections: Findings and Impression of the candidate alone.
@@ -21,6 +22,15 @@ class Measured:
     values: Mapping[str, list[float | None]]  # None: skipped, or missing
     missing: Mapping[str, list[bool]]  # whether a value could not be computed
     seconds: Mapping[str, float]
+    faults: tuple[Fault, ...] = ()  # why, of values that a metric failed to give
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of a table by name, one value per report; None if it has none."""
+
+    columns: Mapping[str, list[float | None]]
+    faults: tuple[Fault, ...]
 
 
 class Metrics:
@@ -33,28 +43,32 @@ class Metrics:
     Args:
         parse: section parser.
         metrics: name -> what it reads, and the metric.
+        together: those whose value depends on all reports that are measured together.
     """
 
-    def __init__(self, parse: Parser, metrics: Mapping[str, tuple[Reads, Metric]]) -> None:
-        self.parse, self.metrics = parse, dict(metrics)
+    def __init__(
+        self, parse: Parser, metrics: Mapping[str, tuple[Reads, Metric]], *, together: Collection[str] = ()
+    ) -> None:
+        self.parse, self.metrics, self.together = parse, dict(metrics), together
 
     def only(self, names: Sequence[str]) -> "Metrics":
         """Some of these metrics, in this order."""
-        return Metrics(self.parse, {name: self.metrics[name] for name in names})
+        return Metrics(self.parse, {name: self.metrics[name] for name in names}, together=self.together)
 
     def __call__(self, candidates: Sequence[str], references: Sequence[str], *, respaced: bool = False) -> Measured:
-        """Every metric of every report.
+        """Every metric of every report; what one fails to give is missing, and said in `faults`.
 
         Args:
             respaced: give metrics of whole reports every run of white space as one space. Line breaks glue words
                 together for BLEU (".\\nthe" is one word), so that it would pay to guess where a reference breaks lines.
         """
         read = self._read(candidates, references, respaced=respaced)
-        values, missing, seconds = {}, {}, {}
+        values, missing, seconds, faults = {}, {}, {}, []
         for name, (reads, metric) in self.metrics.items():
             began = time.perf_counter()
             indices, first, second = read[reads]
-            found = metric(first, second) if first else []
+            found, failed = ask(name, metric, first, second, together=name in self.together) if first else ([], {})
+            faults += [Fault(name, indices[i], why) for i, why in failed.items()]
             seconds[name] = time.perf_counter() - began
             # A candidate without two sections is inconsistent, and no judge need be asked.
             column: list[float | None] = [-1.0 if reads == "sections" else None] * len(candidates)
@@ -62,9 +76,10 @@ class Metrics:
             for i, value in zip(indices, found, strict=True):
                 column[i], lacks[i] = value, value is None
             values[name], missing[name] = column, lacks
-        return Measured(values, missing, seconds)
+        all_asked()
+        return Measured(values, missing, seconds, tuple(faults))
 
-    def columns(self, candidates: Sequence[str], references: Sequence[str]) -> dict[str, list[float | None]]:
+    def table(self, candidates: Sequence[str], references: Sequence[str]) -> Table:
         """Every metric as a column of a table, of the texts as written; None if a study has no value.
 
         Only the reference decides which studies have one, so that no candidate gains by what it leaves out: one without
@@ -72,7 +87,8 @@ class Metrics:
         the reference, consistency needs both. With a reference that has neither, metrics of a section compare all that
         both sides describe.
         """
-        columns = dict(self(candidates, references).values)
+        measured = self(candidates, references)
+        columns, faults = dict(measured.values), [*measured.faults]
         expected = [self.parse(reference) for reference in references]
         needed = {
             "findings": [e.findings not in ABSENT for e in expected],
@@ -87,16 +103,18 @@ class Metrics:
                 columns[name] = [value if defined else None for value, defined in cells]
         whole = [i for i, e in enumerate(expected) if e.described not in ABSENT and not (e.findings or e.impression)]
         described = self._described([candidates[i] for i in whole], [references[i] for i in whole])
-        for name, column in described.items():
+        faults += [replace(fault, report=whole[fault.report]) for fault in described.faults]
+        for name, column in described.values.items():
             for i, value in zip(whole, column, strict=True):
                 columns[name][i] = value
-        return columns
+        return Table(columns, tuple(faults))
 
-    def _described(self, candidates: Sequence[str], references: Sequence[str]) -> Mapping[str, list[float | None]]:
+    def _described(self, candidates: Sequence[str], references: Sequence[str]) -> Measured:
         """Metrics of one section, of all that both sides describe."""
         names = [name for name, (reads, _) in self.metrics.items() if reads in ("findings", "impression")]
-        metrics = Metrics(self.parse, {name: ("described", self.metrics[name][1]) for name in names})
-        return metrics(candidates, references).values if references else {}
+        reads: Reads = "described"
+        metrics = {name: (reads, self.metrics[name][1]) for name in names if references}
+        return Metrics(self.parse, metrics, together=self.together)(candidates, references)
 
     def _read(self, candidates: Sequence[str], references: Sequence[str], *, respaced: bool) -> dict[Reads, _Pairs]:
         """What a metric is given, by what it reads."""

@@ -4,11 +4,12 @@ Rewards, exploration, the table of a run and `evaluate.py` all take their metric
 """
 
 import importlib
-import math
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from radflow.rewards.config import RewardConfig
@@ -17,6 +18,7 @@ from radflow.rewards.judge.config import JudgeConfig
 from radflow.rewards.measure import Metrics, Reads
 from radflow.rewards.metrics.bertscore import BertScore
 from radflow.rewards.metrics.chexbert import Chexbert, ChexbertLabels, SembScore
+from radflow.rewards.metrics.encoder import in_one_line
 from radflow.rewards.metrics.lexical import Bleu, RougeL
 from radflow.rewards.metrics.radcliq import SUB_SCORES, RadCliq, radcliq_v0, radcliq_v1
 from radflow.rewards.metrics.ratescore import RateScore
@@ -200,23 +202,28 @@ def load_plugin(path: str) -> Metric:
     importable, in the reward's worker processes too; ValueError if it or its function is not there.
     """
     module, _, attribute = path.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute, None)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"reward.plugin {path}: {error}; put its folder on PYTHONPATH") from error
+    function = getattr(_import_plugin(module, path), attribute, None)
     if not callable(function):
         raise ValueError(f"reward.plugin {path}: expected a function {attribute} in {module}, got {function!r}")
+    return function
 
-    def checked(candidates: Sequence[str], references: Sequence[str]) -> list[float | None]:
-        values = list(function(candidates, references))
-        if len(values) != len(candidates):
-            raise ValueError(f"reward.plugin {path}: expected {len(candidates)} values, got {len(values)}")
-        for value in values:
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"reward.plugin {path}: expected finite numbers or None, got {value}")
-        return [None if value is None else float(value) for value in values]
 
-    return checked
+def _import_plugin(module: str, path: str) -> ModuleType:
+    """The module; a ValueError in one line says where in which file it failed."""
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # a module is a user's program: it fails as one, or ends itself
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"reward.plugin {path}: {error}; put its folder on PYTHONPATH") from error
+        if isinstance(error, SyntaxError):
+            where = f"{error.filename or module}:{error.lineno or 1}"  # neither, of a file with NUL
+        else:
+            frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith("<")]
+            where = f"{frames[-1].filename}:{frames[-1].lineno}"
+        raise ValueError(
+            f"reward.plugin {path}: {where}: {in_one_line(error)}; correct it: `python -c 'import {module}'` "
+            "must succeed"
+        ) from error
 
 
 def load_metrics(names: Sequence[str], backends: Backends) -> Metrics:
@@ -232,7 +239,8 @@ def load_metrics(names: Sequence[str], backends: Backends) -> Metrics:
         if plugin in METRICS or plugin in RESERVED:
             raise ValueError(f"reward.plugin {path}: the name {plugin} is taken; rename the function")
         metrics[plugin] = "text", remember_last(load_plugin(path))
-    return Metrics(backends.parse, metrics)
+    together = [name for name in names if METRICS[name].together]
+    return Metrics(backends.parse, metrics, together=together)
 
 
 def build_reward(
@@ -242,6 +250,7 @@ def build_reward(
     judge: JudgeConfig | None = None,
     explore: Sequence[str] = (),
     also: Sequence[str] = (),
+    backends: Backends | None = None,
 ) -> HierarchicalReward:
     """The reward with its models.
 
@@ -249,6 +258,7 @@ def build_reward(
         judge: the language model that is asked, if the config asks one.
         explore: metrics that exploration ranks studies by.
         also: further metrics, for tables.
+        backends: of the same config, parser and judge, if some are loaded already.
 
     Raises:
         ValueError: a model is not there; an unknown metric; exploration by a metric of which less is better, or
@@ -258,6 +268,6 @@ def build_reward(
     if unfit := [entry.name for entry in known if entry.better == "lower" or entry.together]:
         wanted = "that do not depend on other reports and of which more is better"
         raise ValueError(f"expected metrics to explore by {wanted}, got {unfit[0]}")
-    backends = Backends(config, parse, judge)
+    backends = backends or Backends(config, parse, judge)
     metrics = load_metrics([*part_metrics(config), *explore, *also], backends)
     return HierarchicalReward(config, metrics=metrics, errors=backends.errors)

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from radflow.rewards.types import Parser, Score
+from radflow.rewards.types import Fault, Parser, Score
 
 if TYPE_CHECKING:
     from radflow.rewards.config import RewardConfig
@@ -36,11 +36,8 @@ def reward_function(
     Raises:
         ValueError: an unknown trainer, or a model of the reward is not there.
     """
-    from radflow.rewards.registry import build_reward  # brings every metric
-    from radflow.rewards.workers import RewardWorkers
+    from radflow.rewards.workers import RewardWorkers  # brings every metric
 
-    if config.workers:
-        build_reward(config, parse, judge=judge)  # a worker that cannot build it would only die
     reward = TrainerReward(RewardWorkers(config, parse, judge=judge), reference)
     functions: dict[Trainer, Callable[..., Any]] = {
         "trl": reward.report_reward,
@@ -103,6 +100,7 @@ class TrainerReward:
         Args:
             where: the references come from, for messages.
         """
+        from radflow.rewards.faults import describe_faults
         from radflow.rewards.workers import scores_of
 
         if len(references) != len(reports):
@@ -119,9 +117,14 @@ class TrainerReward:
                 for reference, rows in groups.items()
             ]
         found: dict[int, Score] = {}
+        faults: list[tuple[str, Fault]] = []
         for rows, future in zip(groups.values(), pending, strict=True):
-            scored = scores_of(future, study_id=f"in row {rows[0]} of the batch")
+            name = f"in row {rows[0]} of the batch"
+            scored = scores_of(future, study_id=name)
             found |= zip(rows, scored.scores, strict=True)
+            faults += [(name, fault) for fault in scored.faults]
+        for line in describe_faults(faults, self.workers.config, num_reports=len(reports)):
+            print(f"warning: {line}", flush=True)
         return [found[i] for i in range(len(reports))]
 
 

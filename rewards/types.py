@@ -39,12 +39,22 @@ class Copy:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """A value that a metric failed to give: it raised, answered something else than a number, hung or died."""
+
+    part: str  # the metric
+    report: int  # index among the reports that were scored together
+    why: str
+
+
+@dataclass(frozen=True)
 class Scored:
     """Scores of a batch of reports, in their order, and where the time went."""
 
     scores: tuple[Score, ...]
     seconds: Mapping[str, float]  # part -> seconds it took for the whole batch
     copies: tuple[Copy, ...] = ()  # made if the run asks for them
+    faults: tuple[Fault, ...] = ()  # of its reports, then of the copies
 
 
 class Sections(Protocol):

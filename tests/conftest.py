@@ -2,16 +2,33 @@
 
 import os
 import re
+import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from capo.stopping import STOP_SIGNALS
 from radflow.data.phantoms import make_studies
 from radflow.models.processing import ProcessorConfig, ReportProcessor
 from radflow.models.qwen_vl import load
 from radflow.models.tiny import TinyConfig, build_tiny
 
+LOCAL = re.compile(r"localhost|127\..*|::1|::ffff:127\..*")
+
+
+class LocalSocket(socket.socket):
+    """Reaches this machine only: a run, a score or a page of the tests that sends anything elsewhere fails."""
+
+    def connect(self, address):
+        if isinstance(address, tuple) and not LOCAL.fullmatch(address[0]):
+            raise PermissionError(f"expected connections to this machine only, got one to {address[0]}")
+        return super().connect(address)
+
+
+socket.socket = LocalSocket  # type: ignore[misc]
 torch.set_num_threads(1)  # two processes share the tests
 # Files that take longest, started first: one left for the end would run alone.
 LONGEST = ("test_train_faults", "test_capo_ranks", "test_train", "test_gpu_proof", "test_dashboard_run")
@@ -19,6 +36,16 @@ LONGEST = ("test_train_faults", "test_capo_ranks", "test_train", "test_gpu_proof
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A run in this process listens to signals; Ctrl-C is pytest's again after the test, however often it comes."""
+    signal.set_wakeup_fd(-1)  # of a program that was imported
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

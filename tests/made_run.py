@@ -2,9 +2,12 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+
+from radflow.dashboard.archive import Archive
 
 REFERENCE = "Findings: Small left pleural effusion. No pneumothorax. Impression: Small left pleural effusion."
 PARTS = ("bleu2", "rouge_l", "entity_f1_rules", "label_f1_rules")
@@ -125,6 +128,16 @@ def write_lines(path: Path, rows: list) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def change_rollouts(folder: Path, step: int, change: Callable[[list], object]) -> None:
+    """Rewrite the archive with a change of the rows of one step."""
+    archive = Archive(folder / "rl/rollouts")
+    written = {number: member.read() for number, member in archive.members().items()}
+    change(written[step])
+    archive.drop_from(0)
+    for number, rows in written.items():
+        archive.append(number, rows)
+
+
 def make_run(
     folder: Path,
     *,
@@ -150,9 +163,10 @@ def make_run(
     (folder / "explore/selection.json").write_text(json.dumps({"studies": corpus, "selected": ids[: corpus // 2]}))
     labels = [{"id": n, "critical": i % 4 > 0, "reason": "Edema", "source": "rules"} for i, n in enumerate(ids)]
     write_lines(folder / "criticality.jsonl", labels)
+    rollouts = Archive(folder / "rl/rollouts")
     for step in range(steps):
         chosen = [ids[(step * studies + i) % (corpus // 2)] for i in range(studies)]
-        write_lines(folder / f"rl/rollouts/step_{step:06d}.jsonl", rollout_rows(step, chosen, text))
+        rollouts.append(step, rollout_rows(step, chosen, text))
     interval = {"mean": 0.4, "low": 0.3, "high": 0.5}
     row = {"metric": "total", "studies": 6, "first": interval, "second": interval, "difference": interval}
     table = {"studies": 6, "seed": 5, "rows": [{**row, "best constant": 2.5}], "notes": ["SFT: 50.0 % distinct"]}

@@ -24,9 +24,9 @@ def saved(folder, *steps, identity=IDENTITY, keep=2):
     return checkpoints
 
 
-def loaded(folder, identity=IDENTITY):
+def loaded(folder, identity=IDENTITY, logged=None):
     tensors = state(0)
-    facts = Checkpoints(folder, Ranks(), identity=identity).load(tensors)
+    facts = Checkpoints(folder, Ranks(), identity=identity).load(tensors, logged=logged)
     return facts, tensors
 
 
@@ -44,6 +44,16 @@ def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
     live["parameter/w"].fill_(99.0)  # the training goes on while the files are written
     checkpoints.finish()
     assert loaded(tmp_path, {})[1]["parameter/w"].unique().tolist() == [1.0]
+
+
+def test_a_checkpoint_beyond_the_metrics_is_passed_over_and_none_is_left_out_in_silence(tmp_path):
+    saved(tmp_path, 10, 20)
+    assert loaded(tmp_path, logged=20)[0]["step"] == 20
+    with pytest.warns(UserWarning, match=r"step_00000020: is of 20 steps, .* only the first 19 whole"):
+        facts, tensors = loaded(tmp_path, logged=19)
+    assert facts["step"] == 10 and torch.equal(tensors["parameter/w"], state(10)["parameter/w"])
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"only the first 9 whole.*Restore what is missing"):
+        loaded(tmp_path, logged=9)
 
 
 def test_no_checkpoint_is_none_and_an_unfinished_one_is_no_checkpoint(tmp_path):
@@ -64,6 +74,10 @@ def flip(path):
     path.write_bytes(content)
 
 
+def change(path, key, value):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+
 @pytest.mark.parametrize(
     ("damage", "file", "reason"),
     [
@@ -71,6 +85,7 @@ def flip(path):
         (flip, "*.safetensors", "SHA-256"),
         (lambda path: path.unlink(), "*.safetensors", "cannot be read"),
         (cut, "checkpoint.json", "cannot be read"),
+        (lambda path: change(path, "num_updates", 2), "checkpoint.json", r"cannot be read \(its SHA-256"),
         (lambda path: path.unlink(), "checkpoint.json", "cannot be read"),
     ],
 )
@@ -97,6 +112,13 @@ def test_one_of_another_run_is_refused(tmp_path, key):
     saved(tmp_path, 10)
     with pytest.warns(UserWarning, match=f"belongs to a run of another {key}"), pytest.raises(ValueError):
         loaded(tmp_path, {**IDENTITY, key: "other"})
+
+
+def test_one_of_an_older_version_without_some_hashes_is_read(tmp_path):
+    saved(tmp_path, 10, identity={"config": "c1"})
+    path = tmp_path / "step_00000010/checkpoint.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"}))
+    assert loaded(tmp_path)[0]["step"] == 10
 
 
 def test_one_of_another_policy_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from capo.fsdp import ParallelConfig
-from capo.ranks import Ranks, split_by_cost
+from capo.ranks import LostRankError, Ranks, split_by_cost
 from radflow.models.tiny import TinyConfig, build_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -171,6 +172,15 @@ def test_a_rank_that_does_not_answer_is_named_with_the_stage(where):
     assert (
         "rank 0 of 2, stage rl: not every rank answered; the time limit is 3 s" in errors and "Ranks 1 failed" in errors
     )
+
+
+def test_a_rank_that_dies_during_an_exchange_is_said_with_the_stage(monkeypatch):
+    ranks = Ranks(1, 2)
+    ranks.stage = "rl"
+    monkeypatch.setattr(torch.distributed, "monitored_barrier", lambda *_, **__: None)
+    monkeypatch.setattr(torch.distributed, "all_gather", Mock(side_effect=RuntimeError("Connection closed by peer")))
+    with pytest.raises(LostRankError, match=r"rank 1 of 2, stage rl: .*Connection closed by peer"):
+        ranks.all_gather("there?")
 
 
 def test_a_rank_that_leaves_ends_the_threads_of_its_messages(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 from browser import Browser, chromium
-from made_run import healthy_rows, make_run, rollout_rows, study_ids, write_lines
+from made_run import change_rollouts, healthy_rows, make_run, write_lines
 
 from radflow.dashboard.build import build_dashboard
 from radflow.dashboard.compare import compare_runs
@@ -25,9 +25,7 @@ def dashboard(tmp_path_factory):
         row | {f"reward_{EVIL}": 0.5, "clip_low_critical": 0.0, "clip_high_critical": 0.0} for row in healthy_rows(30)
     ]
     write_lines(folder / "rl/metrics.jsonl", rows)
-    edited = rollout_rows(0, study_ids(4), EVIL)
-    edited[0]["reports"][1]["edited"] = f"missed {EVIL}: added"
-    write_lines(folder / "rl/rollouts/step_000000.jsonl", edited)
+    change_rollouts(folder, 0, lambda rows: rows[0]["reports"][1].update(edited=f"missed {EVIL}: added"))
     return build_dashboard(folder)
 
 

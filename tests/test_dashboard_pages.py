@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import yaml
-from made_run import CONFIG, healthy_rows, make_run, study_ids, write_lines
+from made_run import CONFIG, change_rollouts, healthy_rows, make_run, study_ids, write_lines
 from PIL import Image
 
 from radflow.dashboard.build import build_dashboard
@@ -149,7 +149,7 @@ def test_rewards_of_any_name_get_a_chart_and_missing_counts_are_no_reward(tmp_pa
 
 def test_texts_of_models_and_data_stay_texts(tmp_path):
     folder = make_run(tmp_path / EVIL.partition(" ")[0].replace("/", ""), text=EVIL)
-    scores = [{"id": EVIL, "s": -1.0, "bleu2": 0.1}, *({"id": i, "s": 0.5, "bleu2": 0.2} for i in study_ids(3))]
+    scores = [{"id": EVIL, "s": -1.0, "bleu2": 0.1}, *({"id": i, "s": 0.5, "bleu2": 0.2} for i in study_ids(20))]
     write_lines(folder / "explore/scores.jsonl", scores)
     write_lines(folder / "explore/predictions/part_00000.jsonl", [{"id": row["id"], "report": EVIL} for row in scores])
     labels = [{"id": row["id"], "critical": True, "reason": EVIL, "source": EVIL} for row in scores]
@@ -167,11 +167,7 @@ def test_texts_of_models_and_data_stay_texts(tmp_path):
 
 def edit_first(folder, step, **changed):
     """Change the first report of each study of a step's rollouts."""
-    path = folder / f"rl/rollouts/step_{step:06d}.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row in rows:
-        row["reports"][0] |= changed
-    write_lines(path, rows)
+    change_rollouts(folder, step, lambda rows: [row["reports"][0].update(changed) for row in rows])
 
 
 def test_edited_reports_are_named_and_count_in_no_mean(tmp_path):

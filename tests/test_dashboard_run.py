@@ -7,6 +7,7 @@ import time
 import pytest
 from small_run import ROOT, count_lines, start_run
 
+from radflow.dashboard.archive import Archive
 from radflow.dashboard.run_files import RunFiles, keys_with, reward_parts
 
 SHOWN = ["--stages", "sft,explore,criticality,rl", "--warmup.steps", "0", "--sft.steps", "3", "--rl.steps", "5"]
@@ -57,17 +58,17 @@ def test_held_out_studies_are_reported_every_second_step(tracked):
 
 
 def held_out_files(folder):
-    return {path.name: path.read_text(encoding="utf-8") for path in (folder / "rl/held_out").iterdir()}
+    return {path.name: path.read_bytes() for path in (folder / "rl/held_out").iterdir()}
 
 
 def test_what_was_measured_of_each_held_out_study_is_kept_and_its_means_are_the_row(tracked):
-    files = held_out_files(tracked[0])
-    assert sorted(files) == [f"step_{step:06d}.jsonl" for step in (0, 2, 4)]
+    members = Archive(tracked[0] / "rl/held_out").members()
+    assert list(members) == [0, 2, 4]
     for row in rows_of(tracked[0], held_out=True)[::2]:
-        studies = [json.loads(line) for line in files[f"step_{row['step']:06d}.jsonl"].splitlines()]
+        studies = members[row["step"]].read()
         assert len({study["id"] for study in studies}) == 3 and all(study["report"] for study in studies)
         means = {}
-        for name in studies[0].keys() - {"id", "report"}:
+        for name in studies[0].keys() - {"step", "id", "report"}:
             known = [study[name] for study in studies if study[name] is not None]
             means[f"held_out_{name}"] = sum(known) / len(known) if known else None
         assert means == pytest.approx({key: value for key, value in row.items() if key.startswith("held_out_")})

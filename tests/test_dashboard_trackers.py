@@ -1,6 +1,8 @@
 """Trackers: what they are sent arrives, and what breaks in them stays there."""
 
 import importlib.util
+import sys
+from types import SimpleNamespace
 
 import pytest
 from made_run import CONFIG, healthy_rows
@@ -53,6 +55,22 @@ def test_neither_building_nor_closing_one_can_end_a_run(moment):
 
 def test_only_finite_numbers_are_sent():
     assert keep_numbers(ROW) == {"loss": 1.5, "count": 2}
+
+
+def test_wandb_gets_numbers_and_nothing_of_the_machine(tmp_path, monkeypatch):
+    given, sent = {}, []
+    run = SimpleNamespace(define_metric=lambda *_, **__: None, log=sent.append, finish=lambda: None)
+    fake = SimpleNamespace(init=lambda **options: given.update(options) or run, Settings=lambda **values: values)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    config = {"seed": 7, "data": {"manifest": "/data/Meyer_Anna.jsonl", "headers": ["Befund"], "workers": 2}}
+    trackers = Trackers.of(tmp_path, TrackingConfig(wandb="online"), config, print)
+    trackers.log("rl", 3, ROW)
+    assert sent == [{"rl/step": 3, "rl/loss": 1.5, "rl/count": 2}]
+    assert given["config"] == {"seed": 7, "data": {"workers": 2}}
+    private = ("x_disable_meta", "x_disable_machine_info", "x_disable_stats", "disable_code", "disable_git")
+    assert all(given["settings"][key] for key in private)
+    assert not given["settings"]["host"] and not given["settings"]["x_save_requirements"]
 
 
 def test_none_is_opened_where_none_is_asked_for(tmp_path):

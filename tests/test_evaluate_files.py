@@ -12,6 +12,7 @@ from report_forms import FILES, REPORTS, damaged
 
 from radflow import evaluate
 from radflow.evaluation.weights import NEEDED, Weights, check_hash, default_root
+from radflow.rewards.hub import COMMITS
 
 NORMAL = "Findings: The heart is normal. No effusion. Impression: No acute abnormality."
 TEXTS = st.sampled_from([NORMAL, "", "nan", "Findings:", "x", "\u2028", "Impression: Edema."]) | st.text(max_size=12)
@@ -154,7 +155,8 @@ def test_fetching_without_a_network_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_fetched_files_are_checked_against_their_hash(tmp_path, monkeypatch):
-    def downloads(repository, *, local_dir, allow_patterns):
+    def downloads(repository, *, revision, local_dir, allow_patterns):
+        assert revision == COMMITS[repository]
         local_dir.mkdir(parents=True, exist_ok=True)
         (local_dir / allow_patterns[0]).write_bytes(b"other")
 

@@ -84,7 +84,7 @@ def test_score_compare_and_reward_agree_on_every_metric_to_the_last_digit(modali
     names = [name for name in METRICS if name not in ELSEWHERE]
     reward = build_reward(config, parse_sections, also=names)
     targets, written = reports[modality]
-    columns = reward.metrics.columns(written, targets)
+    columns = reward.metrics.table(written, targets).columns
     rows = per_study(scored)
     seen = set()
     for name in (name for name in PER_REPORT if name not in ELSEWHERE):
@@ -95,7 +95,7 @@ def test_score_compare_and_reward_agree_on_every_metric_to_the_last_digit(modali
     # What no table of evaluate.py shows is measured by the same objects, and where it means the same it is the same.
     backends = Measures(MeasureConfig(), weights, Rules(LABELER[modality])).backends
     others = [name for name in names if name not in seen]
-    cells = measure(list(zip(written, targets, strict=True)), names=others, protocol="rexrank", backends=backends)
+    cells, _ = measure(list(zip(written, targets, strict=True)), names=others, protocol="rexrank", backends=backends)
     for name in others:
         assert [None if v != v else v for v in cells[name].tolist()] == columns[name], name
     assert columns["radgraph_f1_report"] == columns["radgraph_f1_partial"]

@@ -13,12 +13,23 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
+from capo.journal import write_json
 from capo.sampling import SamplingConfig
 from radflow import train
-from radflow.data.corpus import Corpus, DataConfig
+from radflow.data.corpus import Corpus, DataConfig, load_corpus
 from radflow.models.adapter_files import load_adapter, read_config
 from radflow.models.export import export_merged, generation_config
-from radflow.models.model_card import Card, fence, front_matter, hide_folders, inline, license_of, render
+from radflow.models.loading import read_json
+from radflow.models.model_card import (
+    Card,
+    fence,
+    front_matter,
+    hide_folders,
+    inline,
+    license_of,
+    name_with_commit,
+    render,
+)
 from radflow.models.processing import ProcessorConfig, ReportProcessor
 from radflow.models.qwen_vl import load
 from radflow.models.start import ModelConfig
@@ -27,7 +38,8 @@ from radflow.models.training_data import TrainingData
 from radflow.pipeline.export import read_request
 from radflow.pipeline.generation import ReportWriter, build_prompt, suppressed_mask
 from radflow.pipeline.run import training_data
-from radflow.pipeline.run_config import Config
+from radflow.pipeline.run_config import Config, note_checkpoint
+from radflow.pipeline.run_config import read_config as read_run_config
 
 SMALL = [
     "--data.num-train",
@@ -109,7 +121,7 @@ def refused(*argv):
 
 def test_the_adapter_and_the_merged_model_of_a_run_are_its_policy(finished, base_dir, states, studies):
     export = finished / "export" / "rl"
-    assert {path.name for path in export.iterdir()} == {"adapter", "merged"}
+    assert {path.name for path in export.iterdir()} == {"adapter", "digests.json", "merged"}
     policy, processor = load(finished / "rl" / "model"), ReportProcessor.load(base_dir, ProcessorConfig())
     prompt = build_prompt(processor, studies[0])
     expected = states(policy, prompt)
@@ -246,6 +258,19 @@ def test_card_holds_counts_and_metrics_and_no_text_of_a_study(finished):
         assert not [report for report in texts if len(report) > 9 and report in text]
 
 
+def test_no_exported_file_holds_a_sentence_or_an_id_of_a_study(finished):
+    config = read_run_config(Config, finished / "config.yaml")
+    corpus = load_corpus(config.data, seed=config.seed)
+    studies = [*corpus.train, *corpus.test]
+    sentences = {part.strip().encode() for study in studies for part in study.report.split(".") if " " in part.strip()}
+    ids = {study.id.encode() for study in studies}
+    files = [path for path in (finished / "export").rglob("*") if path.is_file()]
+    assert len(files) > 8 and len(sentences) > 12 and len(ids) == 16
+    for path in files:
+        content = path.read_bytes()
+        assert not [one for one in sentences | ids if one in content], path.name
+
+
 CARD = Card(
     kind="merged",
     stage="rl",
@@ -299,9 +324,22 @@ def test_plain_words_and_fences_by_hand():
     assert hide_folders("/home/someone/models/mine") == "mine"
 
 
+def test_a_model_of_the_hub_is_named_with_the_commit_that_was_read(tmp_path):
+    cached = tmp_path / "models--Some--Model-3B" / "snapshots" / ("1" * 40)
+    for name in ("Some/Model-3B", "Some/Model-3B@main"):
+        assert name_with_commit(name, cached) == f"Some/Model-3B@{'1' * 40}"
+    assert name_with_commit("/home/someone/models/mine", Path("/home/someone/models/mine")) == "mine"
+    write_json(tmp_path / "environment.json", {"commit": "c"})
+    note_checkpoint(tmp_path, "Some/Model-3B@1")
+    assert read_json(tmp_path / "environment.json") == {"commit": "c", "checkpoint": "Some/Model-3B@1"}
+
+
 def test_hub_id_and_the_base_models_license_go_to_the_front_matter(tmp_path):
     matter = yaml.safe_load(front_matter(dataclasses.replace(CARD, base="Qwen/Qwen2.5-VL-3B-Instruct")))
     assert matter["base_model"] == "Qwen/Qwen2.5-VL-3B-Instruct" and matter["base_model_relation"] == "finetune"
+    card = dataclasses.replace(CARD, kind="adapter", base=f"Some/Model-3B@{'1' * 40}", rank=8)
+    assert yaml.safe_load(front_matter(card))["base_model"] == "Some/Model-3B"
+    assert f"from_pretrained('Some/Model-3B', revision='{'1' * 40}')" in render(card)
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\nlicense_link: LICENSE\n---\n# Base\n")
     assert license_of(tmp_path) == {"license": "apache-2.0", "license_link": "LICENSE"}
     assert license_of(tmp_path / "nowhere")["license"] == "other"

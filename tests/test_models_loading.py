@@ -2,8 +2,11 @@
 
 import configparser
 import json
+import re
 import shutil
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import huggingface_hub.constants
 import numpy as np
@@ -18,7 +21,7 @@ from radflow.models import loading
 from radflow.models.loading import OLDEST_TRANSFORMERS, locate
 from radflow.models.processing import ReportProcessor
 from radflow.models.qwen_vl import FAMILIES, load
-from radflow.models.start import ModelConfig, start_path
+from radflow.models.start import ModelConfig, find_gpu, pick_device, start_path
 from radflow.models.tiny import TinyConfig, architecture, build_tiny
 from radflow.pipeline import run
 
@@ -186,6 +189,42 @@ def test_a_hub_id_is_served_from_the_cache(hub, tiny_dir, monkeypatch):
     assert load("Some/Model-3B").vocab_size == load(tiny_dir).vocab_size
     assert ReportProcessor.load("Some/Model-3B").image_id == ReportProcessor.load(tiny_dir).image_id
     assert start_path(Path("unused"), ModelConfig(path="Some/Model-3B"), (), seed=0) == here
+
+
+@pytest.mark.parametrize(
+    ("cuda", "files", "visible", "said"),
+    [
+        (None, ["dev/nvidia0"], None, r"an NVIDIA GPU: torch \S+ computes on CPUs only; install a build"),
+        ("12.8", ["proc/driver/nvidia/gpus/0000:01:00.0"], "0", r"an NVIDIA GPU: .* \(driver too old\); repair"),
+        ("12.8", [], "3", r"CUDA_VISIBLE_DEVICES=3: .* \(driver too old\)"),
+        (None, ["dev/kfd"], None, "an AMD GPU: "),
+        (None, ["dev/nvidia0"], "", None),
+        (None, ["dev/nvidiactl"], None, None),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_said(cuda, files, visible, said, tmp_path, monkeypatch, capsys):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr("radflow.models.start.find_gpu", partial(find_gpu, root=tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "init", Mock(side_effect=RuntimeError("driver too old\nat line 3")))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert pick_device() == torch.device("cpu")
+    written = capsys.readouterr().err
+    assert written == "" if said is None else re.match(f"warning: .* although there is {said}.*\n$", written)
+
+
+def test_newest_files_are_said_once_with_their_commit(hub, tiny_dir, caplog):
+    cached(hub, tiny_dir, "Some/Model-3B", "4" * 40)
+    for name in ("Some/Model-3B", "Some/Model-3B", f"Some/Model-3B@{'4' * 40}"):
+        locate(name)
+    (said,) = caplog.messages
+    assert said.endswith(f"name them Some/Model-3B@{'4' * 40}")
 
 
 def test_an_unknown_id_without_network_says_what_to_do(hub):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -24,9 +25,12 @@ from capo.config import EditsConfig, RlConfig
 from capo.ranks import Ranks
 from capo.stopping import StopRequested
 from capo.types import Rollout
+from radflow.dashboard.archive import Archive
 from radflow.pipeline.batch import all_gather_batch, write_rollouts
 from radflow.pipeline.credit import advantages_of
-from radflow.rewards.types import Score
+from radflow.rewards.config import RewardConfig
+from radflow.rewards.faults import RewardError
+from radflow.rewards.types import Fault, Score
 
 
 def test_a_missing_reward_leaves_its_group_and_is_counted():
@@ -105,6 +109,26 @@ def test_a_failed_reward_is_missing_on_every_rank():
     assert row["reward"] == train_on(batch)[1]["reward"]
 
 
+class FailingWorkers(ToyWorkers):
+    """A part failed for the first report of each group."""
+
+    def submit(self, candidates, references):
+        scored = super().submit(candidates, references).result()
+        future = Future()
+        future.set_result(dataclasses.replace(scored, faults=(Fault("mine", 0, f"no {references[0]}"),)))
+        return future
+
+
+def test_every_rank_counts_what_failed_on_any(capsys):
+    _, there = exchanged(collect([report(study, i, 1) for study in "ab" for i in (0, 1)], FailingWorkers()))
+    there.warn_of_faults(RewardConfig(max_failed=1.0), shown=False)
+    assert capsys.readouterr().out == ""
+    there.warn_of_faults(RewardConfig(max_failed=1.0), shown=True)  # both ranks sent the faults of this one
+    assert "mine failed for 4 of 4 reports and is missing there (studies a, b)" in capsys.readouterr().out
+    with pytest.raises(RewardError, match="first for study a: no ref a"):
+        there.warn_of_faults(RewardConfig(max_failed=0.9), shown=False)
+
+
 def test_reports_survive_the_exchange_between_ranks_token_by_token():
     written = [
         Rollout(study, i, torch.tensor([5, 6 + i]), torch.tensor([-0.5, -0.25 - i]), truncated=i == 1)
@@ -151,19 +175,19 @@ def test_a_rank_that_was_stopped_stops_all():
 
 def test_the_rollout_file_tells_missing_from_skipped(tmp_path):
     batch = collect([report(study, i, 1) for study in "ab" for i in (0, 1)], LackingWorkers())
-    write(tmp_path / "step.jsonl", batch)
-    first = rows_of(tmp_path / "step.jsonl")[0]["reports"][0]
+    write(tmp_path, batch)
+    first = rows_of(tmp_path)[0]["reports"][0]
     assert first["parts"]["judge"] is None and first["missing"] == first["left_out"] == ["judge"]
 
 
-def write(path, batch, labels=LABELS, *, rl=None, **clip):
+def write(folder, batch, labels=LABELS, *, rl=None, **clip):
     critical = batch.select(labels)
     advantages = advantages_of(batch, rl or RlConfig(advantage="group"), {}, decode).advantages
-    write_rollouts(path, batch, advantages, critical, critical_clip(critical, **clip))
+    write_rollouts(Archive(folder), 0, batch, advantages, critical, critical_clip(critical, **clip))
 
 
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def rows_of(folder):
+    return Archive(folder).members()[0].read()
 
 
 def test_the_rollout_file_holds_what_the_loss_used(tmp_path):
@@ -171,8 +195,8 @@ def test_the_rollout_file_holds_what_the_loss_used(tmp_path):
     batch = collect(written, ToyWorkers())
     labels, clip = {"a": False, "b": True}, {"eps_normal": 0.3, "tightening": 3.0}
     cases, _ = train_on(batch, labels, **clip)
-    write(tmp_path / "step.jsonl", batch, labels, **clip)
-    normal, critical = rows_of(tmp_path / "step.jsonl")
+    write(tmp_path, batch, labels, **clip)
+    normal, critical = rows_of(tmp_path)
     assert (normal["id"], normal["critical"], normal["eps"]) == ("a", False, pytest.approx(0.3))
     assert (critical["id"], critical["critical"], critical["eps"]) == ("b", True, pytest.approx(0.1))
     assert (normal["reference"], critical["reference"]) == ("ref a", "ref b")
@@ -244,8 +268,8 @@ def test_copies_survive_the_exchange_between_ranks():
 
 
 def test_the_rollout_file_marks_copies(tmp_path):
-    write(tmp_path / "step.jsonl", with_copies())
-    for row in rows_of(tmp_path / "step.jsonl"):
+    write(tmp_path, with_copies())
+    for row in rows_of(tmp_path):
         assert [report["edited"] for report in row["reports"]] == [None, None, "missed: effusion"]
 
 
@@ -253,8 +277,8 @@ def test_the_rollout_file_has_the_mean_of_the_advantages_of_a_reports_tokens(tmp
     batch = collect(reports_of({"a": [1, 4], "b": [2, 3]}))
     rows = torch.tensor([[1.0, 9, 9, 9], [1, 2, 3, 6], [4, 0, 9, 9], [0, 0, 3, 9]])
     critical = batch.select(LABELS)
-    write_rollouts(tmp_path / "step.jsonl", batch, rows, critical, critical_clip(critical))
-    assert [[r["advantage"] for r in row["reports"]] for row in rows_of(tmp_path / "step.jsonl")] == [[1, 3], [2, 1]]
+    write_rollouts(Archive(tmp_path), 0, batch, rows, critical, critical_clip(critical))
+    assert [[r["advantage"] for r in row["reports"]] for row in rows_of(tmp_path)] == [[1, 3], [2, 1]]
     cases = batch.cases(rows, critical, critical_clip(critical))
     assert torch.equal(torch.cat([case.advantages for case in cases]), rows)
 

@@ -6,11 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from judge_server import JudgeServer, says, status, verdict
+from judge_server import JudgeServer, says, slow, status, verdict
 
 from radflow import train
 from radflow.data.corpus import DataConfig, load_corpus
@@ -159,6 +160,25 @@ def test_killed_in_the_middle_it_goes_on_and_repeats_only_what_was_under_way(tmp
         assert len(server.requests) - len(set(server.asked())) <= 2  # judge.concurrency
 
 
+def test_ctrl_c_while_the_judge_is_silent_ends_it_at_once_and_answers_are_kept(tmp_path, capsys):
+    folder, answered = tmp_path / "run", [None] * 3
+    with JudgeServer(by_effusion, script=answered, always=slow(100)) as server:
+
+        def interrupt():
+            while len(server.requests) < len(answered) + 2:  # both threads wait
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        began = time.monotonic()
+        train.main(asking(server, folder))
+        assert time.monotonic() - began < 30
+    assert "stopped in stage criticality, as asked; start the same command again" in capsys.readouterr().out
+    with JudgeServer(by_effusion) as server:
+        train.main(asking(server, folder))
+        assert len(server.requests) == STUDIES - len(answered) and len(labels(folder)) == STUDIES
+
+
 def test_two_ranks_share_the_work_and_ask_nothing_twice(tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     with JudgeServer(by_effusion) as server:
@@ -175,7 +195,7 @@ def test_unanswered_questions_end_it_with_their_number_and_the_next_start_asks_o
         said = failing(asking(server, folder, "--judge.concurrency", "1"))
         missing = [
             row["id"]
-            for path in sorted((folder / "criticality").glob("part_*"))
+            for path in sorted((folder / "criticality").glob("part_*.jsonl"))
             for row in map(json.loads, path.read_text().splitlines())
             if row["critical"] is None
         ]

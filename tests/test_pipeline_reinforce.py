@@ -13,6 +13,7 @@ from capo.ranks import Ranks
 from capo.stopping import StopSignal
 from capo.trainer import Trainer
 from radflow import train
+from radflow.dashboard.archive import Archive
 from radflow.pipeline.credit import advantages_of
 from radflow.pipeline.generation import suppressed_mask
 from radflow.pipeline.rollouts import sample_flat_groups_anew
@@ -49,8 +50,8 @@ def step(tmp_path, monkeypatch):
 
         monkeypatch.setattr(Trainer, "capo_step", update)
         train.reinforce(run)
-        paths = sorted((tmp_path / "rl" / "rollouts").iterdir())
-        rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+        members = Archive(tmp_path / "rl" / "rollouts").members().values()
+        rows = [row for member in members for row in member.read()]
         assert sorted(case.prompt.study_id for case in cases) == sorted(names[:8])
         assert [row["id"] for row in rows] == [case.prompt.study_id for case in cases]
         metrics = [json.loads(line) for line in (tmp_path / "rl" / "metrics.jsonl").read_text().splitlines()]
@@ -81,9 +82,9 @@ def test_what_a_run_chooses_reaches_the_update(step, monkeypatch):
     """Masked reports leave, each token has its advantage, flat groups are sampled anew, weights are the reward's."""
     given, flat = [], []
 
-    def anew(batch, engine, run, workers, *, step):
+    def anew(batch, engine, run, *, step):
         flat.append((step, run.config.rl.resample))
-        return dataclasses.replace(sample_flat_groups_anew(batch, engine, run, workers, step=step), resampled=7)
+        return dataclasses.replace(sample_flat_groups_anew(batch, engine, run, step=step), resampled=7)
 
     def advantages(batch, rl, weights, decode, **options):
         given.append(weights)

@@ -134,12 +134,14 @@ class FakeEngine:
                 yield report(request.prompt.study_id, sample, lengths[request.prompt.study_id][sample])
 
 
-def run_of(ranks=None, **rl):
+def run_of(ranks=None, *, reward=None, **rl):
     config = SimpleNamespace(
         seed=7, rl=RlConfig(**{"group_size": 2, **rl}), rollout=SimpleNamespace(max_new_tokens=100)
     )
     processor = SimpleNamespace(encode_report=encode, decode=decode)
-    return SimpleNamespace(config=config, ranks=ranks or Ranks(), stop=StopSignal(), processor=processor)
+    return SimpleNamespace(
+        config=config, ranks=ranks or Ranks(), stop=StopSignal(), processor=processor, reward=reward or ToyWorkers()
+    )
 
 
 def lengths_of(batch):
@@ -156,7 +158,7 @@ def test_only_groups_without_spread_are_sampled_anew_from_other_numbers_until_th
     batch = collect(reports_of({"a": [2, 2], "b": [1, 5], "c": [4, 4], "d": [0, 3]}), names="abcd")
     engine = FakeEngine([{"a": [3, 4], "c": [5, 5], "d": [0, 0]}, {"c": [1, 2], "d": [6, 6]}])
     workers = ToyWorkers()
-    found = sample_flat_groups_anew(batch, lambda: engine, run_of(resample=2), workers, step=5)
+    found = sample_flat_groups_anew(batch, lambda: engine, run_of(resample=2, reward=workers), step=5)
     # d has one known reward, with nothing to compare it with; it has two equal ones in the end, and counts so
     assert [name for name, _ in engine.asked[0]] == ["a", "c", "d"]
     assert [name for name, _ in engine.asked[1]] == ["c", "d"]
@@ -173,9 +175,9 @@ def test_only_groups_without_spread_are_sampled_anew_from_other_numbers_until_th
 
 def test_nothing_is_sampled_anew_unless_asked_and_no_longer_than_needed():
     batch = collect(reports_of({"a": [2, 2], "b": [1, 5]}))
-    assert sample_flat_groups_anew(batch, lambda: FakeEngine([]), run_of(), ToyWorkers(), step=5) is batch
+    assert sample_flat_groups_anew(batch, lambda: FakeEngine([]), run_of(), step=5) is batch
     engine = FakeEngine([{"a": [1, 2]}])
-    found = sample_flat_groups_anew(batch, lambda: engine, run_of(resample=9), ToyWorkers(), step=5)
+    found = sample_flat_groups_anew(batch, lambda: engine, run_of(resample=9), step=5)
     assert lengths_of(found) == {"a": [1, 2], "b": [1, 5]} and found.resampled == len(engine.asked) == 1
 
 
@@ -183,7 +185,7 @@ def test_a_group_that_only_copies_give_spread_is_flat():
     batch = collect(reports_of({"a": [2, 2], "b": [1, 5]}), CopyingWorkers())
     assert batch.flat_groups() == [0]
     found = sample_flat_groups_anew(
-        batch, lambda: FakeEngine([{"a": [1, 3]}]), run_of(resample=1), CopyingWorkers(), step=5
+        batch, lambda: FakeEngine([{"a": [1, 3]}]), run_of(resample=1, reward=CopyingWorkers()), step=5
     )
     assert found.texts[0] == ("x", "xxx", "xyy") and found.texts[1] == batch.texts[1]
 
@@ -207,9 +209,9 @@ def test_each_rank_samples_its_share_of_the_flat_groups_anew():
         for i, n in enumerate((1, 2))
     ]
     rows = [{"id": name, "length": 3, "reports": reports} for name in "ac"]
-    first = iter([{"rows": rows, "seconds": [0.0, 0.0], "seconds_parts": {}}])
+    first = iter([{"rows": rows, "seconds": [0.0, 0.0], "seconds_parts": {}, "faults": []}])
     engine = FakeEngine([{"b": [7, 8]}])
-    found = sample_flat_groups_anew(batch, lambda: engine, run_of(TwoRanks(first), resample=1), ToyWorkers(), step=5)
+    found = sample_flat_groups_anew(batch, lambda: engine, run_of(TwoRanks(first), resample=1), step=5)
     assert engine.asked == [[("b", seeds("rl 1", "b"))]]
     assert lengths_of(found) == {"a": [1, 2], "b": [7, 8], "c": [1, 2]} and found.resampled == 3
 
@@ -222,6 +224,4 @@ def test_a_stop_while_groups_are_sampled_anew_is_passed_on():
 
     batch = collect(reports_of({"a": [2, 2], "b": [1, 5]}))
     with pytest.raises(StopRequested):
-        sample_flat_groups_anew(
-            batch, lambda: Stopped([]), run_of(TwoRanks(iter([None])), resample=1), ToyWorkers(), step=5
-        )
+        sample_flat_groups_anew(batch, lambda: Stopped([]), run_of(TwoRanks(iter([None])), resample=1), step=5)

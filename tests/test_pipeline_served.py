@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -232,6 +234,11 @@ def test_a_stop_ends_the_rollout_and_an_adapter_that_is_not_loaded_the_run(base,
     stop.requested = True
     with Server(base) as server, pytest.raises(StopRequested, match="6 reports unfinished"):
         ask(server, stop=stop)
+    stop.requested, began = False, time.monotonic()
+    threading.Timer(0.5, setattr, (stop, "requested", True)).start()
+    with Server(base, change=lambda _: time.sleep(60)) as server, pytest.raises(StopRequested, match="6 reports"):
+        ask(server, stop=stop)  # not one report comes
+    assert time.monotonic() - began < 30
     with Server(base, dies_after=0) as server, pytest.raises(ValueError, match=r"to load the adapter .*status 500"):
         ask(server)
 

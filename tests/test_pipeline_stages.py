@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+from capo.checkpoint import Checkpoints
 from capo.config import OptimizerConfig
 from capo.fsdp import ParallelConfig, shard_policy
+from capo.journal import Journal
 from capo.ranks import Ranks
 from capo.stopping import StopRequested, StopSignal
 from capo.trainer import Trainer
 from radflow import train
+from radflow.dashboard.archive import Archive
 from radflow.models import qwen_vl
 from radflow.models.start import ModelConfig
 from radflow.pipeline.run_config import Config
@@ -51,6 +54,20 @@ def test_an_update_that_has_begun_when_the_signal_comes_is_finished_and_saved(tm
     resumed = Trainer(nn.Linear(2, 1), OptimizerConfig(lr=0.1), num_steps=9)
     assert StageLoop(run_of(tmp_path), "sft", resumed, every=100).first == 3
     assert torch.equal(resumed.policy.weight, layer.weight)
+    (tmp_path / "sft" / "metrics.jsonl").write_text("\n".join(rows[:1] + rows[2:]) + "\n")
+    with pytest.warns(UserWarning, match="passed over"), pytest.raises(ValueError, match="only the first 1 whole"):
+        StageLoop(run_of(tmp_path), "sft", resumed, every=100)
+
+
+def test_metrics_and_reports_are_on_the_disk_before_the_checkpoint_that_follows_them(tmp_path, monkeypatch):
+    events = []
+    monkeypatch.setattr(Journal, "sync", lambda self: events.append("metrics"))
+    monkeypatch.setattr(Archive, "sync", lambda self: events.append("reports"))
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, *_: events.append(step))
+    stage = StageLoop(run_of(tmp_path), "rl", Trainer(nn.Linear(2, 1), OptimizerConfig(), num_steps=9), every=2)
+    stage.archive("rollouts")
+    stage.run(5, lambda number: {"reward": 0.0}, title="CAPO", shown="reward")
+    assert events == ["reports", "metrics", 2, "reports", "metrics", 4]
 
 
 def test_a_stage_that_is_stopped_while_it_samples_is_saved_as_it_was_before_that_step(tmp_path):

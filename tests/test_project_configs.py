@@ -46,7 +46,7 @@ def test_every_config_parses_and_each_value_arrives(path):
 def test_configs_of_real_checkpoints_have_the_papers_setting(name):
     (path,) = [path for path in CONFIGS if path.stem == name]
     config = read(path)
-    assert config.model.path.startswith("Qwen/Qwen") and config.model.training == "lora"
+    assert re.fullmatch(r"Qwen/Qwen[\w.-]+@[0-9a-f]{40}", config.model.path) and config.model.training == "lora"
     assert config.model.lora.rank == 8 and config.rl.group_size == 4 and config.explore.fraction == 0.1
     assert config.sft.optimizer.lr == config.rl.optimizer.lr == 1e-5
     assert config.sft.batch_size == config.rl.studies_per_step == 8  # 1 on each of 8 GPUs

@@ -98,7 +98,7 @@ def test_the_root_holds_the_programs_and_packages_stay_small():
 def test_the_dashboard_reads_runs_without_the_rest():
     """It follows a run on any machine: the packages lend it journal, stop signal, studies and rules only."""
     allowed = ("capo.journal", "capo.stopping", "data.phantoms", "data.readers.manifest", "data.sections")
-    allowed += ("data.studies", "rewards.registry", "rewards.rules", "rewards.types")
+    allowed += ("data.studies", "rewards.memory", "rewards.registry", "rewards.rules", "rewards.types")
     wrong = []
     for path in modules_of("dashboard"):
         imports = [(line, name) for line, name in imported_modules(path) if name.split(".")[0] in PACKAGES]
@@ -132,6 +132,9 @@ def test_every_module_of_rewards_data_and_chat_imports_without_torch(package):
     assert not loaded & {"torch", "transformers", "tokenizers"}
 
 
+LOCKS = ROOT / "requirements" / "lock"
+
+
 def pins() -> dict[str, str]:
     """Distribution -> version of constraints.txt; every line must fix one version."""
     found = {}
@@ -143,6 +146,19 @@ def pins() -> dict[str, str]:
     return found
 
 
+def locked(name: str) -> dict[str, str]:
+    """Distribution -> version of what a lock installs here; every entry must have hashes, and nothing but them."""
+    text = (LOCKS / name).read_text(encoding="utf-8").replace(" \\\n", " ")
+    found = {}
+    for line in filter(None, (line for line in text.splitlines() if not line.startswith("#"))):
+        match = re.fullmatch(r"([^ ]+==[^ ]+(?: ; .*?)?)((?: +--hash=sha256:[0-9a-f]{64})+)", line)
+        assert match, f"{name}: expected name==version with hashes, got {line[:80]!r}"
+        requirement = Requirement(match[1])
+        if requirement.marker is None or requirement.marker.evaluate():
+            found[canonicalize_name(requirement.name)] = next(iter(requirement.specifier)).version
+    return found
+
+
 def declared_requirements() -> list[Requirement]:
     """Everything that setup.cfg asks for, extras included."""
     config = configparser.ConfigParser()
@@ -151,7 +167,7 @@ def declared_requirements() -> list[Requirement]:
     return [Requirement(line) for text in lists for line in text.split("\n") if line.strip()]
 
 
-# Extras that only the environment of `make test-peers` has: what they bring along is pinned too, and seen there.
+# Extras that only the environment of `make test-peers` has: its lock pins them and what they bring along.
 ELSEWHERE = {"wandb"}
 
 
@@ -177,7 +193,7 @@ def with_dependencies(requirements: list[Requirement]) -> list[Requirement]:
 
 
 def test_every_dependency_has_one_pinned_version_that_suits_all():
-    pinned = pins()
+    pinned = locked("peers.txt") | pins()
     for requirement in with_dependencies(declared_requirements()):
         name = canonicalize_name(requirement.name)
         # CUDA builds of torch bring packages whose versions torch itself fixes.
@@ -185,6 +201,35 @@ def test_every_dependency_has_one_pinned_version_that_suits_all():
             assert name in pinned, f"constraints.txt lacks a version of {requirement}"
         if name in pinned:
             assert requirement.specifier.contains(pinned[name]), f"pinned to {pinned[name]}: {requirement}"
+
+
+def test_the_lock_installs_the_pinned_versions_and_nothing_else():
+    pinned = pins()
+    assert locked("cpu.txt") == {"torch": f"{pinned['torch']}+cpu"}
+    assert locked("main.txt") | {"torch": pinned["torch"]} == pinned
+    assert locked("build.txt") == {"setuptools": pinned["setuptools"]}
+    # torch's build for CUDA needs the same versions of what both builds need
+    cuda = {name: version for name, version in locked("cuda.txt").items() if name in pinned}
+    assert "torch" in cuda and cuda == {name: pinned[name] for name in cuda}
+
+
+@pytest.mark.parametrize("name", ["encoder", "gpu-wheels", "peers", "peers-alone"])
+def test_every_requirement_has_its_hashes(name):
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    asked = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    versions = locked(f"{name}.txt")
+    assert [r for r in asked if not r.specifier.contains(versions[canonicalize_name(r.name)], prereleases=True)] == []
+
+
+def test_make_installs_by_hash_alone():
+    # Two commands may not: the checkout itself, which has no dependencies of its own then, and the served judge's.
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    assert "HASHED := --require-hashes --no-deps\n" in makefile
+    installs = [line.strip() for line in makefile.splitlines() if "pip install" in line and "$(HASHED)" not in line]
+    assert [line.split("pip install")[1].strip() for line in installs] == [
+        "--no-deps --no-build-isolation -e .",
+        "-c constraints.txt -r requirements/served.txt",
+    ]
 
 
 def test_the_build_backend_is_pinned_like_everything_else():

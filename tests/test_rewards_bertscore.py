@@ -89,10 +89,10 @@ def test_references_are_encoded_once(metric, monkeypatch):
 
 def test_memory_of_references_is_bounded(folder):
     metric = load(folder, cache_mb=1)
-    metric.kept.limit = 4000  # bytes: about one of these reports, 27 tokens of 32 numbers of 4 bytes
+    metric.kept.limit = 5000  # bytes: one of these reports, 27 tokens of 32 numbers of 4 bytes and its text
     for text in TEXTS:
         metric(["x"], [text])
-    assert metric.kept.size <= 4000 and list(metric.kept.values) == [TEXTS[-1]]
+    assert metric.kept.size <= 5000 and list(metric.kept.values) == [TEXTS[-1]]
 
 
 def test_rescaling_is_in_force_only_where_a_baseline_is_known():

@@ -140,7 +140,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path, bert):
     with pytest.raises(ValueError, match=r"expected chexbert\.path to name the published"):
         load(None, bert)
     (tmp_path / "text.pth").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"text.pth: expected the weights"):
+    with pytest.raises(ValueError, match=r"text.pth: expected weights as torch"):
         load(tmp_path / "text.pth", bert)
     torch.save({"state": 1}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="model_state_dict"):

@@ -12,6 +12,7 @@ from capo.advantages import sum_parts
 from capo.explore import ExploreConfig
 from radflow.data.sections import parse_sections
 from radflow.rewards.config import RewardConfig
+from radflow.rewards.faults import RewardError
 from radflow.rewards.hierarchy import GATE, part_weights
 from radflow.rewards.registry import METRICS, build_reward
 from radflow.rewards.types import Score
@@ -253,10 +254,10 @@ def test_a_plugin_that_cannot_be_used_is_refused_when_the_reward_is_built(path, 
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("broken", "finite numbers or None"), ("short", "expected 1 values, got 0")]
+    ("name", "said"), [("broken", "finite number or None"), ("short", "expected one value per report, 1, got 0")]
 )
 def test_what_a_plugin_returns_is_checked(name, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(RewardError, match=f":{name} failed for 1 of 1 reports.*{said}"):
         plugin(name)([REFERENCE], [REFERENCE])
 
 

@@ -117,5 +117,5 @@ def test_a_wrong_lexicon_is_refused_by_name(tmp_path, change, message):
 def test_a_lexicon_that_is_no_json_names_its_line(tmp_path):
     path = tmp_path / "lexicon.json"
     path.write_text('{\n"name": }', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"lexicon.json:2: expected a lexicon in JSON"):
+    with pytest.raises(ValueError, match=r"lexicon.json: expected a lexicon in JSON, got .*line 2"):
         Lexicon.load(path)

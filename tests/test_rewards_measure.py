@@ -6,6 +6,17 @@ from radflow.data.sections import parse_sections
 from radflow.rewards.measure import Metrics
 
 
+def recorder(given):
+    """A metric that keeps the pairs of texts it is given."""
+
+    def metric(first, second):
+        pairs = [*zip(first, second, strict=True)]
+        given.extend(pairs)
+        return [0.0] * len(pairs)
+
+    return metric
+
+
 @pytest.mark.parametrize(
     ("candidate", "compared"),
     [
@@ -20,9 +31,10 @@ from radflow.rewards.measure import Metrics
     ],
 )
 def test_what_is_compared_with_the_findings_of_the_reference(candidate, compared):
-    metrics = Metrics(parse_sections, {"text": ("findings", lambda c, r: [f"{c[0]} / {r[0]}"])})
-    measured = metrics([candidate], ["Findings: No effusion. Impression: Normal."])
-    assert measured.values["text"] == [f"{compared} / No effusion."]
+    given = []
+    metrics = Metrics(parse_sections, {"text": ("findings", recorder(given))})
+    metrics([candidate], ["Findings: No effusion. Impression: Normal."])
+    assert given == [(compared, "No effusion.")]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +55,7 @@ def test_the_reference_alone_decides_which_metrics_of_a_table_have_a_value(refer
     made = {"findings": "findings", "impression": "impression", "consistency": "sections"}
     metrics = Metrics(parse_sections, {name: (reads, lambda c, r: [1.0] * len(c)) for name, reads in made.items()})
     both, bare = "Findings: Clear. Impression: Normal.", "Clear."
-    columns = metrics.columns([both, bare], [reference] * 2)
+    columns = metrics.table([both, bare], [reference] * 2).columns
     assert [value is not None for value in columns["findings"]] == [findings] * 2
     assert [value is not None for value in columns["impression"]] == [impression] * 2
     # a candidate without sections gains nothing by it: -1 wherever the other candidate has a value
@@ -51,7 +63,8 @@ def test_the_reference_alone_decides_which_metrics_of_a_table_have_a_value(refer
 
 
 def test_a_reference_without_sections_is_compared_with_all_that_a_candidate_describes():
-    metrics = Metrics(parse_sections, {"text": ("impression", lambda c, r: [*map("{} / {}".format, c, r)])})
+    given = []
+    metrics = Metrics(parse_sections, {"text": ("impression", recorder(given))})
     candidate = "History: Fall. Findings: Clear. Impression: Normal."
-    both = metrics.columns([candidate] * 2, ["No effusion.", "Findings: No effusion. Impression: Fine."])
-    assert both["text"] == ["Clear.\n\nNormal. / No effusion.", "Normal. / Fine."]
+    metrics.table([candidate] * 2, ["No effusion.", "Findings: No effusion. Impression: Fine."])
+    assert given == [("Normal.", "Fine."), ("Clear.\n\nNormal.", "No effusion.")]

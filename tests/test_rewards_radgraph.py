@@ -175,6 +175,16 @@ def write_many(path, number):
         cache.write({f"{number} {k}": graph((str(number), "OBS-DP")), "shared": graph(("both", "OBS-DP"))})
 
 
+def test_a_cache_in_memory_is_emptied_at_its_bound(monkeypatch):
+    monkeypatch.setattr("radflow.rewards.radgraph.cache.MOST_BYTES", 100_000)
+    cache, found = GraphCache(None, model="v1"), []
+    for number in range(300):
+        cache.write({str(number): {"1": {"tokens": "x" * 1000}}})
+        assert list(cache.read([str(number)])) == [str(number)] and cache._num_bytes() < 110_000
+        found.append(len(cache.read(map(str, range(number + 1)))))
+    assert 10 < max(found) < 100  # a row of 1 KB takes pages of its own
+
+
 def test_two_processes_share_a_cache_file(tmp_path):
     path = tmp_path / "graphs.sqlite"
     context = multiprocessing.get_context("spawn")
@@ -202,7 +212,7 @@ def test_a_file_that_is_no_cache_is_named(tmp_path):
         GraphCache(path, model="v1")
     with sqlite3.connect(tmp_path / "other.sqlite") as other:
         other.execute("CREATE TABLE graphs (x)")
-    with pytest.raises(sqlite3.OperationalError, match=r"no such column"):
+    with pytest.raises(ValueError, match=r"other\.sqlite: expected a cache of graphs.*no such column"):
         GraphCache(tmp_path / "other.sqlite", model="v1").read(["a"])
 
 

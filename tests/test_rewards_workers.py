@@ -11,6 +11,7 @@ from tiny_encoders import tiny_bert, tiny_chexbert, tiny_roberta
 from radflow.data.sections import parse_sections, render_report
 from radflow.rewards.config import RewardConfig
 from radflow.rewards.editing import Editing, GroupScorer
+from radflow.rewards.faults import RewardError
 from radflow.rewards.metrics.bertscore import BertScoreConfig
 from radflow.rewards.metrics.chexbert import ChexbertConfig
 from radflow.rewards.registry import build_reward
@@ -96,7 +97,9 @@ def test_a_worker_loads_the_models_itself(with_models):
 def test_the_death_of_a_worker_names_the_study():
     with RewardWorkers(RewardConfig(workers=1), kill_this_process) as pool:
         future = pool.submit(CANDIDATES, [REFERENCE] * 4)
-        with pytest.raises(RuntimeError, match="study s7: a reward worker died"):
+        with pytest.raises(
+            RewardError, match=r"study s7: .*its worker died twice: it was killed, perhaps for want of memory"
+        ):
             scores_of(future, study_id="s7")
 
 
@@ -104,7 +107,7 @@ def test_the_death_of_a_worker_names_the_study():
 def test_an_error_of_the_reward_names_the_study(workers):
     with RewardWorkers(RewardConfig(workers=workers), fail) as pool:
         future = pool.submit(CANDIDATES, [REFERENCE] * 4)
-        with pytest.raises(RuntimeError, match=r"study s7: .*made to fail"):
+        with pytest.raises(RewardError, match=r"study s7: .*made to fail"):
             scores_of(future, study_id="s7")
 
 

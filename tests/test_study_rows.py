@@ -8,6 +8,8 @@ import pytest
 import yaml
 from tiny_encoders import tiny_roberta
 
+from radflow.dashboard.archive import Archive
+
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -109,7 +111,7 @@ def test_a_course_begins_with_the_sft_policy_and_ends_with_the_result(study):
     points = purpose.course(study[2], "ours")
     assert [point["step"] for point in points] == [0, 1, 2]
     assert (points[0]["kl"], points[0]["worse"]) == (0.0, 0.0)
-    followed = {row["id"] for row in runs.read_lines(study[2] / "ours/rl/held_out/step_000000.jsonl")}
+    followed = {row["id"] for row in Archive(study[2] / "ours/rl/held_out").members()[0].read()}
     result = [row["total"] for row in runs.read_result(study[2], "ours") if row["id"] in followed]
     assert points[-1]["total"] == pytest.approx(sum(result) / len(result))
 

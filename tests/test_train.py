@@ -15,6 +15,7 @@ from small_run import ROOT, SMALL, count_lines, start_run
 from capo.ranks import Ranks
 from capo.stopping import StopRequested
 from radflow import train
+from radflow.dashboard.archive import Archive
 from radflow.models.start import ModelConfig
 from radflow.pipeline.run import run_on_ranks
 from radflow.pipeline.run_config import Config
@@ -50,7 +51,7 @@ def test_every_stage_leaves_its_product(finished):
     rows = [json.loads(line) for line in (finished / "rl/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert rows[0]["kl_before"] == 0.0 and all(row["sampler_gap_max"] < 1e-3 for row in rows)
-    first = json.loads((finished / "rl/rollouts/step_000000.jsonl").read_text().splitlines()[0])
+    first = Archive(finished / "rl/rollouts").members()[0].read()[0]
     assert len(first["reports"]) == 4 and first["eps"] == pytest.approx(0.05 if first["critical"] else 0.2)
     for report in first["reports"]:
         parts = report["parts"]

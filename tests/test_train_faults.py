@@ -2,23 +2,27 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 from small_run import count_lines, start_run
 
-from capo.journal import read_lines
+from capo.ranks import Ranks
+from radflow.dashboard.archive import Archive
+from radflow.pipeline.resumable import resumable_map
 
 LIMIT = 180
 
 
-def start(folder, *, ranks=1, restarts=0, options=()):
+def start(folder, *, ranks=1, restarts=0, options=(), **changes):
     launcher = ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
-    return start_run(folder, *options, ranks=ranks, launcher=launcher, stdout=subprocess.PIPE)
+    return start_run(folder, *options, ranks=ranks, launcher=launcher, stdout=subprocess.PIPE, **changes)
 
 
 def finish(process):
@@ -43,6 +47,7 @@ def results(folder):
         metrics[stage] = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
     weights = {stage: load_file(folder / stage / "model/model.safetensors") for stage in ("sft", "rl")}
     files = [(folder / name).read_text() for name in ("explore/scores.jsonl", "eval/table.json", "eval/capo.json")]
+    files += [path.read_bytes() for path in sorted((folder / "rl/rollouts").iterdir())]
     return metrics, weights, files
 
 
@@ -92,13 +97,13 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_another_sharding(two_ran
         assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-3, abs=1e-5), row["step"]
     # Weights that differ by rounding let a draw on the edge of two tokens fall to the other one, and from there on the
     # runs differ; of the first step's 16 reports that must be rare. test_capo_ranks.py compares RL from equal weights.
-    mine, other = (read_lines(run / "rl/rollouts/step_000000.jsonl") for run in (folder, two_ranks))
+    mine, other = (Archive(run / "rl/rollouts").members()[0].read() for run in (folder, two_ranks))
     texts = [[report["report"] for row in rows for report in row["reports"]] for rows in (mine, other)]
     assert sum(a == b for a, b in zip(*texts, strict=True)) >= 14
 
 
 @pytest.mark.parametrize(
-    ("stage", "number"), [("sft", signal.SIGTERM), ("explore", signal.SIGUSR1), ("rl", signal.SIGTERM)]
+    ("stage", "number"), [("sft", signal.SIGINT), ("explore", signal.SIGHUP), ("rl", signal.SIGTERM)]
 )
 def test_a_signal_saves_the_run_and_ends_it_with_exit_code_0(two_ranks, tmp_path, stage, number):
     moments = {
@@ -108,12 +113,14 @@ def test_a_signal_saves_the_run_and_ends_it_with_exit_code_0(two_ranks, tmp_path
     }
     # a stage that would go on for long enough to be met
     folder, longer = tmp_path / "stopped", ["--rl.steps", "400", "--sft.checkpoint-every", "1000"]
-    process = start(folder, options=longer)
+    process = start(folder, options=longer, start_new_session=True)
     wait_for(process, lambda: moments[stage](folder))
     began = time.monotonic()
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # reward workers too, as a terminal does, and torchrun
     out = finish(process)
-    assert "start the same command again to go on" in out and time.monotonic() - began < 30
+    assert "Traceback" not in out and time.monotonic() - began < 30
+    (command,) = re.findall("start the same command again to go on: (.*)", out)
+    assert shlex.split(command) == process.args
     if stage != "explore":
         (newest,) = sorted((folder / stage / "checkpoints").glob("step_*"))[-1:]
         saved, written = (
@@ -140,15 +147,15 @@ def test_gradients_that_are_not_finite_end_the_run_with_a_diagnosis(tmp_path):
     assert "5 updates in a row had a gradient that is not finite" in errors and "Lower lr" in errors
 
 
-def test_a_part_file_of_other_studies_is_named(two_ranks, tmp_path):
-    folder = tmp_path / "damaged"
-    subprocess.run(["cp", "-r", str(two_ranks), str(folder)], check=True)
-    part = Path(folder / "explore/predictions/part_00001.jsonl")
-    part.write_text("".join(part.read_text().splitlines(keepends=True)[:-1]))
-    (folder / "explore/selection.json").unlink()
-    process = start(folder)
-    _, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode == 1 and "part_00001.jsonl: expected the studies" in errors
+def test_a_part_file_that_was_cut_is_named_and_made_again_once_it_is_removed(tmp_path):
+    def work(studies, name):
+        return [{"id": study.id, "report": name} for study in studies]
+
+    studies = [SimpleNamespace(id=one) for one in "abc"]
+    wanted = resumable_map(tmp_path, studies, 2, work, Ranks(), title="parts")
+    part = tmp_path / "part_00000.jsonl"
+    part.write_text(part.read_text().splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match=r"part_00000.jsonl has \d+ bytes, expected \d+; remove the file"):
+        resumable_map(tmp_path, studies, 2, work, Ranks(), title="parts")
     part.unlink()  # as the message says
-    finish(start(folder))
-    assert_same(folder, two_ranks)
+    assert resumable_map(tmp_path, studies, 2, work, Ranks(), title="parts") == wanted

@@ -37,7 +37,7 @@ class ToyWorkers:
     """Gives every report its length as reward, and None to the empty one."""
 
     def __init__(self):
-        self.submitted = []
+        self.submitted, self.look = [], lambda: None
 
     def score(self, text):
         total = float(len(text)) if text else None

@@ -30,25 +30,21 @@ DEMO = options_of(
         "sft.steps": 10,
         "rl.steps": RL_STEPS,
         "reward.workers": 1,
+        "parallel.deterministic": True,
     }
 )
 
 
-def start(folder: Path, *options: str, deterministic: bool = False) -> multiprocessing.Process:
+def start(folder: Path, *options: str) -> multiprocessing.Process:
     """train.py in a copy of this process, which has imported everything and has not touched the card."""
-    process = multiprocessing.get_context("fork").Process(
-        target=_train, args=(["--run-dir", str(folder), *options], deterministic)
-    )
+    arguments = ["--run-dir", str(folder), *options]
+    process = multiprocessing.get_context("fork").Process(target=_train, args=(arguments,))
     process.start()
     return process
 
 
-def _train(arguments: list[str], deterministic: bool) -> None:
+def _train(arguments: list[str]) -> None:
     os.chdir(ROOT)
-    if deterministic:
-        # Atomic additions come in another order each time; where CUDA has another way, it is taken.
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.use_deterministic_algorithms(True, warn_only=True)
     train.main(arguments)
 
 
@@ -74,13 +70,13 @@ def resume(setting: Setting, report: Report) -> None:
     report.ran(
         f"the demo in miniature, {RL_STEPS} RL steps; again, killed (SIGKILL) after {KILLED_AT} of them and resumed"
     )
-    finish(start(quiet, *DEMO, "--stages", "sft,explore,criticality,rl", deterministic=True))
+    finish(start(quiet, *DEMO, "--stages", "sft,explore,criticality,rl"))
     shutil.copytree(quiet, killed)
     shutil.rmtree(killed / "rl")
     metrics = killed / "rl" / "metrics.jsonl"
     again = [*DEMO, "--stages", "rl"]
-    kill_when(start(killed, *again, deterministic=True), lambda: len(read_lines(metrics)) >= KILLED_AT)
-    finish(start(killed, *again, deterministic=True))
+    kill_when(start(killed, *again), lambda: len(read_lines(metrics)) >= KILLED_AT)
+    finish(start(killed, *again))
     rows, expected = read_lines(metrics), read_lines(quiet / "rl" / "metrics.jsonl")
     report.figure("steps written down", len(rows), exactly(RL_STEPS))
     unlike = [row["step"] for row, wanted in zip(rows, expected, strict=False) if row["loss"] != wanted["loss"]]

@@ -14,6 +14,7 @@ from study.runs import read_result
 from study.seeds import compare
 
 from capo.journal import read_lines
+from radflow.dashboard.archive import Archive
 from radflow.pipeline.comparison import TRUTH
 from radflow.pipeline.finding_errors import MADE_UP, MISSED
 
@@ -35,10 +36,10 @@ def course(folder: Path, arm: str) -> list[Point]:
         ValueError: the run has none; `evaluate.validate_every` was 0.
     """
     steps = read_lines(folder / arm / "rl" / "metrics.jsonl")
-    paths = sorted((folder / arm / "rl" / "held_out").glob("step_*.jsonl"))
-    if not paths:
+    members = Archive(folder / arm / "rl" / "held_out").members()
+    if not members:
         raise ValueError(f"{folder / arm}: expected held-out reports of the RL stage; set evaluate.validate_every")
-    followed = {int(path.stem.removeprefix("step_")): read_lines(path) for path in paths}
+    followed = {step: member.read() for step, member in members.items()}
     ids = [row["id"] for row in followed[0]]
     end = {row["id"]: row for row in read_result(folder, arm)}
     followed[len(steps)] = [end[study_id] for study_id in ids]

@@ -24,7 +24,7 @@ from radflow.pipeline.comparison import constant_reports, nearest_reports, score
 from radflow.pipeline.finding_errors import MADE_UP, MISSED
 from radflow.pipeline.generation import ReportWriter
 from radflow.pipeline.policies import load_policy, report_studies
-from radflow.pipeline.run import PRODUCTS, Run, build_run, hard_studies
+from radflow.pipeline.run import PRODUCTS, Run, build_run, hard_studies, is_complete, reward_workers
 from radflow.pipeline.run_config import MAY_CHANGE, Config, open_run, read_config
 from radflow.rewards.registry import build_reward
 from radflow.rewards.rules.criticality import CriticalityRules
@@ -78,8 +78,9 @@ def base_of(dataset: str, seed: int, folder: Path, encoder: Path) -> Run:
 
 def train_base(dataset: str, seed: int, folder: Path, encoder: Path) -> None:
     """Warm-up, SFT, exploration and criticality of a seed, which all its arms share."""
-    run = base_of(dataset, seed, folder, encoder)
-    with open_run(run.folder, run.config, may_change=MAY_CHANGE):
+    config = config_of(dataset, seed, folder / "base", {}, encoder)
+    with open_run(config.run_dir, config, may_change=MAY_CHANGE):
+        run = base_of(dataset, seed, folder, encoder)
         stages = {
             "warmup": train.warm_up,
             "sft": train.fine_tune,
@@ -87,7 +88,7 @@ def train_base(dataset: str, seed: int, folder: Path, encoder: Path) -> None:
             "criticality": train.annotate,
         }
         for name, stage in stages.items():
-            if not (run.folder / PRODUCTS[name]).exists():
+            if not is_complete(run.folder, name):
                 began = time.process_time()
                 stage(run, *([run.folder / "start"] if name in ("warmup", "sft") else []))
                 note_cost(run.folder, name, time.process_time() - began)
@@ -163,7 +164,8 @@ def run_rl(run: Run) -> str:
     """The RL stage on the studies that the arm's ranking and share choose."""
     if not (run.folder / PRODUCTS["rl"]).exists():
         train.explore(run)
-        train.reinforce(run)
+        with reward_workers(run.config, run.stop) as reward:  # the arm's own
+            train.reinforce(dataclasses.replace(run, reward=reward))
     return "rl"
 
 

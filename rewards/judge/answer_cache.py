@@ -10,10 +10,22 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 _VERSION = 2
+_WRITABLE = "make it and its folder writable, or choose another judge.cache"
+_ADVICE = {
+    sqlite3.SQLITE_CORRUPT: "it is damaged: restore it, save its answers (sqlite3 {path} .recover), or choose another "
+    "judge.cache, for which they are asked again",
+    sqlite3.SQLITE_FULL: "make room and rerun the same command; the answers so far are kept",
+    sqlite3.SQLITE_IOERR: "check the disk and rerun the same command; the answers so far are kept",
+    sqlite3.SQLITE_BUSY: "end the other process that holds it, and rerun the same command",
+    sqlite3.SQLITE_READONLY: _WRITABLE,
+    sqlite3.SQLITE_CANTOPEN: _WRITABLE,
+}
 _OLD_ANSWERS = """
     INSERT INTO replies SELECT key, prompt, model,
     json_object('reason', reason, 'answer', CASE yes WHEN 1 THEN 'yes' ELSE 'no' END) FROM answers"""
@@ -48,7 +60,7 @@ class AnswerCache:
     def __init__(
         self, path: Path, *, claim_s: float, max_calls: int | None = None, max_money: float | None = None
     ) -> None:
-        self._connection, self._claim_s, self._owner = _connect(path), claim_s, uuid.uuid4().hex
+        self._path, self._connection, self._claim_s, self._owner = path, _connect(path), claim_s, uuid.uuid4().hex
         self._limits = (math.inf if max_calls is None else max_calls, math.inf if max_money is None else max_money)
         self._closed = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="claims", daemon=True)
@@ -61,54 +73,65 @@ class AnswerCache:
 
     def find(self, keys: Iterable[str]) -> dict[str, str]:
         """The replies that are known, by key."""
-        found = (
-            self._connection.execute("SELECT key, content FROM replies WHERE key = ?", (k,)).fetchone() for k in keys
-        )
-        return dict(row for row in found if row is not None)
+        return dict(row for k in keys for row in self._execute("SELECT key, content FROM replies WHERE key = ?", (k,)))
 
     def claim(self, key: str) -> bool:
         """True: this owner is to ask the question. False: it has an answer by now, or another owner is asking it."""
         now = time.time()
         # One statement, so that no other process comes between looking and claiming. Its rows are counted as it returns
         # them: the connection's count may be that of another thread.
-        claimed = self._connection.execute(
+        claimed = self._execute(
             "INSERT INTO claims SELECT :key, :owner, :expires "
             "WHERE NOT EXISTS (SELECT 1 FROM replies WHERE key = :key) "
             "ON CONFLICT (key) DO UPDATE SET owner = :owner, expires = :expires WHERE claims.expires < :now "
             "RETURNING key",
             {"key": key, "owner": self._owner, "expires": now + self._claim_s, "now": now},
         )
-        return bool(claimed.fetchall())
+        return bool(claimed)
 
     def release(self, key: str) -> None:
         """Give up a claim: without an answer, others may ask the question."""
-        self._connection.execute("DELETE FROM claims WHERE key = ? AND owner = ?", (key, self._owner))
+        self._execute("DELETE FROM claims WHERE key = ? AND owner = ?", (key, self._owner))
 
     def store(self, key: str, content: str, *, prompt: str, model: str) -> None:
         """Keep a reply, unless the question has one: if a lapsed claim is answered twice, the first answer stays."""
-        self._connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", (key, prompt, model, content))
+        self._execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", (key, prompt, model, content))
 
     def pay(self, max_cost: float) -> bool:
         """Take one call and `max_cost` money from the budget; False, and nothing taken, if it does not hold them."""
-        paid = self._connection.execute(
+        paid = self._execute(
             "UPDATE spending SET calls = calls + 1, money = money + ?1 WHERE calls + 1 <= ?2 AND money + ?1 <= ?3 "
             "RETURNING calls",
             (max_cost, *self._limits),
         )
-        return bool(paid.fetchall())
+        return bool(paid)
 
     def settle(self, max_cost: float, cost: float) -> None:
         """Put back what a call did not cost of the `max_cost` that was paid."""
-        self._connection.execute("UPDATE spending SET money = money + ?", (cost - max_cost,))
+        self._execute("UPDATE spending SET money = money + ?", (cost - max_cost,))
 
     def _renew(self) -> None:
         while not self._closed.wait(self._claim_s / 4):
-            self.extend_claims()
+            with suppress(ValueError):  # the next question fails likewise, and says so
+                self.extend_claims()
 
     def extend_claims(self) -> None:
         """All claims of this owner hold for `claim_s` from now."""
         expires = time.time() + self._claim_s
-        self._connection.execute("UPDATE claims SET expires = ? WHERE owner = ?", (expires, self._owner))
+        self._execute("UPDATE claims SET expires = ? WHERE owner = ?", (expires, self._owner))
+
+    def _execute(self, statement: str, parameters: Mapping[str, object] | tuple[object, ...]) -> list[tuple[Any, ...]]:
+        """The rows that a statement gives; ValueError says what to do about a file that fails."""
+        try:
+            return self._connection.execute(statement, parameters).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise _refusal(self._path, error) from error
+
+
+def _refusal(path: Path, error: sqlite3.DatabaseError) -> ValueError:
+    """Answers were paid for, so a file of them is never begun anew in silence."""
+    advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "choose another judge.cache")
+    return ValueError(f"{path}: expected a cache of the judge: {error}; {advice.format(path=path)}")
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -117,12 +140,14 @@ def _connect(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Processes that open a new file at once would see it half made, and switching it to WAL locks the others out.
     with filelock.FileLock(f"{path}.lock"):
-        connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         try:
-            _open(connection)
+            connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            with ExitStack() as failed:
+                failed.callback(connection.close)
+                _open(connection)
+                failed.pop_all()
         except sqlite3.DatabaseError as error:
-            connection.close()
-            raise ValueError(f"{path}: expected a cache of the judge: {error}; choose another judge.cache") from error
+            raise _refusal(path, error) from error
     return connection
 
 

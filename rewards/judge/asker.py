@@ -120,7 +120,13 @@ class Asker:
         finally:
             left.set()  # after Ctrl-C nothing further is asked
         self._count(keys, replies, accounts)
-        return [prompt.parse(replies[key]) if key in replies else None for key in keys]
+        try:
+            return [prompt.parse(replies[key]) if key in replies else None for key in keys]
+        except (ValueError, RecursionError) as error:  # replies are kept only if they can be read
+            raise ValueError(
+                f"{self.config.cache}: expected answers, got a damaged one ({error}); restore it, or choose another "
+                "judge.cache, for which they are asked again"
+            ) from error
 
     def _ask(
         self, prompt: Prompt[T], texts: dict[str, Sequence[str]], left: threading.Event, key: str

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from radflow.rewards.metrics.encoder import Kept, TextEncoder, first_layers, load_encoder, load_tokenizer, positions_of
+from radflow.rewards.memory import MB, Kept
+from radflow.rewards.metrics.encoder import TextEncoder, first_layers, load_encoder, load_tokenizer, positions_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +54,7 @@ class BertScoreConfig:
     @property
     def rescaling(self) -> float | None:
         """The baseline in force; None for raw F."""
-        name = self.path.rstrip("/").rpartition("/")[2]
+        name = self.path.rstrip("/").rpartition("/")[2].partition("@")[0]
         return BASELINES.get((name, self.num_layers)) if self.baseline is None else self.baseline
 
 
@@ -65,14 +66,15 @@ class BertScore:
     """
 
     def __init__(self, encoder: TextEncoder, *, baseline: float | None, cache_mb: int) -> None:
-        self.encoder, self.baseline, self.kept = encoder, baseline, Kept(cache_mb * 2**20)
+        self.encoder, self.baseline = encoder, baseline
+        self.kept = Kept["tuple[Tensor, Tensor]"](cache_mb * MB)
 
     @classmethod
     def load(cls, config: BertScoreConfig) -> "BertScore":
         """With the encoder at `config.path`; ValueError if it is not there, or not BERT-like."""
         path, budget = config.path, config.token_budget
         model = first_layers(load_encoder(path), config.num_layers, path)
-        tokenizer = load_tokenizer(path, model.config.model_type)
+        tokenizer = load_tokenizer(path, model.config)
         # model_max_length is a huge number if the tokenizer's files do not give one
         longest = min(512, tokenizer.model_max_length, positions_of(model.config))
         encoder = TextEncoder(model, tokenizer, max_tokens=longest, token_budget=budget, device=config.device)

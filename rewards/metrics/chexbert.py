@@ -3,14 +3,22 @@
 Source: arXiv:2004.09167; stanfordmlgroup/CheXbert. Its licence is its own: the checkpoint is the user's to get.
 """
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from radflow.rewards.metrics.encoder import Kept, TextEncoder, load_model_config, load_tokenizer
+from radflow.rewards.memory import MB, Kept
+from radflow.rewards.metrics.encoder import (
+    TextEncoder,
+    in_one_line,
+    is_state,
+    load_model_config,
+    load_tokenizer,
+    load_weights,
+    refuse_damaged,
+)
 from radflow.rewards.rules.chexpert_rules import LABELS
 
 if TYPE_CHECKING:
@@ -20,7 +28,7 @@ BLANK, POSITIVE, NEGATIVE, UNCERTAIN = range(4)
 # No Finding is only ever blank or positive.
 NUM_CLASSES = (*(4 for _ in LABELS[:-1]), 2)
 MAX_TOKENS = 512
-KEPT_BYTES = 100 * 2**20  # of embeddings, 3 KB each
+KEPT_BYTES = 100 * MB  # of embeddings, 3 KB each
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Chexbert:
         state = read_checkpoint(config.path)
         bert_config = load_model_config(config.bert)
         model = _bert(bert_config, state, config)
-        tokenizer = load_tokenizer(config.bert, bert_config.model_type)
+        tokenizer = load_tokenizer(config.bert, bert_config)
         longest, budget = min(MAX_TOKENS, bert_config.max_position_embeddings), config.token_budget
         encoder = TextEncoder(model, tokenizer, max_tokens=longest, token_budget=budget, device=config.device)
         return cls(encoder, *_heads(state, bert_config.hidden_size, config.path))
@@ -97,16 +105,12 @@ class ChexbertLabels:
     def __init__(self, model: Chexbert, *, uncertain: Literal["positive", "negative"]) -> None:
         self.model = model
         self.present = (POSITIVE, UNCERTAIN) if uncertain == "positive" else (POSITIVE,)
-        self._kept: dict[str, tuple[int, ...]] = {}
+        self._kept = Kept[tuple[int, ...]](16 * MB)
 
     def __call__(self, texts: Sequence[str]) -> list[set[str]]:
-        waiting = [text for text in dict.fromkeys(texts) if text not in self._kept]
-        if waiting:
-            self._kept.update(zip(waiting, self.model.classes(waiting), strict=True))
-        found = [self._kept[text] for text in texts]
-        while len(self._kept) > 65536:
-            del self._kept[next(iter(self._kept))]
-        return [{label for label, value in zip(LABELS, row, strict=True) if value in self.present} for row in found]
+        known = self._kept(texts, self.model.classes)
+        rows = (known[text] for text in texts)
+        return [{label for label, value in zip(LABELS, row, strict=True) if value in self.present} for row in rows]
 
 
 class SembScore:
@@ -118,18 +122,19 @@ class SembScore:
     """
 
     def __init__(self, model: Chexbert) -> None:
-        self.model, self.kept = model, Kept(KEPT_BYTES)
+        self.model, self.kept = model, Kept["Tensor"](KEPT_BYTES)
 
     def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> list[float]:
         import torch
 
         if not candidates:
             return []
-        known = self.kept(list(dict.fromkeys(references)), lambda texts: [(e,) for e in self.model.embeddings(texts)])
+        # Copies: a view would keep the whole batch.
+        known = self.kept(references, lambda texts: [row.clone() for row in self.model.embeddings(texts)])
         own = list(dict.fromkeys(candidates))
         rows = {text: i for i, text in enumerate(own)}
         first = self.model.embeddings(own)[[rows[text] for text in candidates]]
-        second = torch.stack([known[text][0] for text in references])
+        second = torch.stack([known[text] for text in references])
         return torch.cosine_similarity(first, second).tolist()
 
 
@@ -140,24 +145,20 @@ def positive_labels(classes: Sequence[int]) -> list[int]:
 
 def read_checkpoint(path: Path | None) -> dict[str, "Tensor"]:
     """Weights of chexbert.pth, zip or legacy format, without `module.` and without position ids; ValueError if there is
-    no such file, or it has no `model_state_dict`."""
-    import pickle
+    no such file, or it has no `model_state_dict`.
 
-    import torch
-
+    Two thirds of the file are the state of its optimiser: mapped, they are never read. Legacy files cannot be.
+    """
     if path is None or not path.is_file():
         raise ValueError(
             f"CheXbert: expected chexbert.path to name the published chexbert.pth, got {path}; "
             "stanfordmlgroup/CheXbert says where it is kept and under which licence"
         )
-    try:
-        # Two thirds of the file are the state of its optimiser: mapped, they are never read. Legacy files cannot be.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: expected the weights of CheXbert, cannot read them: {error}") from error
-    if not isinstance(loaded, dict) or "model_state_dict" not in loaded:
-        raise ValueError(f"{path}: expected a CheXbert checkpoint with model_state_dict, found none")
-    state = {name.removeprefix("module."): tensor for name, tensor in loaded["model_state_dict"].items()}
+    loaded = load_weights(path, path)
+    found = loaded.get("model_state_dict") if isinstance(loaded, dict) else None
+    if not is_state(found):
+        raise ValueError(f"{path}: expected a CheXbert checkpoint with model_state_dict, found none; fetch it again")
+    state = {name.removeprefix("module."): tensor for name, tensor in found.items()}
     # transformers no longer keeps the position ids with the weights
     return {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
 
@@ -167,12 +168,13 @@ def _bert(bert_config: Any, state: dict[str, "Tensor"], config: ChexbertConfig) 
 
     if bert_config.model_type != "bert":
         raise ValueError(f"chexbert.bert {config.bert}: expected a BERT, got a {bert_config.model_type}")
-    model = BertModel(bert_config)
+    with refuse_damaged(config.bert):
+        model = BertModel(bert_config)
     weights = {name.removeprefix("bert."): tensor for name, tensor in state.items() if name.startswith("bert.")}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{config.path} does not fit the BERT of {config.bert}: {error}") from error
+        raise ValueError(f"{config.path} does not fit the BERT of {config.bert}: {in_one_line(error)}") from error
     return model
 
 

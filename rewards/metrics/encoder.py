@@ -1,11 +1,17 @@
 """A text encoder of transformers with its tokenizer, batched by token budget, and a memory of what it made."""
 
+import io
+import json
 import logging
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+import pickle
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from radflow.rewards.hub import at_commit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,31 +56,6 @@ class TextEncoder:
                 yield indices, out.last_hidden_state.float().cpu()
 
 
-class Kept:
-    """Tensors made of the texts used last, up to a number of bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.size = limit, 0
-        self.values: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
-
-    def __call__(self, texts: Sequence[str], make: Callable[[list[str]], Sequence[Any]]) -> dict[str, Any]:
-        """text -> its tensors; those that are not kept are made, all together."""
-        found = {text: self.values[text] for text in texts if text in self.values}
-        waiting = [text for text in texts if text not in found]
-        made = dict(zip(waiting, make(waiting), strict=True))
-        for text in found:
-            self.values.move_to_end(text)
-        self.values |= made
-        self.size += sum(map(_num_bytes, made.values()))
-        while self.size > self.limit:
-            self.size -= _num_bytes(self.values.popitem(last=False)[1])
-        return found | made
-
-
-def _num_bytes(tensors: "tuple[Tensor, ...]") -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 def cut_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices of `lengths`, shortest first, in batches whose padded size stays within `budget`; a text too long for it
     is a batch of its own."""
@@ -88,18 +69,28 @@ def cut_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def load_tokenizer(path: str, model_type: str) -> Any:
-    """Tokenizer of an encoder, one that reads the first word of a text like any other; ValueError if there is none.
+def load_tokenizer(path: str, config: Any) -> Any:
+    """Tokenizer of the encoder of this config, one that reads the first word of a text like any other; ValueError if
+    there is none, or one of more tokens than the encoder has.
 
     transformers 5 silently ignores `add_prefix_space` when a text is tokenised; it must be given when the tokenizer is
     loaded, and is checked here.
     """
     from transformers import AutoTokenizer
 
-    if model_type not in PREFIX_SPACE:
-        return load_pretrained(AutoTokenizer, path)
-    tokenizer = load_pretrained(AutoTokenizer, path, add_prefix_space=True)
-    if tokenizer("heart")["input_ids"] != tokenizer(" heart")["input_ids"]:
+    needs_space = config.model_type in PREFIX_SPACE
+    with refuse_damaged(path):
+        tokenizer = AutoTokenizer.from_pretrained(
+            **at_commit(path), **{"add_prefix_space": True} if needs_space else {}
+        )
+        # One without its unknown token fails only at the first word that it lacks.
+        first, second, _ = tokenizer(["heart", " heart", "\N{SNOWMAN}"])["input_ids"]
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"{path}: expected at most {config.vocab_size} tokens, as config.json says, got {len(tokenizer)}; "
+            "copy config and tokenizer from one model"
+        )
+    if needs_space and first != second:
         kind = type(tokenizer).__name__
         raise ValueError(f"{path}: expected a tokenizer that takes add_prefix_space, {kind} does not")
     return tokenizer
@@ -156,14 +147,73 @@ def load_model_config(path: str) -> Any:
 
 
 def load_pretrained(kind: Any, path: str, **options: Any) -> Any:
-    """`kind.from_pretrained`; ValueError says how to get what is not there."""
+    """`kind.from_pretrained`; ValueError says how to get what is not there, or is damaged."""
+    with refuse_damaged(path):
+        return kind.from_pretrained(**at_commit(path), **options)
+
+
+@contextmanager
+def refuse_damaged(path: str) -> Iterator[None]:
+    """Raise what transformers and tokenizers say of the encoder at `path` as a ValueError in one line.
+
+    They raise nearly every type, plain Exception included, so only their calls belong inside.
+    """
     try:
-        return kind.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
+        yield
+    except Exception as error:
+        advice = f"fetch it with `hf download {path}` on a machine with a network"
+        if Path(path).is_dir():
+            damaged = [one.name for one in sorted(Path(path).glob("*.json")) if not _is_json(one)]
+            advice = f"copy {' and '.join(damaged) or 'it'} again"
         raise ValueError(
             f"{path}: expected the directory of an encoder (config.json, weights, tokenizer files) or its name on the "
-            f"hub; fetch it with `hf download {path}` on a machine with a network ({in_one_line(error)})"
+            f"hub; {advice} ({in_one_line(error)})"
         ) from error
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def load_weights(file: Path | bytes, name: Path | str) -> Any:
+    """What `torch.save` wrote, tensors and plain values only, mapped from its file if the format allows it.
+
+    Args:
+        name: of the file, for the ValueError if it cannot be read, or holds anything that could run code.
+    """
+    import torch
+
+    opened = io.BytesIO(file) if isinstance(file, bytes) else file
+    try:
+        zipped = zipfile.is_zipfile(opened)
+        if zipped and any(one.compress_type for one in zipfile.ZipFile(opened).infolist()):
+            raise ValueError("it is compressed, as torch never writes it")
+        if isinstance(opened, io.BytesIO):
+            opened.seek(0)
+        return torch.load(opened, map_location="cpu", weights_only=True, mmap=zipped and isinstance(file, Path))
+    except pickle.UnpicklingError as error:  # torch's own text recommends to run the code
+        raise ValueError(
+            f"{name}: expected weights as torch.save writes them, cannot read them: the file is damaged, "
+            "or holds other objects than tensors, which could run code; fetch it again"
+        ) from error
+    except Exception as error:  # torch, zipfile and pickle raise a dozen types for a damaged file
+        raise ValueError(
+            f"{name}: expected weights as torch.save writes them, cannot read them: {in_one_line(error)}; "
+            "fetch it again"
+        ) from error
+
+
+def is_state(loaded: object) -> "TypeGuard[dict[str, Tensor]]":
+    """Whether this is a plain state dict: names and tensors."""
+    import torch
+
+    return isinstance(loaded, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+    )
 
 
 def check_directories(metric: str, *paths: Path | None) -> None:
@@ -175,6 +225,6 @@ def check_directories(metric: str, *paths: Path | None) -> None:
             )
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """What a library raised: its kind and the start of what it says."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

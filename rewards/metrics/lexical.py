@@ -10,6 +10,7 @@ from fractions import Fraction
 from functools import cache, lru_cache
 
 from radflow.rewards import unspaced
+from radflow.rewards.memory import remember
 from radflow.rewards.unspaced import has_characters
 
 ORDERS = (1, 2, 3, 4)  # of n-grams
@@ -120,7 +121,7 @@ def _rouge_tokens(text: str) -> list[str]:
 
 
 # Words recur, and stemming them is most of the work.
-@lru_cache(maxsize=1 << 16)
+@remember
 def _stems(word: str) -> tuple[str, ...]:
     return (word,) if has_characters(word) else tuple(_rouge_tokenizer()(word))
 

@@ -8,13 +8,13 @@ Source: arXiv:2406.16845; MAGIC-AI4Med/RaTEScore.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from radflow.rewards.memory import MB, remember
 from radflow.rewards.metrics.encoder import check_directories, in_one_line, pick_device
 
-KEPT = 2048  # texts whose entities are kept, with an embedding of 3 KB each
+KEPT_BYTES = 64 * MB  # of entities, each with an embedding of 3 KB
 # Of the published model of entities; with another one the package finds no entity at all and says nothing.
 TYPES = {"ABNORMALITY", "NON-ABNORMALITY", "DISEASE", "NON-DISEASE", "ANATOMY"}
 
@@ -43,7 +43,7 @@ class RateScore:
 
     def __init__(self, scorer: Any) -> None:
         self.scorer = scorer
-        self._kept = lru_cache(maxsize=KEPT)(self._read)
+        self._kept = remember(self._read, most_bytes=KEPT_BYTES)
 
     @classmethod
     def load(cls, config: RateScoreConfig) -> "RateScore":
@@ -58,7 +58,10 @@ class RateScore:
             metric = cls(RaTEScore(*paths, use_gpu=pick_device(config.device) != "cpu"))
             metric(["No effusion."], ["Clear lungs."])
         except Exception as error:  # of any of the dozen libraries that the package imports
-            raise ValueError(f"RaTEScore: {in_one_line(error)}") from error
+            raise ValueError(
+                f"RaTEScore: cannot load {config.entities} and {config.embeddings}: {in_one_line(error)}; install the "
+                "package, and copy the models again if they are damaged"
+            ) from error
         found = {label.partition("-")[2] for label in metric.scorer.idx2label.values()} - {""}
         if found != TYPES:
             raise ValueError(f"{config.entities}: expected a model of {sorted(TYPES)}, got one of {sorted(found)}")

@@ -9,10 +9,10 @@ Source: doi:10.18653/v1/2025.acl-long.1301; radeval/metrics/SRRBert of jbdel/Rad
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from radflow.rewards.memory import MB, Kept, remember
 from radflow.rewards.metrics.encoder import check_directories, cut_batches, load_pretrained, pick_device
 
 _FINDINGS = """
@@ -58,6 +58,10 @@ class SrrBertConfig:
     device: str = "auto"
     """`cpu`, `cuda`, or `auto` for a GPU if there is one."""
 
+    def __post_init__(self) -> None:
+        if self.token_budget < 1:
+            raise ValueError(f"expected srrbert token_budget of at least 1, got {self.token_budget}")
+
 
 class SrrBert:
     """The labels that the model finds in each text.
@@ -73,8 +77,8 @@ class SrrBert:
         self, model: Any, tokenizer: Any, cut: Callable[[str], list[str]], *, token_budget: int, device: str
     ) -> None:
         self.model = model.eval().requires_grad_(False).to(pick_device(device))
-        self.tokenizer, self.cut, self.token_budget = tokenizer, lru_cache(maxsize=65536)(cut), token_budget
-        self._kept: dict[str, frozenset[str]] = {}
+        self.tokenizer, self.cut, self.token_budget = tokenizer, remember(cut), token_budget
+        self._kept = Kept[frozenset[str]](16 * MB)
 
     @classmethod
     def load(cls, config: SrrBertConfig) -> "SrrBert":
@@ -103,27 +107,21 @@ class SrrBert:
 
     def __call__(self, texts: Sequence[str]) -> list[set[str]]:
         sentences = [self.cut(text) for text in texts]
-        waiting = dict.fromkeys(s for found in sentences for s in found if s not in self._kept)
-        self._kept.update(self._labels(list(waiting)))
-        labels = [set[str]().union(*(self._kept[sentence] for sentence in found)) for found in sentences]
-        while len(self._kept) > 65536:
-            del self._kept[next(iter(self._kept))]
-        return labels
+        known = self._kept([sentence for found in sentences for sentence in found], self._labels)
+        return [set[str]().union(*(known[sentence] for sentence in found)) for found in sentences]
 
-    def _labels(self, sentences: list[str]) -> dict[str, frozenset[str]]:
+    def _labels(self, sentences: list[str]) -> list[frozenset[str]]:
         import torch
 
-        if not sentences:
-            return {}
         longest = min(MAX_TOKENS, self.model.config.max_position_embeddings)
         ids = self.tokenizer(sentences, truncation=True, max_length=longest)["input_ids"]
-        found = {}
+        found = [frozenset[str]()] * len(sentences)
         for indices in cut_batches([len(row) for row in ids], self.token_budget):
             batch = self.tokenizer.pad({"input_ids": [ids[i] for i in indices]}, return_tensors="pt")
             with torch.inference_mode():
                 present = self.model(**batch.to(self.model.device)).logits.sigmoid() > 0.5
             for i, row in zip(indices, present.tolist(), strict=True):
-                found[sentences[i]] = frozenset(label for label, there in zip(LABELS, row, strict=True) if there)
+                found[i] = frozenset(label for label, there in zip(LABELS, row, strict=True) if there)
         return found
 
 

@@ -9,10 +9,10 @@ Source: Libra, arXiv:2411.19378 (libra/eval/temporal_f1.py); the words are those
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from radflow.rewards.memory import MB, remember
 from radflow.rewards.metrics.encoder import check_directories, in_one_line, pick_device
 
 WORD = re.compile(
@@ -49,7 +49,7 @@ class TemporalF1:
 
     def __init__(self, annotate: Callable[[str], Any]) -> None:
         self.annotate = annotate
-        self._kept = lru_cache(maxsize=65536)(self._words)
+        self._kept = remember(self._words, most_bytes=16 * MB)
 
     @classmethod
     def load(cls, config: TemporalConfig) -> "TemporalF1":
@@ -63,7 +63,10 @@ class TemporalF1:
             options = {"dir": str(config.path), "download_method": None, "device": pick_device(config.device)}
             pipeline = stanza.Pipeline("en", **PIPELINE, **options, logging_level="ERROR", verbose=False)
         except Exception as error:  # its own for each kind of absent file, and those of torch
-            raise ValueError(f"stanza: {in_one_line(error)}") from error
+            raise ValueError(
+                f"stanza: cannot load {config.path}: {in_one_line(error)}; install the package, and download its "
+                "models again if they are damaged"
+            ) from error
         return cls(pipeline)
 
     def __call__(self, candidates: Sequence[str], references: Sequence[str]) -> list[float]:

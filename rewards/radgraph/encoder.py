@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from radflow.rewards.metrics.encoder import cut_batches
+from radflow.rewards.hub import at_commit
+from radflow.rewards.memory import MB, Kept
+from radflow.rewards.metrics.encoder import cut_batches, in_one_line
 from radflow.rewards.radgraph.archive import ENCODER, RadGraphArchive
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-KNOWN_WORDS = 200_000  # whose pieces are remembered; a policy can make new words without end
 
 
 class WordEncoder:
@@ -36,15 +36,15 @@ class WordEncoder:
         self._room = None if max_length is None else max_length - len(self._before) - len(self._after)
         if self._room is not None and self._room < 1:
             raise ValueError(f"expected a max_length that leaves room for word pieces, got {max_length}")
-        self._pieces: dict[str, list[int]] = {}
+        self._pieces = Kept[list[int]](16 * MB)
 
     def __call__(self, reports: Sequence[Sequence[str]]) -> Tensor:
         """[W, H] float32 vectors of the words of all reports, one after the other."""
         import torch
 
         words = [word[1:] if word in ("/.", "/?") else word for report in reports for word in report]
-        self._learn(words)
-        pieces = [self._pieces[word] for word in words]
+        known = self._pieces(words, self._cut)
+        pieces = [known[word] for word in words]
         device = self.model.device
         counts = torch.tensor([len(p) for p in pieces], device=device)
         segments, position = [], 0
@@ -58,13 +58,9 @@ class WordEncoder:
         vectors = self._encode(segments)
         return torch.segment_reduce(vectors, "sum", lengths=counts) / counts.clamp(min=1)[:, None]
 
-    def _learn(self, words: Sequence[str]) -> None:
-        """Cut words not seen before into pieces, in one call."""
-        if len(self._pieces) > KNOWN_WORDS:
-            self._pieces.clear()
-        new = [word for word in dict.fromkeys(words) if word not in self._pieces]
-        if new:
-            self._pieces.update(zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"], strict=True))
+    def _cut(self, words: list[str]) -> list[list[int]]:
+        pieces: list[list[int]] = self.tokenizer(words, add_special_tokens=False)["input_ids"]
+        return pieces
 
     def _encode(self, segments: Sequence[list[int]]) -> Tensor:
         """[P, H] float32 vectors of the pieces of all segments in order, without those of special tokens."""
@@ -106,24 +102,30 @@ def build_encoder(name: str) -> PreTrainedModel:
     """The encoder's architecture with random weights; ValueError if its config cannot be read."""
     from transformers import AutoConfig, AutoModel
 
-    return AutoModel.from_config(_read(AutoConfig, name, "config"))
+    return _read(lambda: AutoModel.from_config(AutoConfig.from_pretrained(**at_commit(name))), name, "config")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of that name or directory; raises as `build_encoder`."""
     from transformers import AutoTokenizer
 
-    return _read(AutoTokenizer, name, "tokenizer")
+    def load() -> PreTrainedTokenizerBase:
+        tokenizer = AutoTokenizer.from_pretrained(**at_commit(name))
+        special_ids(tokenizer)
+        tokenizer("\N{SNOWMAN}")  # one without its unknown token fails only at the first word that it lacks
+        return tokenizer
+
+    return _read(load, name, "tokenizer")
 
 
-def _read(kind: Any, name: str, what: str) -> Any:
+def _read(load: Callable[[], Any], name: str, what: str) -> Any:
     try:
-        return kind.from_pretrained(name)
-    except OSError as error:
+        return load()
+    except Exception as error:  # transformers and tokenizers raise nearly every type for a damaged file
         raise ValueError(
             f"expected the {what} of {name}, which the RadGraph archive names, in a local directory or on the hub, got "
-            "neither; without network, download its config and tokenizer files (no weights are needed) and give their "
-            "directory as `encoder`"
+            f"{in_one_line(error)}; without network, or if it is damaged, download its config and tokenizer files (no "
+            "weights are needed) and give their directory as `encoder`"
         ) from error
 
 

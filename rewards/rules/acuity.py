@@ -8,6 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.findings import GRADES
 from radflow.rewards.rules.patterns import read_patterns
 from radflow.rewards.types import Finding
@@ -81,7 +82,7 @@ def _is_congestion(finding: Finding) -> bool:
 
 
 # A thousand findings share a sentence, or a piece of it, in a text that never ends one.
-@lru_cache(maxsize=1 << 10)
+@remember
 def searches(entry: str, text: str) -> bool:
     """Whether a pattern of consistency.toml, "table.name", is in a text."""
     return _pattern(entry).search(text) is not None
@@ -95,7 +96,7 @@ def names_it(entry: str, finding: Finding) -> bool:
     return number < len(found) and found[number][0] < start + len(finding.mention)
 
 
-@lru_cache(maxsize=1 << 8)
+@lru_cache(maxsize=256)
 def _spans(entry: str, text: str) -> tuple[tuple[int, int], ...]:
     return tuple(match.span() for match in _pattern(entry).finditer(text))
 

@@ -1,8 +1,9 @@
 """Labels and findings of carotid ultrasound, by the lexicon carotid.json."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.keywords import Lexicon, Statement, positive_keywords
 from radflow.rewards.rules.report_text import describe_with
 from radflow.rewards.types import Finding, Parser
@@ -54,12 +55,12 @@ def lexicon() -> Lexicon:
     return Lexicon.load()
 
 
-@lru_cache(maxsize=65536)
+@remember
 def _findings(text: str) -> tuple[Finding, ...]:
     # "mild stenosis" is a stenosis with a grade, and its own keyword only for labels
     return tuple(finding for finding in lexicon().mentions(text) if finding.name not in _STENOSIS)
 
 
-@lru_cache(maxsize=65536)
+@remember
 def _keywords(text: str) -> frozenset[str]:
     return positive_keywords(text, lexicon())

@@ -5,8 +5,9 @@ A fast local stand-in for CheXbert. Its name is its own: it is not the CheXbert 
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.findings import read_findings
 from radflow.rewards.rules.negation import sentences
 from radflow.rewards.rules.patterns import read_patterns
@@ -78,7 +79,7 @@ class ChexpertRules:
         return read_findings(self._described(text))
 
 
-@lru_cache(maxsize=65536)
+@remember
 def _values(text: str) -> tuple[tuple[str, int | None], ...]:
     return tuple(label_report(text).items())
 

@@ -4,9 +4,9 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby, product
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.acuity import find_serious, is_acute, is_chronic, is_minor, names, searches
 from radflow.rewards.rules.denials import denies_what_is_certain
 from radflow.rewards.rules.findings import GRADES
@@ -143,7 +143,7 @@ class _Kind:
     borderline: bool
 
 
-@lru_cache(maxsize=1 << 12)
+@remember
 def _kind(one: Finding) -> _Kind:
     chronic = is_chronic(one)
     old, borderline = chronic or searches("words.old", one.piece), searches("words.borderline", one.piece)

@@ -58,12 +58,12 @@ class _Certain:
         return self.having["form", stem]
 
 
-@lru_cache(maxsize=1 << 8)
+@lru_cache(maxsize=256)
 def _words(text: str) -> frozenset[str]:
     return frozenset(_WORDS.findall(text))
 
 
-@lru_cache(maxsize=1 << 8)
+@lru_cache(maxsize=256)
 def _is_reserved(sentence: str, mention: str) -> bool:
     """What is denied is another one, or one elsewhere."""
     return searches("words.reserved", sentence[: sentence.lower().find(mention)])

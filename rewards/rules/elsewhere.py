@@ -1,8 +1,9 @@
 """What a report says of other parts of the body, and of other people (lexicons/bodies.toml)."""
 
 import re
-from functools import cache, lru_cache
+from functools import cache
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.patterns import read_patterns
 
 _REACH = 80  # characters
@@ -18,7 +19,7 @@ def without_other_sections(text: str) -> str:
     return "".join([*pieces, text[cursor:]])
 
 
-@lru_cache(maxsize=1 << 17)
+@remember
 def is_elsewhere(sentence: str) -> bool:
     """The sentence is about another part of the body and no part of the chest, or about a relative."""
     patterns = _patterns()

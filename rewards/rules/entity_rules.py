@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from itertools import accumulate
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.negation import cut_points, mentions, piece_bounds, sentences
 from radflow.rewards.rules.patterns import read_patterns
 
@@ -37,7 +38,7 @@ class Word:
     """Where its piece of the sentence, between commas, "and", "or" and "with", begins."""
 
 
-@lru_cache(maxsize=65536)
+@remember
 def entities(text: str) -> frozenset[Entity]:
     """Entities and their relations, word by word as RadGraph has them.
 
@@ -69,7 +70,7 @@ def agreement_f1(candidate: str, reference: str, extract: Callable[[str], Abstra
     return 2 * len(first & second) / (len(first) + len(second))
 
 
-@lru_cache(maxsize=65536)
+@remember
 def _sentence_entities(sentence: str) -> frozenset[Entity]:
     words = list(_words(sentence))
     heads = _heads(words)
@@ -136,7 +137,7 @@ def _words(sentence: str) -> Iterator[Word]:
                 yield Word(text, kind, _POLARITY[value], piece)
 
 
-@lru_cache(maxsize=65536)
+@remember
 def _read_word(word: str) -> tuple[tuple[str, str], ...]:
     """What a word of a report is: the words that stand for it, each with its kind; () if it names nothing."""
     same, kinds = _tables()

@@ -5,9 +5,9 @@ Side, grade and measurement are part of a finding: with the wrong one, the findi
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.sentences import changed_sentences, new_advice, new_measurements
 from radflow.rewards.types import Finding, Labeler
 
@@ -44,7 +44,7 @@ class FindingErrors:
 
     def __init__(self, labeler: Labeler) -> None:
         self.labeler, self.findings, self.covers = labeler, labeler.findings, labeler.covers
-        self._remembered = lru_cache(maxsize=1 << 12)(self._find)  # several metrics ask for the same pair
+        self._remembered = remember(self._find)  # several metrics ask for the same pair
 
     def __call__(self, candidate: str, reference: str) -> list[FindingError]:
         return list(self._remembered(candidate, reference))

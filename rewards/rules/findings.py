@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from functools import cache, lru_cache
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.negation import cut_points, piece_bounds, sentences
 from radflow.rewards.rules.patterns import read_patterns
 from radflow.rewards.rules.terms import TermFile, read_statements
@@ -37,7 +38,7 @@ def read_findings(text: str) -> list[Finding]:
     return [finding for sentence in sentences(text) for finding in _sentence_findings(sentence)]
 
 
-@lru_cache(maxsize=1 << 17)
+@remember
 def _sentence_findings(sentence: str) -> tuple[Finding, ...]:
     said = [one for file in _FILES for one in read_statements(file, sentence)]
     if not said:

@@ -101,9 +101,9 @@ class Lexicon:
     def load(cls, path: str | Path = CAROTID) -> "Lexicon":
         """Read a lexicon file of the form of lexicons/carotid.json; ValueError names the key that is wrong."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{error.lineno}: expected a lexicon in JSON, got {error.msg}") from error
+            content = json.loads(Path(path).read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: expected a lexicon in JSON, got {error}; correct it") from error
         keys, optional = {"name", "keywords", "normal", "denied", "sides"}, ["regions", "grades"]
         _expect_keys(content, keys, f"{path}", optional=optional)
         keywords = tuple(_keyword(name, entry, str(path)) for name, entry in content["keywords"].items())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from operator import itemgetter
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.elsewhere import without_other_sections
 from radflow.rewards.rules.patterns import read_patterns
 from radflow.rewards.rules.report_text import tidy
@@ -60,7 +61,7 @@ def load_cues() -> Cues:
     return Cues(re.compile(groups, re.IGNORECASE), after, ends, earlier)
 
 
-@lru_cache(maxsize=1 << 12)  # a text that repeats itself has the same words around a mention each time
+@lru_cache(maxsize=256)  # a text that repeats itself has the same words around a mention each time
 def polarity(before: str, mention: str, after: str) -> int | None:
     """Value of a mention from the words around it in its clause.
 
@@ -131,7 +132,7 @@ def piece_bounds(cuts: Sequence[int], start: int, end: int) -> tuple[int, int]:
     return cuts[bisect_right(cuts, start) - 1], cuts[bisect_left(cuts, end)]
 
 
-@lru_cache(maxsize=1 << 14)  # every part of a reward asks for those of the same report
+@remember  # every part of a reward asks for those of the same report
 def sentences(text: str) -> tuple[str, ...]:
     """Sentences of a text, with single spaces; the numbers of a list and sections about other parts of the body belong
     to none.

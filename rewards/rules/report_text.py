@@ -1,8 +1,8 @@
 """Text of reports as the rules read it."""
 
 from collections.abc import Callable
-from functools import lru_cache
 
+from radflow.rewards.memory import remember
 from radflow.rewards.types import Parser
 
 
@@ -18,4 +18,4 @@ def tidy(text: str) -> str:
 
 def describe_with(parse: Parser) -> Callable[[str], str]:
     """Report, or one of its sections -> the text that describes the examination; remembers what it was asked."""
-    return lru_cache(maxsize=1 << 16)(lambda text: parse(text).described)
+    return remember(lambda text: parse(text).described)

@@ -4,8 +4,8 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.negation import sentences
 from radflow.rewards.types import Labeler
 from radflow.rewards.unspaced import CHARACTER
@@ -94,7 +94,7 @@ class SectionReader:
 
     def __init__(self, labeler: Labeler) -> None:
         self.labeler = labeler
-        self._remembered = lru_cache(maxsize=1 << 12)(self._read)
+        self._remembered = remember(self._read)
 
     def __call__(self, text: str) -> Section:
         return self._remembered(text)

@@ -4,8 +4,9 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.findings import GRADES, measurements
 from radflow.rewards.rules.negation import sentences
 from radflow.rewards.rules.patterns import read_patterns
@@ -98,7 +99,7 @@ def changed_sentences(text: str, reference: str) -> Iterator[Change]:
             yield Change(sentence, side, steps)
 
 
-@lru_cache(maxsize=1 << 16)
+@remember
 def _mask(sentence: str) -> _Masked:
     sides = tuple("left" if match[1] else "right" for match in _SIDE.finditer(sentence))
     grades = tuple(GRADES.index(str(match.lastgroup)) for match in _grades().finditer(sentence))

@@ -2,15 +2,16 @@
 
 import re
 from bisect import bisect_right
-from functools import cache, lru_cache
+from functools import cache
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.patterns import read_patterns
 
 _WORD = re.compile(r"[A-Za-z]+(?:/[A-Za-z\d]*)?")
 _SHORTEST = 6  # letters; shorter words have too many neighbours
 
 
-@lru_cache(maxsize=1 << 17)
+@remember
 def mend(sentence: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     """The sentence in known words, and where each mended word ends in it and in the original (`original_position`)."""
     pieces: list[str] = []
@@ -32,7 +33,7 @@ def original_position(position: int, ends: tuple[tuple[int, int], ...]) -> int:
     return min(original + position - mended, *(end for _, end in ends[number : number + 1]), 1 << 30)
 
 
-@lru_cache(maxsize=1 << 16)
+@remember
 def mended_word(word: str) -> str:
     """What a word stands for: the long form of an abbreviation, the known word that it is a slip or two away from.
 

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from typing import Literal
 
+from radflow.rewards.memory import remember
 from radflow.rewards.rules.elsewhere import is_elsewhere, is_of_another_organ
 from radflow.rewards.rules.negation import mentions
 from radflow.rewards.rules.patterns import PatternFile, read_patterns
@@ -72,7 +73,7 @@ def _read_term(file: PatternFile, entry: dict[str, object], number: int) -> Term
 
 
 # Sentences recur in reports far more than reports do, and several parts of a reward read the same ones.
-@lru_cache(maxsize=1 << 17)
+@remember
 def read_statements(file: TermFile, sentence: str) -> tuple[Statement, ...]:
     """Every statement of a sentence about the things of a file, read in mended words; none if it is about no chest."""
     if is_elsewhere(sentence):
