@@ -62,5 +62,5 @@ def _names(kinds: Iterable[type]) -> str:
 
 
 def _refusal(path: Path, where: str, wanted: str, got: str) -> ValueError:
-    place = f"{where}: " if where else ""
-    return ValueError(f"{path}: {place}expected {wanted}, got {got[:100]}; the file is damaged: restore it")
+    prefix = f"{where}: " if where else ""
+    return ValueError(f"{path}: {prefix}expected {wanted}, got {got[:100]}; the file is damaged: restore it")

@@ -12,12 +12,12 @@ import torch
 
 from capo.checkpoint import CheckpointError, check_product
 from capo.explore import metric_names
-from capo.journal import Digests, digests_path, hash_json, read_lines, seal, write_lines
+from capo.journal import Digests, digests_path, hash_json, seal, write_lines
 from capo.ranks import LostRankError, Ranks
 from capo.stopping import StopRequested, StopSignal
 from capo.trainer import DivergedError
 from radflow.dashboard.live import Live
-from radflow.dashboard.run_files import read_selected
+from radflow.dashboard.run_files import read_rows, read_selected
 from radflow.data.corpus import Corpus, load_corpus
 from radflow.data.readers.tables import escape_lines
 from radflow.data.sections import SectionParser, render_report
@@ -296,7 +296,7 @@ def enter_stage(run: Run, name: str) -> Iterator[None]:
     if run.live is None:
         return
     path = run.folder / "timing.jsonl"
-    write_lines(path, [*read_lines(path), {"stage": name, "seconds": round(time.perf_counter() - began, 2)}])
+    write_lines(path, [*read_rows(path), {"stage": name, "seconds": round(time.perf_counter() - began, 2)}])
     run.live.write_dashboard()
 
 
@@ -308,4 +308,4 @@ def hard_studies(run: Run) -> list[Study]:
 
 def critical_labels(folder: Path) -> dict[str, bool]:
     """Study id -> whether its reference is critical, from criticality.jsonl."""
-    return {str(row["id"]): bool(row["critical"]) for row in read_lines(folder / "criticality.jsonl")}
+    return {str(row["id"]): bool(row["critical"]) for row in read_rows(folder / "criticality.jsonl")}

@@ -1,7 +1,7 @@
-"""Names of models on the Hugging Face hub, and the commit that each stands for.
+"""Names of models on the Hugging Face hub, and the commit that each means.
 
 A branch can be moved to other files at any time. `owner/name@revision` says which are meant; without a revision, a name
-that is known here stands for one commit, and of any other the newest files are fetched, with a warning.
+that is known here means one commit, and of any other the newest files are fetched, with a warning.
 """
 
 import logging

@@ -18,8 +18,8 @@ HALF = {"sft": 5, "rl": 2}  # stages that are left unfinished after some steps
 
 def flip(data: bytes, chance: random.Random) -> bytes:
     """One bit is another."""
-    place = chance.randrange(len(data))
-    return data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :]
+    at = chance.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
 
 
 DAMAGE = {

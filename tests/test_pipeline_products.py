@@ -26,7 +26,7 @@ def make(folder, name, text="weights"):
         write_lines(path / "scores.jsonl", [{"id": "s1", "s": 0.5}])
         write_json(path / "selection.json", {"selected": [text]})
     elif name == "criticality":
-        write_lines(path, [{"id": "s1", "critical": True, "reason": text}])
+        write_lines(path, [{"id": "s1", "critical": True, "reason": text, "source": "rules"}])
     elif name == "evaluate":
         write_json(path / "table.json", {"rows": []})
         (path / "table.md").write_text(text)
@@ -104,7 +104,7 @@ def test_what_was_built_on_a_model_that_was_made_again_is_refused_unless_the_mod
 def test_a_reason_that_changed_does_not_make_the_policy_stale_but_a_label_does(run):
     make(run, "criticality", "corrected by a person")
     check(run)
-    write_lines(run / "criticality.jsonl", [{"id": "s1", "critical": False, "reason": ""}])
+    write_lines(run / "criticality.jsonl", [{"id": "s1", "critical": False, "reason": "", "source": "rules"}])
     seal_product(run, "criticality")
     with pytest.raises(ValueError, match=r"rl/model was built on another criticality.jsonl"):
         refuse_stale(run)
