@@ -1,10 +1,13 @@
 """The smallest run of train.py that goes through every stage, for tests and benchmarks."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from capo.journal import write_json, write_lines
 
 ROOT = Path(__file__).parents[1]
 SIZES = {
@@ -40,6 +43,14 @@ SMALL = options_of(
         "evaluate.baseline-sample": 5,
     }
 )
+
+
+def write_before_rl(folder: Path, model: Path, selected: Sequence[str], critical: Mapping[str, bool]) -> None:
+    """What the RL stage reads of the stages before it: a model, the selected studies and which ones are critical."""
+    shutil.copytree(model, folder / "sft" / "model")
+    write_json(folder / "explore" / "selection.json", {"selected": selected})
+    labels = [{"id": id, "critical": label, "reason": "", "source": "rules"} for id, label in critical.items()]
+    write_lines(folder / "criticality.jsonl", labels)
 
 
 def start_run(

@@ -49,8 +49,8 @@ def test_a_closed_terminal_does_not_break_the_output_of_what_is_saved(tmp_path):
     words = [sys.executable, "-c", f"import sys, time; from capo.stopping import *\n{LISTEN}{save}", tmp_path / "saved"]
     process = subprocess.Popen(words, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    assert os.read(ours, 5) == b"ready"
-    os.close(ours)
+    with open(ours, "rb") as terminal:  # the whole line: its end is written after the rest of it
+        assert terminal.readline() == b"ready\r\n"
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=20) == 0 and (tmp_path / "saved").exists()
 

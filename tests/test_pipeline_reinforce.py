@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import shutil
 
 import pytest
 import torch
-from small_run import ROOT, SMALL
+from small_run import ROOT, SMALL, write_before_rl
 
-from capo.journal import write_json, write_lines
 from capo.ranks import Ranks
 from capo.stopping import StopSignal
 from capo.trainer import Trainer
@@ -33,11 +31,9 @@ def step(tmp_path, monkeypatch):
     def reinforce(options):
         config = parse_config(["--run-dir", str(tmp_path), *SMALL, *options.split()])
         run, start = build_run(config, Ranks(), StopSignal(), None)
-        shutil.copytree(start, tmp_path / "sft" / "model")
         names = [study.id for study in run.corpus.train]
         critical = {name: number % 4 == 0 for number, name in enumerate(names)}
-        write_json(tmp_path / "explore" / "selection.json", {"selected": names[:8]})
-        write_lines(tmp_path / "criticality.jsonl", [{"id": name, "critical": critical[name]} for name in names])
+        write_before_rl(tmp_path, start, names[:8], critical)
         cases = []
 
         def update(trainer, batch, rl, *, temperature, suppressed, max_tokens):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 import threading
 import time
 
@@ -12,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from served_engine import ServedEngine as Server
-from small_run import ROOT, SMALL
+from small_run import ROOT, SMALL, write_before_rl
 
-from capo.journal import write_json, write_lines
 from capo.ranks import Ranks
 from capo.rollout import Engine, Request
 from capo.sampling import SamplingConfig
@@ -260,10 +258,8 @@ def reinforce(base, tmp_path, monkeypatch):
         )
         built, start = build_run(config, Ranks(), StopSignal(), None)
         if not (folder / "sft").exists():
-            shutil.copytree(start, folder / "sft" / "model")
             names = [study.id for study in built.corpus.train]
-            write_json(folder / "explore" / "selection.json", {"selected": names[:8]})
-            write_lines(folder / "criticality.jsonl", [{"id": one, "critical": one == names[0]} for one in names])
+            write_before_rl(folder, start, names[:8], {name: name == names[0] for name in names})
         train.reinforce(built)
         return folder
 
