@@ -1,6 +1,7 @@
 """What a long run needs as it grows: memory, open files, files and the time of its dashboard, of the smallest model.
 
-The run is a process of its own, one reward worker included. It is halted while it is measured.
+The run is a process of its own, one reward worker included. It is halted while it is measured. Its dashboard is built
+twice here: with the metrics at hand, as the run builds it, and from the files alone, as `train.py dashboard` does.
 """
 
 import argparse
@@ -17,9 +18,12 @@ from harness import machine, write
 from small_run import ROOT, options_of
 
 from radflow.dashboard.build import build_dashboard
+from radflow.dashboard.course import Course
+from radflow.dashboard.live import Tail
 
 AT = (1_000, 2_000, 5_000, 10_000, 20_000)
-COLUMNS = ["steps", "main (MB)", "reward worker (MB)", "open files", "files", "run folder (MB)", "dashboard (s)"]
+COLUMNS = ["steps", "main (MB)", "reward worker (MB)", "open files", "files", "run folder (MB)"]
+COLUMNS += ["dashboard of the run (s)", "dashboard anew (s)"]
 SMALLEST = {
     "data.num-train": 20,
     "data.num-test": 4,
@@ -50,35 +54,30 @@ def measure(steps: int, folder: Path) -> Iterator[list[str]]:
     command = [sys.executable, str(ROOT / "train.py"), "--run-dir", str(folder), *options_of(SMALLEST)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen([*command, "--rl.steps", str(steps)], env=environment, stdout=subprocess.DEVNULL)
+    course, journal = Course(), Tail(folder / "rl" / "metrics.jsonl")
     try:
         for step in (step for step in AT if step <= steps):
-            wait_for(step, folder / "rl" / "metrics.jsonl", run)
+            while course.num_steps < step - 1:  # the last of a run ends it
+                if run.poll() is not None:
+                    raise RuntimeError(f"train.py ended at step {course.num_steps} with exit code {run.returncode}")
+                time.sleep(0.2)
+                for row in journal.read()[1]:
+                    course.add(row)
             run.send_signal(signal.SIGSTOP)
-            yield [f"{step:,}", *measure_now(run.pid, folder)]
+            yield [f"{step:,}", *measure_now(run.pid, folder, course)]
             run.send_signal(signal.SIGCONT)
     finally:
         run.kill()
         run.wait()
 
 
-def wait_for(step: int, journal: Path, run: subprocess.Popen) -> None:
-    lines = offset = 0
-    while lines < step - 1:  # the last of a run ends it
-        if run.poll() is not None:
-            raise RuntimeError(f"train.py ended at step {lines} with exit code {run.returncode}")
-        time.sleep(0.2)
-        if journal.exists():
-            with journal.open("rb") as file:
-                file.seek(offset)
-                new = file.read()
-            offset, lines = offset + len(new), lines + new.count(b"\n")
-
-
-def measure_now(pid: int, folder: Path) -> list[str]:
+def measure_now(pid: int, folder: Path, course: Course) -> list[str]:
     """The cells after the step: a dashboard is built first, so that it is one of the files."""
-    began = time.perf_counter()
-    build_dashboard(folder)
-    seconds = time.perf_counter() - began
+    seconds = []
+    for known in ({"courses": {"rl": course}, "found": ()}, {}):
+        began = time.perf_counter()
+        build_dashboard(folder, **known)
+        seconds.append(f"{time.perf_counter() - began:.2f}")
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     files = [path for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
     return [
@@ -87,7 +86,7 @@ def measure_now(pid: int, folder: Path) -> list[str]:
         str(len(os.listdir(f"/proc/{pid}/fd"))),
         str(len(files)),
         f"{sum(path.stat().st_size for path in files) / 2**20:.1f}",
-        f"{seconds:.2f}",
+        *seconds,
     ]
 
 

@@ -61,6 +61,14 @@ def write_json(path: Path, value: object) -> None:
     write_whole(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The JSON value of a file; ValueError names one that is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, got {error}; the file is damaged: restore it") from error
+
+
 def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """One JSON object per line, written atomically."""
     write_whole(path, _join(rows))
@@ -86,14 +94,19 @@ def iter_lines(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("no object")
-            except (ValueError, RecursionError) as error:
-                got = f"{line.rstrip()[:60]!r}; the file is damaged: restore it"
-                raise ValueError(f"{path}:{number}: expected a JSON object, got {got}") from error
-            yield row
+            yield parse_line(line, f"{path}:{number}")
+
+
+def parse_line(line: bytes, where: str) -> dict[str, Any]:
+    """The object of a line; ValueError, beginning with `where`, if it is none."""
+    try:
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError("no object")
+    except (ValueError, RecursionError) as error:
+        got = f"{line.rstrip()[:60]!r}; the file is damaged: restore it"
+        raise ValueError(f"{where}: expected a JSON object, got {got}") from error
+    return row
 
 
 def seal(product: Path, built_on: Mapping[str, str]) -> None:
@@ -128,7 +141,7 @@ def write_stamped(path: Path, value: Mapping[str, object]) -> None:
 
 def read_stamped(path: Path) -> dict[str, Any]:
     """ValueError if the content is not that which was written; that of an older version has no hash."""
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    value: dict[str, Any] = read_json(path)
     if value.pop("sha256", None) not in (None, hash_json(value)):
         raise ValueError("its SHA-256 is not the one recorded")
     return value
@@ -193,11 +206,14 @@ def sha256_of(path: Path) -> str:
 
 
 class Journal:
-    """Metrics of a stage, one line per step; opening it keeps those of the first `resume_at` steps."""
+    """Metrics of a stage, one line per step."""
 
-    def __init__(self, path: Path, *, resume_at: int = 0) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        write_lines(path, islice(iter_lines(path), resume_at))
+
+    def drop_from(self, step: int) -> None:
+        """Keep the first `step` lines, and nothing of one that a kill left unfinished."""
+        write_lines(self.path, islice(iter_lines(self.path), step))
 
     def append(self, row: Mapping[str, object]) -> None:
         with name_errors(self.path), self.path.open("ab") as file:
@@ -207,18 +223,18 @@ class Journal:
         """Return when all rows are on the disk."""
         sync_file(self.path)
 
+    def mark(self, step: int) -> str:
+        """SHA-256 of the first `step` lines, by which a checkpoint knows them; of an absent file that of no line."""
+        digest = hashlib.sha256()
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                for line in islice(file, step):
+                    digest.update(line)
+        return digest.hexdigest()
 
-def count_steps(path: Path) -> int:
-    """Number of steps, counted from the first, whose metrics a journal holds without a gap or a damaged line."""
-    steps = 0
-    try:
-        for row in iter_lines(path):
-            if not isinstance(row, dict) or row.get("step") != steps:
-                break
-            steps += 1
-    except ValueError:  # not JSON, or not UTF-8
-        return steps
-    return steps
+    def find_change(self, mark: str, step: int) -> Path | None:
+        """The file, unless its first `step` lines are those of the mark."""
+        return None if self.mark(step) == mark else self.path
 
 
 def sync_file(path: Path) -> None:

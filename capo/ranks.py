@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,10 +20,13 @@ from capo.stopping import StopRequested
 
 BUCKET = 64 << 20  # bytes of gradients in one all_reduce
 
+# gloo's errors have no type of their own, but the path of its source; the other one is of torch's barrier.
+OF_GLOO = re.compile(r"gloo/|monitoredBarrier")
+
 T = TypeVar("T")
 
 
-class LostRankError(RuntimeError):
+class LostRankError(ConnectionError):
     """Another rank has died or did not answer in time."""
 
 
@@ -43,21 +47,15 @@ class Ranks:
     @classmethod
     def from_environment(cls, *, timeout_s: float) -> "Ranks":
         """Initialise the process group from torchrun's environment variables; one process without them."""
-        size, group, timeout = int(os.environ.get("WORLD_SIZE", "1")), None, timedelta(seconds=timeout_s)
-        if size > 1 and not dist.is_initialized():
-            cards, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
-            if cards:
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % cards)
-            store, rank, _ = next(rendezvous("env://", timeout=timeout))
-            store = PrefixStore(_agree_on_start_name(store, rank, size), store)
-            store.set(f"backend/{rank}", choose_backend(cards, local))
-            wanted = {store.get(f"backend/{other}").decode() for other in range(size)}
-            backend = wanted.pop() if len(wanted) == 1 else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        ranks = cls(int(os.environ.get("RANK", "0")), size, timeout_s=timeout_s)
         if size > 1:
-            # DTensor's caches keep the default group alive for good; this one ends with `shutdown`.
-            group = dist.new_group(backend="gloo", timeout=timeout)
-        return cls(int(os.environ.get("RANK", "0")), size, timeout_s=timeout_s, group=group)
+            with ranks.exchanges():
+                if not dist.is_initialized():
+                    _connect(size, timedelta(seconds=timeout_s))
+                # DTensor's caches keep the default group alive for good; this one ends with `shutdown`.
+                ranks._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        return ranks
 
     def ensure_process_group(self) -> None:
         """Initialise a default group for a single process too: fully_shard needs one."""
@@ -84,11 +82,14 @@ class Ranks:
         return self.rank == 0
 
     @contextmanager
-    def _exchange(self) -> Iterator[None]:
-        """What fails inside is the other side's: it is said with stage and rank."""
+    def exchanges(self) -> Iterator[None]:
+        """An exchange between ranks that fails inside, of this object or of torch, becomes a LostRankError with stage
+        and rank."""
         try:
             yield
         except RuntimeError as error:
+            if not (isinstance(error, dist.DistError) or OF_GLOO.search(str(error))):
+                raise
             raise LostRankError(
                 f"rank {self.rank} of {self.size}, stage {self.stage}: not every rank answered; the time limit is "
                 f"{self.timeout_s:.0f} s ({str(error).splitlines()[0]}); see the log of the named rank, or raise "
@@ -98,7 +99,7 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for every rank; LostRankError names the rank that did not arrive in time, and the stage."""
         if self.size > 1:
-            with self._exchange():
+            with self.exchanges():
                 dist.monitored_barrier(self._group, timeout=timedelta(seconds=self.timeout_s), wait_all_ranks=True)
 
     def all_gather(self, value: T) -> list[T]:
@@ -108,13 +109,13 @@ class Ranks:
         self.barrier()
         mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with self._exchange():
+        with self.exchanges():
             dist.all_gather(lengths, torch.tensor([len(mine)]), group=self._group)
         longest = max(int(length) for length in lengths)
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: len(mine)] = mine
         theirs = [torch.zeros_like(padded) for _ in range(self.size)]
-        with self._exchange():
+        with self.exchanges():
             dist.all_gather(theirs, padded, group=self._group)
         return [json.loads(t[: int(n)].numpy().tobytes()) for t, n in zip(theirs, lengths, strict=True)]
 
@@ -141,7 +142,7 @@ class Ranks:
         for bucket in _fill_buckets([p.grad for p in parameters if p.grad is not None]):
             flattened = [gradient.flatten().float() for gradient in bucket]  # no copy of a float32 gradient
             flat = flattened[0] if len(flattened) == 1 else torch.cat(flattened)
-            with self._exchange():
+            with self.exchanges():
                 dist.all_reduce(flat)
             for gradient, total in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                 gradient.copy_(total.view_as(gradient))
@@ -167,6 +168,19 @@ def _fill_buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
             room = BUCKET - 4 * gradient.numel()
         buckets[-1].append(gradient)
     return buckets
+
+
+def _connect(size: int, timeout: timedelta) -> None:
+    """Initialise the default process group."""
+    cards, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+    if cards:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % cards)
+    store, rank, _ = next(rendezvous("env://", timeout=timeout))
+    store = PrefixStore(_agree_on_start_name(store, rank, size), store)
+    store.set(f"backend/{rank}", choose_backend(cards, local))
+    wanted = {store.get(f"backend/{other}").decode() for other in range(size)}
+    backend = wanted.pop() if len(wanted) == 1 else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def _agree_on_start_name(store: Store, rank: int, size: int) -> str:

@@ -85,6 +85,22 @@ class Archive:
             sync_file(path)
             sync_folder(self.folder)
 
+    def mark(self, step: int) -> dict[str, int]:
+        """File -> bytes of the steps before `step` in it, by which a checkpoint knows whether some are lost."""
+        begun = ((path, first) for path, first in self._parts().items() if first < step)
+        return {path.name: self._size_before(step, path, first) for path, first in begun}
+
+    def find_change(self, mark: Mapping[str, int], step: int) -> Path | None:
+        """A file of the mark that has not all its steps before `step`; one may be gone as a whole. ValueError names a
+        damaged one."""
+        now = self.mark(step)
+        return next((self.folder / name for name, size in mark.items() if now.get(name, size) != size), None)
+
+    def _size_before(self, step: int, path: Path, first: int) -> int:
+        if first + self.part_steps <= step:
+            return path.stat().st_size
+        return max((start + size for number, start, size in _members(path) if number < step), default=0)
+
     def members(self) -> dict[int, Member]:
         """Step -> where its rows are, in order; ValueError names a damaged file."""
         found = ((path, member) for path in self._parts() for member in _members(path))

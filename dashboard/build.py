@@ -2,14 +2,15 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from capo.journal import write_whole
 from radflow.dashboard import charts
 from radflow.dashboard.charts import MOST_POINTS, Chart, Series
-from radflow.dashboard.checks import check_criticality, find_warnings
+from radflow.dashboard.checks import RunWarning, check_criticality, find_warnings
+from radflow.dashboard.course import Course
 from radflow.dashboard.held_out import pick_held_out
 from radflow.dashboard.render import flatten, render
 from radflow.dashboard.run_files import RunFiles, read_end
@@ -18,18 +19,27 @@ from radflow.dashboard.studies import STUDIES_PER_STEP, StudySource, find_hardes
 BINS = 40
 
 
-def build_dashboard(folder: Path, source: StudySource | None = None) -> Path:
+def build_dashboard(
+    folder: Path,
+    source: StudySource | None = None,
+    *,
+    courses: Mapping[str, Course] | None = None,
+    found: Sequence[RunWarning] | None = None,
+) -> Path:
     """Write dashboard.html from the files of a run; returns its path.
 
     Args:
         source: of the studies; by default what the run's config names.
+        courses: stage -> its steps, of stages whose metrics.jsonl need not be read again, which takes long in the end.
+        found: the warnings of the RL stage; by default they are found in its metrics.jsonl.
 
     Raises:
         ValueError: the folder holds no run, or one of its files is damaged.
     """
-    run = RunFiles.read(folder)
+    run = RunFiles.read(folder, courses)
     source = source or StudySource.of_config(run.config)
-    warnings, rollouts = find_warnings(run.rl_steps(), run.config), pick_rollouts(run, source)
+    warnings = list(find_warnings(run.rl_steps(), run.config) if found is None else found)
+    rollouts = pick_rollouts(run, source)
     definition = run.config.get("criticality", {}).get("definition", "paper")
     if saturated := check_criticality(run.criticality, run.selected, definition):
         warnings.insert(0, saturated)

@@ -19,6 +19,7 @@ from radflow.rewards.registry import METRICS
 WINDOW = 20  # steps that are checked together; what lasts shorter is noise
 FIRST = 10  # steps that later ones are compared with
 COMPARED = 4  # held-out evaluations that are compared with as many before them
+REMEMBERED = 100  # held-out evaluations that tell the noise
 MISSING_SHARE = 0.05
 DOMINANT_SHARE = 0.8  # of one part in the variance within groups, above which the others hardly change an advantage
 ONE_SIDED = 0.9  # share of critical, or of normal, references above which criticality tells cases hardly apart
@@ -29,12 +30,12 @@ Measured = Mapping[str, Any] | None
 
 
 class History:
-    """The steps of a stage that the checks read: the first, the latest, and every held-out evaluation."""
+    """The steps of a stage that the checks read: the first, the latest, and the latest held-out evaluations."""
 
     def __init__(self) -> None:
         self.first: list[Row] = []  # at most FIRST
         self.recent: list[Row] = []  # at most WINDOW
-        self.held_out: list[tuple[Row, float]] = []  # row, mean reward of the recent steps then
+        self.held_out: list[tuple[Row, float]] = []  # at most REMEMBERED: row, mean reward of the recent steps then
 
     @property
     def long_enough(self) -> bool:
@@ -44,9 +45,10 @@ class History:
         if len(self.first) < FIRST:
             self.first.append(row)
         self.recent = [*self.recent[1 - WINDOW :], row]
-        if keys_with([row], "held_out_"):
+        if keys := keys_with([row], "held_out_"):
             rewards = _known(self.recent[-FIRST:], "reward")
-            self.held_out.append((row, statistics.fmean(rewards) if rewards else math.nan))
+            evaluation = {key: row[key] for key in keys}, statistics.fmean(rewards) if rewards else math.nan
+            self.held_out = [*self.held_out[1 - REMEMBERED :], evaluation]
 
 
 @dataclass(frozen=True)

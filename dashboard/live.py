@@ -1,6 +1,5 @@
 """A run while it goes on, step by step: as it shows itself (`Live`), and from its files (`train.py watch`)."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,14 +10,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from capo.journal import write_lines
+from capo.journal import parse_line, write_lines
 from capo.stopping import StopRequested
 from radflow.dashboard.build import build_dashboard
 from radflow.dashboard.charts import TABLES
 from radflow.dashboard.checks import CLIP_METRICS, Monitor
-from radflow.dashboard.course import Row
+from radflow.dashboard.course import Course, Row
 from radflow.dashboard.render import DASH
-from radflow.dashboard.run_files import TRAINED, RunFiles, State, read_end, read_json, read_rows, write_status
+from radflow.dashboard.run_files import TRAINED, RunFiles, State, read_end, read_object, read_rows, write_status
 from radflow.dashboard.studies import StudySource
 from radflow.dashboard.trackers import Trackers, TrackingConfig
 
@@ -46,6 +45,7 @@ class Live:
         self.trackers = Trackers.of(folder, tracking, config, self.say)
         self.stage, self.last, self.next_line = "start", 0, 0.0
         self.monitor = Monitor("start", config)
+        self.courses: dict[str, Course] = {}  # of the stages that this start has trained
         self.dashboard_due = 0.0
 
     @contextmanager
@@ -76,8 +76,10 @@ class Live:
     def resume(self, kept: Iterable[Row], last: int) -> None:
         """A stage that trains is about to take its steps, `last` in all; `kept` are the rows before its checkpoint."""
         self.last, self.next_line, self.monitor = last, 0.0, Monitor(self.stage, self.config)
+        self.courses[self.stage] = Course()
         for row in kept:
             self.monitor.add(row)
+            self.courses[self.stage].add(row)
         self._keep_warnings()
 
     def step(self, row: Row) -> None:
@@ -88,6 +90,7 @@ class Live:
         if "reward" in row or now >= self.next_line or row["step"] + 1 == self.last:
             self.say(format_step(self.stage, row, self.last))
             self.next_line = now + LINE_S
+        self.courses[self.stage].add(row)
         lasting = self.monitor.count_lasting()
         begun = self.monitor.add(row)
         for warning in begun:
@@ -101,7 +104,8 @@ class Live:
             return
         began = time.monotonic()
         try:
-            build_dashboard(self.folder, self.source)
+            found = self.monitor.found if self.monitor.stage == "rl" else None
+            build_dashboard(self.folder, self.source, courses=self.courses, found=found)
         except Exception as error:  # a page about the run must not end the run; `train.py dashboard` raises the error
             self.say(f"warning: dashboard.html could not be written ({type(error).__name__}: {error})")
         took = time.monotonic() - began
@@ -122,7 +126,8 @@ class Tail:
         self.path, self.offset, self.seen = path, 0, b""
 
     def read(self) -> tuple[bool, list[dict[str, Any]]]:
-        """(the file was begun anew, its new rows). A line without its end waits for the next look."""
+        """(the file was begun anew, its new rows). A line without its end waits for the next look; ValueError names a
+        file with a damaged one."""
         if not self.path.is_file():
             return False, []
         with self.path.open("rb") as file:
@@ -137,7 +142,7 @@ class Tail:
             return anew, []
         self.offset += len(complete) + 1
         self.seen = (self.seen + complete + b"\n")[-200:]
-        return anew, [json.loads(line) for line in complete.split(b"\n")]
+        return anew, [parse_line(line, str(self.path)) for line in complete.split(b"\n")]
 
 
 class Watcher:
@@ -159,7 +164,7 @@ class Watcher:
                 lines += self._read_steps(row["stage"], most)
             lines.append(f"== {row['stage']} done in {row['seconds']:.1f} s")
         self.stages_done = len(done)
-        status = read_json(self.folder / "status.json")
+        status = read_object(self.folder / "status.json")
         if status and status["state"] == "running" and status["stage"] != self.running:
             self.running = status["stage"]
             lines.append(f"== {self.running} (since {status['time']}, on {status['host']})")

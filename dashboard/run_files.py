@@ -1,6 +1,5 @@
 """A run folder, read as it is at this moment: of a run that goes on, that ended, or that was killed."""
 
-import json
 import os
 import socket
 import time
@@ -14,7 +13,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
-from capo.journal import iter_lines, write_json
+from capo.journal import iter_lines, read_json, write_json
 from radflow.dashboard.archive import Archive, Member
 from radflow.dashboard.course import Course, Row
 from radflow.dashboard.shapes import SHAPES, check_shape
@@ -40,8 +39,11 @@ class RunFiles:
     evaluation: Mapping[str, Any] | None
 
     @classmethod
-    def read(cls, folder: Path) -> "RunFiles":
+    def read(cls, folder: Path, courses: Mapping[str, Course] | None = None) -> "RunFiles":
         """All but the rollouts, which are read step by step.
+
+        Args:
+            courses: stage -> its steps, of stages whose metrics.jsonl need not be read again.
 
         Raises:
             ValueError: the folder holds no run, or a file of it is damaged beyond a torn last line.
@@ -51,17 +53,14 @@ class RunFiles:
         return cls(
             folder=folder,
             config=_read_config(folder / "config.yaml"),
-            environment=read_json(folder / "environment.json") or {},
-            status=read_json(folder / "status.json"),
+            environment=read_object(folder / "environment.json") or {},
+            status=read_object(folder / "status.json"),
             timing=read_rows(folder / "timing.jsonl"),
-            steps={
-                stage: Course(iter_rows(folder / stage / "metrics.jsonl", kind="rl metrics" if stage == "rl" else ""))
-                for stage in TRAINED
-            },
+            steps={stage: (courses or {}).get(stage) or _read_course(folder, stage) for stage in TRAINED},
             scores=_read_scores(folder / "explore" / "scores.jsonl", read_selected(folder)),
             selected=read_selected(folder),
             criticality=read_rows(folder / "criticality.jsonl"),
-            evaluation=read_json(folder / "eval" / "table.json"),
+            evaluation=read_object(folder / "eval" / "table.json"),
         )
 
     def rl_steps(self) -> Iterator[Row]:
@@ -93,7 +92,7 @@ class RunFiles:
     def held_out(self) -> dict[str, tuple[str, str, str]]:
         """Reference, SFT and CAPO report of every held-out study; none before the evaluation."""
         files = [
-            read_json(self.folder / "eval" / f"{name}.json", kind="reports") or {}
+            read_object(self.folder / "eval" / f"{name}.json", kind="reports") or {}
             for name in ("references", "sft", "capo")
         ]
         shared = [study_id for study_id in files[0] if all(study_id in file for file in files)]
@@ -101,7 +100,7 @@ class RunFiles:
         return cast(dict[str, tuple[str, str, str]], texts)
 
 
-def read_json(path: Path, *, kind: str = "") -> dict[str, Any] | None:
+def read_object(path: Path, *, kind: str = "") -> dict[str, Any] | None:
     """A JSON object of a run; None if there is no such file.
 
     Args:
@@ -112,16 +111,13 @@ def read_json(path: Path, *, kind: str = "") -> dict[str, Any] | None:
     """
     if not path.is_file():
         return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, got {error}; the file is damaged: restore it") from error
+    found: dict[str, Any] = read_json(path)
     check_shape(found, SHAPES[kind or path.name], path)
     return found
 
 
 def read_rows(path: Path, *, kind: str = "") -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file of a run; the rest is as for `read_json`."""
+    """Rows of a JSON-lines file of a run; the rest is as for `read_object`."""
     return list(iter_rows(path, kind=kind))
 
 
@@ -135,7 +131,7 @@ def iter_rows(path: Path, *, kind: str = "") -> Iterator[dict[str, Any]]:
 
 def read_selected(folder: Path) -> Sequence[str]:
     """Ids of the hard studies; none before the exploration."""
-    selection = read_json(folder / "explore" / "selection.json")
+    selection = read_object(folder / "explore" / "selection.json")
     return selection["selected"] if selection else ()
 
 
@@ -145,6 +141,10 @@ def read_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected YAML, got {' '.join(str(error).split())}; correct the file") from error
+
+
+def _read_course(folder: Path, stage: str) -> Course:
+    return Course(iter_rows(folder / stage / "metrics.jsonl", kind="rl metrics" if stage == "rl" else ""))
 
 
 def _read_scores(path: Path, selected: Sequence[str]) -> list[dict[str, Any]]:
@@ -169,7 +169,7 @@ def write_status(folder: Path, state: State, *, stage: str, detail: str = "") ->
 
 def read_end(folder: Path) -> dict[str, Any] | None:
     """How the run ended; None while it goes on. A run that was killed still says that it is running."""
-    status = read_json(folder / "status.json")
+    status = read_object(folder / "status.json")
     if status is not None:
         return None if status["state"] == "running" else status
     if (folder / "eval" / "table.md").is_file():  # a run before there was status.json

@@ -13,6 +13,7 @@ MAYBE = (int, float, NoneType)
 INTERVAL = {"mean": NUMBER, "low": NUMBER, "high": NUMBER}
 OF_STEPS = {"step": WHOLE, str: (int, float, bool, NoneType)}
 CLIPPED = [f"clip_{side}_{kind}" for side in ("low", "high") for kind in ("critical", "normal")]
+COUNTED = ["reports", "tokens", "zero_std_groups", "length", "truncated", *CLIPPED]
 COMPARED = {"metric": TEXT, "studies": WHOLE, "first": INTERVAL, "second": INTERVAL, "difference": INTERVAL}
 SHAPES: Mapping[str, Any] = {
     "config.yaml": {
@@ -26,9 +27,7 @@ SHAPES: Mapping[str, Any] = {
     "status.json": {"state": TEXT, "stage": TEXT, "detail": TEXT, "host": TEXT, "time": TEXT},
     "timing.jsonl": [{"stage": TEXT, "seconds": NUMBER}],
     "metrics.jsonl": [OF_STEPS],
-    "rl metrics": [
-        {**OF_STEPS, "reward": MAYBE, **dict.fromkeys(("zero_std_groups", "length", "truncated", *CLIPPED), NUMBER)}
-    ],
+    "rl metrics": [{**OF_STEPS, "reward": MAYBE, **dict.fromkeys(COUNTED, NUMBER)}],
     "scores.jsonl": [{"id": TEXT, "s": NUMBER, str: MAYBE}],
     "selection.json": {"selected": [TEXT]},
     "criticality.jsonl": [{"id": TEXT, "critical": FLAG, "reason": TEXT, "source": TEXT}],

@@ -49,9 +49,9 @@ class StudySource:
         data = config["data"]
         if data["source"] == "phantoms":
             return cls(lambda study_id: draw_phantom(study_id, seed=config["seed"], size=data["image_size"]))
-        root = data["image_root"]
+        manifest, root = data["manifest"], data["image_root"]
         try:
-            studies = read_manifest(Path(data["manifest"]), image_root=None if root is None else Path(root))
+            studies = read_manifest(Path(manifest), image_root=None if root is None else Path(root)) if manifest else []
         except ValueError:
             studies = []
         return cls.of_studies(studies)

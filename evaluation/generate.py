@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from capo.checks import check_range
-from capo.journal import Digests, write_json
+from capo.journal import Digests, read_json, write_json
 from capo.ranks import Ranks
 from capo.sampling import SamplingConfig
 from capo.stopping import StopRequested, StopSignal
@@ -159,7 +159,7 @@ def _check_settings(config: GenerateConfig, studies: Sequence[Study]) -> None:
         "studies": hashlib.sha256(listed.encode()).hexdigest(),
     }
     path = config.parts / "settings.json"
-    if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
+    if path.exists() and (found := read_json(path)) != settings:
         changed = ", ".join(key for key in settings if found.get(key) != settings[key])
         wrong = f"expected parts of the same command, these were made with another {changed}"
         raise ValueError(f"{config.parts}: {wrong}; remove the folder, or choose another file to write")

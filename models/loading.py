@@ -18,11 +18,14 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from radflow.models.vocabulary import control_tokens
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -34,6 +37,7 @@ TOKENIZER_FILES = (
     "vocab.json",
 )
 TEXTS = ("*.json", "*.jinja", "*.txt")  # everything but the weights that is published and that a model needs
+MOST_SIDE = 256  # pixels of a patch, or patches that are merged; published models have 16 and 2
 OLDEST_TRANSFORMERS = (5, 23)  # as in setup.cfg; older ones turn the name of a control token in a text into the token
 IMAGE, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 START, END = "<|im_start|>", "<|im_end|>"
@@ -178,6 +182,7 @@ def load_tokenizer(directory: Path) -> Any:
         raise ValueError(f"{directory}: expected tokenizer files of a Qwen-VL checkpoint, found none")
     with refuse_damaged("a tokenizer", *(directory / name for name in TOKENIZER_FILES)):
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        control_tokens(tokenizer)
     for token in (IMAGE, VISION_START, VISION_END, START, END):
         if token not in tokenizer.get_vocab():
             raise ValueError(f"{directory}: expected a Qwen-VL tokenizer, its token {token} is missing")
@@ -214,6 +219,9 @@ def load_image_processor(directory: Path, *, min_pixels: int | None, max_pixels:
     with refuse_damaged("settings of the image processor", *(directory / name for name in names)):
         images = Qwen2VLImageProcessorPil.from_pretrained(directory)
         _check_image_settings(images)
+        side = images.patch_size * images.merge_size
+        # Other settings are found to be wrong only when an image is read.
+        images(Image.new("RGB", (side, side)), size={"shortest_edge": side**2, "longest_edge": side**2})
     low = images.size["shortest_edge"] if min_pixels is None else min_pixels
     high = images.size["longest_edge"] if max_pixels is None else max_pixels
     if low > high:
@@ -230,6 +238,7 @@ def _check_image_settings(images: Any) -> None:
     names = ("patch_size", "merge_size", "temporal_patch_size", "shortest_edge", "longest_edge")
     settings = vars(images) | {name: images.size[name] for name in names[3:]}
     wrong = [name for name in names if type(settings[name]) is not int or settings[name] < 1]
+    wrong += [name for name in names[:3] if not wrong and settings[name] > MOST_SIDE]
     if not 0 < images.rescale_factor < math.inf:
         wrong.append("rescale_factor")
     for name, least in (("image_mean", -math.inf), ("image_std", 0)):
@@ -308,9 +317,9 @@ def refuse_damaged(expected: str, *paths: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; a ValueError names a file that holds something else."""
+    """A JSON object from a file, without NaN or infinity; a ValueError names a file that holds something else."""
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected a JSON object, got a file that cannot be read ({error}); copy it again"
@@ -318,3 +327,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(loaded).__name__}; copy it again")
     return loaded
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")

@@ -5,8 +5,11 @@ from typing import Any
 
 
 def control_tokens(tokenizer: Any) -> dict[int, str]:
-    """Id -> name of the tokens that are special or written like one: <tool_call> is not called special."""
+    """Id -> name of the tokens that are special or written like one: <tool_call> is not called special. ValueError if a
+    special token is none of the tokenizer's."""
     special = set(tokenizer.all_special_ids)
+    if None in special:
+        raise ValueError(f"a special token without an id among {tokenizer.special_tokens_map}")
     added = tokenizer.added_tokens_decoder
     special |= {index for index, token in added.items() if token.special or re.fullmatch("<.+>", str(token))}
     return {index: tokenizer.convert_ids_to_tokens(index) for index in sorted(special)}

@@ -10,7 +10,7 @@ from PIL import Image
 from capo.checkpoint import check_product
 from capo.journal import seal, write_whole
 from capo.ranks import Ranks
-from radflow.dashboard.run_files import read_json, read_rows, read_selected
+from radflow.dashboard.run_files import read_object, read_rows, read_selected
 from radflow.models.adapter_files import read_config as adapter_config
 from radflow.models.export import export_adapter, export_merged, generation_config
 from radflow.models.loading import END, VISION_END, write_folder
@@ -71,7 +71,7 @@ def _choose_kinds(run: Path, stage: Stage, what: What | None) -> tuple[Kind, ...
 def _describe(run: Path, config: Config, *, kind: Kind, stage: str, rank: int | None) -> Card:
     """What the folder of a run says of it."""
     start, table, pixels = config.model.path, run / "eval" / "table.md", config.model.processor
-    environment = read_json(run / "environment.json") or {"commit": None, "packages": {}}
+    environment = read_object(run / "environment.json") or {"commit": None, "packages": {}}
     return Card(
         kind=kind,
         stage=stage,
@@ -109,7 +109,7 @@ def _describe_data(run: Path, config: Config) -> dict[str, object]:
         facts |= {"studies trained on, supervised": len(scored), "of these hard, reinforced": len(selected)}
     if judged := read_rows(run / "criticality.jsonl"):
         facts["of the training studies critical"] = sum(bool(row["critical"]) for row in judged)
-    if table := read_json(run / "eval" / "table.json"):
+    if table := read_object(run / "eval" / "table.json"):
         facts[f"held out, split {split}"] = f"{table['studies']} studies, no patient of which was trained on"
     return facts
 

@@ -13,7 +13,7 @@ import torch
 from capo.checkpoint import CheckpointError, check_product
 from capo.explore import metric_names
 from capo.journal import Digests, digests_path, hash_json, seal, write_lines
-from capo.ranks import LostRankError, Ranks
+from capo.ranks import Ranks
 from capo.stopping import StopRequested, StopSignal
 from capo.trainer import DivergedError
 from radflow.dashboard.live import Live
@@ -141,20 +141,22 @@ def training_data(config: Config, corpus: Corpus, start: Path) -> list[TrainingD
 
 def run_on_ranks(config: Config, work: Callable[[Ranks, StopSignal], None]) -> None:
     """Do `work` as one of the ranks, holding the run folder; a stop or a user's mistake ends it with one line."""
-    ranks, stop = Ranks.from_environment(timeout_s=config.parallel.timeout_s), StopSignal()
-    stop.listen()
+    stop = StopSignal()
     if config.parallel.deterministic:
         keep_order()
     try:
-        with open_run(config.run_dir, config, may_change=MAY_CHANGE) if ranks.is_main else nullcontext():
+        ranks = Ranks.from_environment(timeout_s=config.parallel.timeout_s)
+        stop.listen()
+        holding = open_run(config.run_dir, config, may_change=MAY_CHANGE) if ranks.is_main else nullcontext()
+        with ranks.exchanges(), holding:
             ranks.barrier()  # the first rank has looked whether the folder may be used
             work(ranks, stop)
         sys.stdout.flush()  # at exit, Python itself would complain of a full disk
     except StopRequested as request:
         say_how_to_resume(request)
-    except (ValueError, RewardError, DivergedError, CheckpointError, LostRankError) as error:
+    except (ValueError, RewardError, DivergedError, CheckpointError) as error:
         sys.exit(f"error: {escape_lines(str(error))}")
-    except OSError as error:  # a disk that is full, a folder that may not be written
+    except OSError as error:  # a disk that is full, a folder that may not be written, a rank that is lost
         exit_with(error)
     ranks.shutdown()
 

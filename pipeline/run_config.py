@@ -25,7 +25,7 @@ from capo.checks import check_numbers, check_range
 from capo.config import RlConfig
 from capo.explore import ExploreConfig
 from capo.fsdp import ParallelConfig
-from capo.journal import write_json, write_whole
+from capo.journal import read_json, write_json, write_whole
 from capo.sft import SftConfig
 from capo.warmup import WarmupConfig
 from radflow.dashboard.run_files import read_yaml
@@ -261,7 +261,7 @@ def _find_differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[A
 def note_checkpoint(folder: Path, name: str) -> None:
     """Write into a run's environment.json which checkpoint it starts from, with its commit if it is one of the hub."""
     path = folder / "environment.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # of a run that nobody opened
+    known = read_json(path) if path.exists() else {}  # of a run that nobody opened
     write_json(path, {**known, "checkpoint": name})
 
 

@@ -1,16 +1,19 @@
 """The loop of a stage that trains: steps from the last checkpoint on, metrics, checkpoints, a stop at any time."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from tqdm import tqdm
 
 from capo.checkpoint import Checkpoints
-from capo.journal import Journal, count_steps, iter_lines
+from capo.journal import Journal, iter_lines
 from capo.stopping import StopRequested
 from capo.trainer import Trainer
 from radflow.dashboard.archive import Archive
 from radflow.pipeline.run import Run, built_on
 from radflow.pipeline.run_config import config_hash
+
+METRICS = "metrics.jsonl"
 
 
 class StageLoop:
@@ -28,35 +31,48 @@ class StageLoop:
         known = {"config": config_hash(run.config), "studies": run.corpus.fingerprint}
         known |= built_on(run.folder, name)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", run.ranks, identity=known)
-        facts = self.checkpoints.load(trainer.state()[0], logged=count_steps(self.folder / "metrics.jsonl"))
+        self.keep_steps = run.config.tracking.keep_steps
+        facts = self.checkpoints.load(trainer.state()[0], object_to=self._object_to)
         self.first = int(facts["step"]) if facts else 0
         if facts:
             trainer.restore(facts)
         run.ranks.barrier()  # nobody writes before all have read
-        self.keep_steps = run.config.tracking.keep_steps
-        self.written: list[Journal | Archive] = []  # by the first rank
+        self.logs: dict[str, Journal | Archive] = {}  # by the first rank
 
     def archive(self, name: str) -> Archive:
         """Rows per step in a folder of the stage, for the first rank to append to."""
         archive = Archive(self.folder / name, keep=self.keep_steps)
-        if self.ranks.is_main:
-            archive.drop_from(self.first)
-            self.written.append(archive)
+        self._go_on(name, archive)
         return archive
+
+    def _go_on(self, name: str, log: Journal | Archive) -> None:
+        if self.ranks.is_main:
+            log.drop_from(self.first)
+            self.logs[name] = log
+
+    def _object_to(self, facts: Mapping[str, Any]) -> str:
+        """Why a checkpoint cannot be gone on from: what was written before it is not there any more."""
+        step = facts["step"]
+        for name, mark in facts.get("logs", {}).items():  # an older version wrote none
+            log = Journal(self.folder / name) if name == METRICS else Archive(self.folder / name)
+            if changed := log.find_change(mark, step):
+                advice = "" if name == METRICS else "; nothing is trained on it, so it may be removed"
+                return f"follows {step} steps that {changed} does not hold as they were{advice}"
+        return ""
 
     def run(self, last: int, do: Callable[[int], Mapping[str, float | None]], *, title: str, shown: str) -> None:
         """`do` each step below `last`; its metrics go to metrics.jsonl, the one named `shown` to the bar."""
-        journal = Journal(self.folder / "metrics.jsonl", resume_at=self.first) if self.ranks.is_main else None
+        journal = Journal(self.folder / METRICS)
+        self._go_on(METRICS, journal)
         if self.live is not None:
-            self.live.resume(iter_lines(self.folder / "metrics.jsonl"), last)
-        self.written += [] if journal is None else [journal]
+            self.live.resume(iter_lines(journal.path), last)
         step, self.bar = self.first, progress(title, self.first, last, shown=self.ranks.is_main)
         try:
             for step in self.bar:
                 self._check_stop()
                 row = {"step": step, **do(step)}
                 self.bar.set_postfix({shown: row[shown]})
-                if journal is not None:
+                if self.ranks.is_main:
                     journal.append(row)
                 if self.live is not None:
                     self.live.step(row)
@@ -72,9 +88,11 @@ class StageLoop:
 
     def _save(self, step: int) -> None:
         """A checkpoint after that many steps. What was written about them must outlive a power cut if it does."""
-        for file in self.written:
-            file.sync()
-        self.checkpoints.save(step, *self.trainer.state())
+        for log in self.logs.values():
+            log.sync()
+        tensors, facts = self.trainer.state()
+        marks = {name: log.mark(step) for name, log in self.logs.items()}
+        self.checkpoints.save(step, tensors, {**facts, "logs": marks})
 
     def _check_stop(self) -> None:
         """Once per step. All ranks come here before the step's first exchange between devices, which NCCL would wait

@@ -60,7 +60,7 @@ def kill_and_resume(
         check_same(run, quiet.after(stage))  # the stage was over before the signal was looked at
     fork_run(words, log, ranks=quiet.ranks, threads=quiet.threads).wait().check_done()
     check_same(run, quiet.after(stage))
-    return Tally(agent_tracebacks=ended.agent_tracebacks)
+    return Tally(other_tracebacks=ended.other_tracebacks)
 
 
 def wait_for_moment(process: Process, stage: str, seconds: float) -> bool:

@@ -33,7 +33,9 @@ from radflow.rewards.registry import build_reward
 LIMIT_S = 180.0
 GRACE_S = 20.0  # in which processes must be gone after their run
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--monitor-interval", "0.1")
-AGENT = re.compile(r"torch/distributed/(run|launcher|elastic)")
+# Of torchrun's agent; of loky, in a worker whose program is killed before it has said what to do.
+LOKY = r'loky/backend/popen_loky_\w+\.py", line \d+, in <module>\n.*pickle\.load\(from_parent\)\n(?:[ ^~]+\n)?EOFError'
+OTHERS = re.compile(rf"torch/distributed/(run|launcher|elastic)|{LOKY}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Tally:
     tried: int = 1
     failed: int = 0
     tracebacks: int = 0
-    agent_tracebacks: int = 0
+    other_tracebacks: int = 0
 
 
 class NotSurvived(Exception):
@@ -63,11 +65,11 @@ class Ended:
 
     @property
     def tracebacks(self) -> list[str]:
-        """Of our own programs; those of torchrun's agent are `agent_tracebacks`."""
-        return [one for one in find_tracebacks(self.output) if not AGENT.search(one)]
+        """Of our own programs; those of the programs that start them are `other_tracebacks`."""
+        return [one for one in find_tracebacks(self.output) if not OTHERS.search(one)]
 
     @property
-    def agent_tracebacks(self) -> int:
+    def other_tracebacks(self) -> int:
         return len(find_tracebacks(self.output)) - len(self.tracebacks)
 
     def check_quiet(self) -> "Ended":

@@ -216,7 +216,7 @@ def explain(outcome: Outcome, seed: int) -> str:
 def tabulate(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
     """Rows of the table: tests, and how many of their cases were tried and survived.
 
-    `tracebacks` are of our programs; `agent_tracebacks` are torchrun's own, in runs that survived.
+    `tracebacks` are of our programs; `other_tracebacks` those of torchrun and loky, in runs that survived.
     """
     tests: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
@@ -225,7 +225,7 @@ def tabulate(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
     for test, its in tests.items():
         tried, failed = sum(one.tally.tried for one in its), sum(one.tally.failed for one in its)
         counts = {"tried": tried, "survived": tried - failed}
-        for name in ("tracebacks", "agent_tracebacks"):
+        for name in ("tracebacks", "other_tracebacks"):
             counts[name] = sum(getattr(one.tally, name) for one in its)
         rows.append({"test": test, **counts, "seconds": round(sum(one.seconds for one in its))})
     return rows

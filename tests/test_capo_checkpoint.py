@@ -24,9 +24,9 @@ def saved(folder, *steps, identity=IDENTITY, keep=2):
     return checkpoints
 
 
-def loaded(folder, identity=IDENTITY, logged=None):
+def loaded(folder, identity=IDENTITY, **options):
     tensors = state(0)
-    facts = Checkpoints(folder, Ranks(), identity=identity).load(tensors, logged=logged)
+    facts = Checkpoints(folder, Ranks(), identity=identity).load(tensors, **options)
     return facts, tensors
 
 
@@ -46,14 +46,13 @@ def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
     assert loaded(tmp_path, {})[1]["parameter/w"].unique().tolist() == [1.0]
 
 
-def test_a_checkpoint_beyond_the_metrics_is_passed_over_and_none_is_left_out_in_silence(tmp_path):
+def test_one_that_the_caller_objects_to_is_passed_over_and_none_is_left_out_in_silence(tmp_path):
     saved(tmp_path, 10, 20)
-    assert loaded(tmp_path, logged=20)[0]["step"] == 20
-    with pytest.warns(UserWarning, match=r"step_00000020: is of 20 steps, .* only the first 19 whole"):
-        facts, tensors = loaded(tmp_path, logged=19)
+    with pytest.warns(UserWarning, match=r"step_00000020: is of 20 updates; passed over"):
+        facts, tensors = loaded(tmp_path, object_to=lambda facts: "is of 20 updates" * (facts["num_updates"] == 20))
     assert facts["step"] == 10 and torch.equal(tensors["parameter/w"], state(10)["parameter/w"])
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"only the first 9 whole.*Restore what is missing"):
-        loaded(tmp_path, logged=9)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"step_00000010: too old.*Restore what is missing"):
+        loaded(tmp_path, object_to=lambda _: "too old")
 
 
 def test_no_checkpoint_is_none_and_an_unfinished_one_is_no_checkpoint(tmp_path):

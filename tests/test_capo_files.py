@@ -1,6 +1,6 @@
 import pytest
 
-from capo.journal import Journal, count_steps, read_lines, write_lines
+from capo.journal import Journal, read_lines, write_lines
 
 
 def test_resumed_journal_does_no_step_twice_and_survives_a_torn_line(tmp_path):
@@ -10,8 +10,10 @@ def test_resumed_journal_does_no_step_twice_and_survives_a_torn_line(tmp_path):
         journal.append({"step": step, "run": 1})
     with path.open("a") as file:
         file.write('{"step": 5, "ru')  # the process was killed here
-    journal = Journal(path, resume_at=3)
+    mark = journal.mark(3)
+    journal.drop_from(3)
     journal.append({"step": 3, "run": 2})
+    assert journal.find_change(mark, 3) is None and journal.find_change(mark, 4) == path
     assert [(row["step"], row["run"]) for row in read_lines(path)] == [(0, 1), (1, 1), (2, 1), (3, 2)]
 
 
@@ -23,26 +25,6 @@ def test_damaged_line_is_named(tmp_path):
         read_lines(path)
 
 
-@pytest.mark.parametrize(
-    ("second", "steps"),
-    [
-        (b'{"step": 1, "kl": 0.5}\n', 3),
-        (b"", 1),
-        (b'{"stop": 1, "kl": 0.5}\n', 1),
-        (b'{"step": 1, "kl": 0.5\n', 1),
-        (b'{"step": 1, "k\xff": 0}\n', 1),
-        (b"7\n", 1),
-    ],
-    ids=["whole", "absent", "another key", "not JSON", "not UTF-8", "a number"],
-)
-def test_metrics_count_up_to_the_first_step_that_is_absent_or_damaged(tmp_path, second, steps):
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 0}\n' + second + b'{"step": 2}\n')
-    assert count_steps(path) == steps
-    Journal(path, resume_at=1)  # from the newest checkpoint before the gap
-    assert read_lines(path) == [{"step": 0}]
-
-
-def test_an_absent_or_emptied_file_has_no_step(tmp_path):
-    (tmp_path / "metrics.jsonl").touch()
-    assert count_steps(tmp_path / "metrics.jsonl") == count_steps(tmp_path / "other") == 0
+def test_an_absent_file_is_as_an_empty_one(tmp_path):
+    (tmp_path / "empty").touch()
+    assert Journal(tmp_path / "empty").mark(3) == Journal(tmp_path / "absent").mark(0)

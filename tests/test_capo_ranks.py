@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -174,13 +173,18 @@ def test_a_rank_that_does_not_answer_is_named_with_the_stage(where):
     )
 
 
-def test_a_rank_that_dies_during_an_exchange_is_said_with_the_stage(monkeypatch):
+GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:457] Connection closed by peer [::1]:80"
+
+
+@pytest.mark.parametrize("error", [RuntimeError(GLOO), torch.distributed.DistBackendError("NCCL: remote error")])
+def test_a_rank_that_dies_during_an_exchange_of_ours_or_of_torch_is_said_with_the_stage(error):
     ranks = Ranks(1, 2)
     ranks.stage = "rl"
-    monkeypatch.setattr(torch.distributed, "monitored_barrier", lambda *_, **__: None)
-    monkeypatch.setattr(torch.distributed, "all_gather", Mock(side_effect=RuntimeError("Connection closed by peer")))
-    with pytest.raises(LostRankError, match=r"rank 1 of 2, stage rl: .*Connection closed by peer"):
-        ranks.all_gather("there?")
+    said = r"rank 1 of 2, stage rl: .*(Connection closed by peer|NCCL)"
+    with pytest.raises(LostRankError, match=said), ranks.exchanges():
+        raise error
+    with pytest.raises(RuntimeError, match="shapes differ"), ranks.exchanges():  # no exchange
+        raise RuntimeError("shapes differ")
 
 
 def test_a_rank_that_leaves_ends_the_threads_of_its_messages(tmp_path):

@@ -3,11 +3,13 @@
 import json
 import random
 import threading
+import time
 
 import pytest
 from made_run import CONFIG, healthy_row, healthy_rows, make_run, write_lines
 
 from capo.stopping import StopRequested
+from radflow.dashboard.build import build_dashboard
 from radflow.dashboard.live import Live, Tail, Watcher, format_brief, format_step, watch
 from radflow.dashboard.run_files import read_end, write_status
 from radflow.dashboard.studies import StudySource
@@ -151,6 +153,24 @@ def test_warnings_are_said_once_and_kept_and_a_resumed_stage_takes_them_up(tmp_p
     assert capsys.readouterr().out.count("clip range idle") == 1
     assert follow(rows[:25], rows[25:]) == whole  # it lasted already: not said again
     assert "clip range idle" not in capsys.readouterr().out
+
+
+def test_a_run_makes_the_page_that_its_files_make_without_reading_its_steps_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *_: "now")
+    folder = make_run(tmp_path / "run", steps=30)
+    rows = [row | dict.fromkeys(("clip_low_critical", "clip_high_critical"), 0.0) for row in healthy_rows(30)]
+    write_lines(folder / "rl/metrics.jsonl", rows)
+    live = Live(folder, TrackingConfig(), CONFIG)
+    live.begin("rl")
+    live.resume(rows[:10], 30)
+    for row in rows[10:]:
+        live.step(row)
+    page = build_dashboard(folder).read_text()
+    assert "clip range idle" in page
+    (folder / "dashboard.html").unlink()
+    (folder / "rl/metrics.jsonl").write_text("{")
+    live.write_dashboard(now=True)
+    assert (folder / "dashboard.html").read_text() == page
 
 
 def test_a_dashboard_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):

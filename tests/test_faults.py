@@ -13,14 +13,20 @@ AGENTS = (
     'Traceback (most recent call last):\n  File "torch/distributed/elastic/agent/server/api.py", line 1\n'
     "torch.distributed.elastic.multiprocessing.api.SignalException: got signal: 2\n"
 )
+LOKYS = (
+    'Traceback (most recent call last):\n  File "loky/backend/popen_loky_posix.py", line 174, in <module>\n'
+    "    prep_data = pickle.load(from_parent)\n                ^^^^^^^^^^^^^^^^^^^^^^^^\nEOFError: Ran out of input\n"
+)
 
 
-def test_tracebacks_of_torchruns_agent_count_apart():
-    ended = Ended((1,), f"[rank0]: a line\n{AGENTS}{AGENTS}error: stopped\n")
-    assert ended.check_quiet().agent_tracebacks == 2
+def test_tracebacks_of_torchruns_agent_and_of_lokys_start_count_apart():
+    ended = Ended((1,), f"[rank0]: a line\n{AGENTS}{AGENTS}{LOKYS}error: stopped\n")
+    assert ended.check_quiet().other_tracebacks == 3
     with pytest.raises(NotSurvived, match="OSError: full") as failure:
         Ended((1,), AGENTS + OURS.replace("\n", "\n[rank1]: ") + "error: runs/a/x.json\n").check_refused("x.json")
     assert failure.value.tally.tracebacks == 1
+    with pytest.raises(NotSurvived, match="ModuleNotFoundError"):  # what a worker was to do could not be loaded
+        Ended((1,), LOKYS.replace("EOFError: Ran out of input", "ModuleNotFoundError: a")).check_quiet()
 
 
 def test_an_error_must_name_its_file():

@@ -301,6 +301,8 @@ def test_a_directory_without_a_config_is_refused(damaged, tmp_path):
     refused(damaged, "config.json: expected a JSON object, got a file that cannot be read")
     (damaged / "config.json").write_text("[]")
     refused(damaged, "config.json: expected a JSON object, got list")
+    (damaged / "config.json").write_text('{"attention_dropout": NaN}')  # would fail at the first step of training
+    refused(damaged, "config.json: expected a JSON object, got a file that cannot be read .NaN is no number of JSON")
 
 
 def test_missing_shards_and_a_missing_index_are_named(shards):

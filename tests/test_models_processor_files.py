@@ -151,6 +151,20 @@ def test_a_preprocessor_with_other_patches_is_refused(damaged):
         ReportProcessor.load(damaged)
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value", "said"),
+    [
+        ("preprocessor_config.json", "resample", None, "`resample` must be specified"),  # only when an image is read
+        ("preprocessor_config.json", "patch_size", 10**9, "patch_size 1000000000"),  # would fill the memory there
+        ("tokenizer_config.json", "pad_token", "", "a special token without an id among .*'pad_token': ''"),
+    ],
+)
+def test_settings_that_would_fail_when_they_are_used_are_refused_when_they_are_loaded(damaged, file, key, value, said):
+    edit(damaged / file, lambda c: c.update({key: value}))
+    with pytest.raises(ValueError, match=rf"{file}.*: expected .*, got .*{said}.*; copy it again$"):
+        ReportProcessor.load(damaged)
+
+
 def test_a_tokenizer_without_image_token_and_none_at_all_are_refused(damaged):
     text = (damaged / "tokenizer.json").read_text()
     (damaged / "tokenizer.json").write_text(text.replace("<|image_pad|>", "<|other|>"))

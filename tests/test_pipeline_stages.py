@@ -3,6 +3,7 @@
 import gc
 import json
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -54,9 +55,76 @@ def test_an_update_that_has_begun_when_the_signal_comes_is_finished_and_saved(tm
     resumed = Trainer(nn.Linear(2, 1), OptimizerConfig(lr=0.1), num_steps=9)
     assert StageLoop(run_of(tmp_path), "sft", resumed, every=100).first == 3
     assert torch.equal(resumed.policy.weight, layer.weight)
-    (tmp_path / "sft" / "metrics.jsonl").write_text("\n".join(rows[:1] + rows[2:]) + "\n")
-    with pytest.warns(UserWarning, match="passed over"), pytest.raises(ValueError, match="only the first 1 whole"):
-        StageLoop(run_of(tmp_path), "sft", resumed, every=100)
+
+
+def write_steps(folder, last, *, first=0, stopped_in=None):
+    """Steps of a stage, saved every 2; the weight after n steps is n, whatever it goes on from."""
+    layer = nn.Linear(1, 1, bias=False)
+    stage = StageLoop(run_of(folder), "rl", Trainer(layer, OptimizerConfig(), num_steps=9), every=2)
+    assert stage.first == first and (not first or layer.weight.item() == first)
+    archive = stage.archive("rollouts")
+
+    def step(number):
+        archive.append(number, [{"report": f"of step {number}"}])
+        if number == stopped_in:
+            raise StopRequested("stopped after the rollouts")
+        layer.weight.data.fill_(number + 1)
+        return {"reward": number / 7}
+
+    stage.run(last, step, title="CAPO", shown="reward")
+
+
+def flip(path):
+    path.write_bytes(path.read_bytes().replace(b"0.1428", b"0.1429"))  # another reward of step 1, still JSON
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+METRICS, ROLLOUTS = "metrics.jsonl", "rollouts/steps_00000000.jsonl.gz"
+
+
+@pytest.mark.parametrize(("log", "damage"), [(METRICS, cut), (ROLLOUTS, cut)])
+def test_a_checkpoint_after_steps_whose_metrics_or_rollouts_are_lost_is_passed_over(tmp_path, log, damage):
+    quiet, run = tmp_path / "quiet", tmp_path / "run"
+    write_steps(quiet, 6)
+    write_steps(run, 4)
+    damage(run / "rl" / log)
+    said = f"step_00000004: follows 4 steps that {run / 'rl' / log} does not hold as they were.*passed over"
+    with pytest.warns(UserWarning, match=said):
+        write_steps(run, 6, first=2)
+    for name in (METRICS, ROLLOUTS):
+        assert (run / "rl" / name).read_bytes() == (quiet / "rl" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("log", "damage"), [(METRICS, flip), (METRICS, empty), (METRICS, Path.unlink), (ROLLOUTS, empty)]
+)
+def test_metrics_or_rollouts_that_fit_no_checkpoint_are_named(tmp_path, log, damage):
+    write_steps(tmp_path, 4)
+    damage(tmp_path / "rl" / log)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=rf"no checkpoint .*{log} does not hold"):
+        write_steps(tmp_path, 6)
+
+
+def test_rollouts_of_a_step_that_was_stopped_are_not_missed_afterwards(tmp_path):
+    with pytest.raises(StopRequested):
+        write_steps(tmp_path, 6, stopped_in=3)
+    Archive(tmp_path / "rl/rollouts").drop_from(3)  # as a start does that is killed just then
+    write_steps(tmp_path, 6, first=3)
+
+
+def test_rollouts_may_be_removed(tmp_path):
+    write_steps(tmp_path, 4)
+    (tmp_path / "rl" / ROLLOUTS).unlink()
+    write_steps(tmp_path, 6, first=4)
+    write_steps(tmp_path, 8, first=6)
+    assert list(Archive(tmp_path / "rl/rollouts").members()) == [4, 5, 6, 7]
 
 
 def test_metrics_and_reports_are_on_the_disk_before_the_checkpoint_that_follows_them(tmp_path, monkeypatch):

@@ -9,9 +9,11 @@ import sys
 import pytest
 from fuzz_files import fuzz
 
-from capo.journal import read_lines
-from radflow.dashboard.run_files import read_json, read_rows
+from capo.journal import read_lines, read_stamped
+from radflow.dashboard.live import Tail
+from radflow.dashboard.run_files import read_object, read_rows
 from radflow.pipeline.command_line import exit_with
+from radflow.pipeline.run_config import note_checkpoint
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -56,6 +58,18 @@ def test_a_line_that_is_no_object_is_named(tmp_path, line):
         read_lines(path)
 
 
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "\xff"])
+@pytest.mark.parametrize(
+    "read",
+    [read_object, read_stamped, lambda path: note_checkpoint(path.parent, "a model"), lambda path: Tail(path).read()],
+)
+def test_a_file_that_is_no_json_is_named_whoever_reads_it(tmp_path, read, content):
+    path = tmp_path / "environment.json"
+    path.write_bytes(content.encode("latin-1") + b"\n")
+    with pytest.raises(ValueError, match=r"environment\.json: expected .*JSON.*, got .*; the file is damaged: restore"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -71,4 +85,4 @@ def test_json_of_another_form_is_named_by_file_and_key(tmp_path, name, content, 
     path = tmp_path / name
     path.write_text(json.dumps(content) + "\n")
     with pytest.raises(ValueError, match=rf"{name}: {said}.*; the file is damaged: restore it$"):
-        read_rows(path) if name.endswith("l") else read_json(path)
+        read_rows(path) if name.endswith("l") else read_object(path)

@@ -2,19 +2,28 @@
 
 import gzip
 import io
+import json
 import sqlite3
 import tarfile
 import tracemalloc
 import warnings
 import zipfile
 
+import nltk
 import pytest
 import torch
+from radgraph_archives import Sizes, write_archive
+from tiny_encoders import TEXTS, empty_punkt, tiny_bert, tiny_chexbert, tiny_roberta, tiny_srr_bert
 
 from radflow.rewards.judge.answer_cache import AnswerCache
+from radflow.rewards.metrics.bertscore import BertScore, BertScoreConfig
+from radflow.rewards.metrics.chexbert import Chexbert, ChexbertConfig
 from radflow.rewards.metrics.encoder import load_weights
+from radflow.rewards.metrics.srrbert import SrrBert, SrrBertConfig
+from radflow.rewards.radgraph.annotate import RadGraphAnnotator
 from radflow.rewards.radgraph.archive import read_archive
 from radflow.rewards.radgraph.cache import GraphCache
+from radflow.rewards.radgraph.text import RadGraphConfig
 from radflow.rewards.registry import load_plugin
 
 GRAPH = {"1": {"tokens": "lungs", "label": "ANAT-DP"}}
@@ -63,6 +72,41 @@ def test_weights_that_are_compressed_cut_or_run_code_are_refused_without_advice_
         assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
 
 
+def chexbert(folder):
+    path = tiny_chexbert(folder / "chexbert.pth", tiny_bert(folder / "bert"))
+    return Chexbert.load, ChexbertConfig(path=path, bert=str(folder / "bert")), folder / "bert"
+
+
+def bertscore(folder):
+    path = tiny_roberta(folder / "roberta")
+    return BertScore.load, BertScoreConfig(path=str(path), num_layers=2), path
+
+
+def srr_bert(folder):
+    empty_punkt(folder)
+    bert = tiny_bert(folder / "bert")
+    path = tiny_srr_bert(folder / "srr", bert)
+    return SrrBert.load, SrrBertConfig(path, bert), path
+
+
+def radgraph(folder):
+    write_archive(folder, "radgraph", TEXTS, Sizes(layers=1))
+    encoder = folder / "encoder-radgraph"
+    return RadGraphAnnotator.load, RadGraphConfig(path=folder, encoder=encoder), encoder
+
+
+@pytest.mark.parametrize("make", [chexbert, bertscore, srr_bert, radgraph])
+def test_an_encoder_whose_config_fails_only_when_it_computes_is_refused_when_it_is_loaded(tmp_path, monkeypatch, make):
+    load, config, encoder = make(tmp_path)
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    load(config)
+    damaged = json.loads((encoder / "config.json").read_text()) | {"hidden_dropout_prob": float("nan")}
+    (encoder / "config.json").write_text(json.dumps(damaged))
+    with pytest.raises(ValueError, match=f"{encoder}: .*; copy it again .*dropout") as error:
+        load(config)
+    assert "\n" not in str(error.value)
+
+
 def damage_pages(path):
     """Every page after the first is overwritten."""
     content = path.read_bytes()
@@ -89,6 +133,9 @@ def test_a_graph_with_a_flipped_bit_is_made_anew(tmp_path):
     assert cache.read(["text"]) == {}
     cache.write({"text": GRAPH})
     assert cache.read(["text"]) == {"text": GRAPH}
+    with sqlite3.connect(path) as connection:  # the type of a value is a few bits too
+        connection.execute("UPDATE graphs SET graph = CAST(graph AS BLOB)")
+    assert cache.read(["text"]) == {}
 
 
 def test_a_cache_of_graphs_on_a_full_disk_is_only_read(tmp_path):
@@ -101,6 +148,20 @@ def test_a_cache_of_graphs_on_a_full_disk_is_only_read(tmp_path):
     with warnings.catch_warnings(action="error"):
         cache.write(many)
     assert cache.read(["known", "text 1"]) == {"known": GRAPH}
+
+
+def test_a_cache_whose_tables_have_names_that_are_no_text_is_damaged(tmp_path):
+    graphs, answers = tmp_path / "graphs.sqlite", tmp_path / "answers.sqlite"
+    GraphCache(graphs, model="m").write({"text": GRAPH})
+    AnswerCache(answers, claim_s=9).close()
+    for path in (graphs, answers):
+        path.write_bytes(path.read_bytes().replace(b"CREATE TABLE", b"CRE\x8bTE TABLE"))
+    with pytest.warns(UserWarning, match=r"graphs\.sqlite\.damaged and begun anew"):
+        assert GraphCache(graphs, model="m").read(["text"]) == {}
+    with pytest.raises(
+        ValueError, match=r"answers\.sqlite: expected a cache of the judge: .*it is damaged: restore it"
+    ):
+        AnswerCache(answers, claim_s=9)
 
 
 @pytest.mark.parametrize(

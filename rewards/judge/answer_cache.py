@@ -15,6 +15,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from radflow.rewards.sqlite_errors import SQLITE_ERRORS, find_code
+
 _VERSION = 2
 _WRITABLE = "make it and its folder writable, or choose another judge.cache"
 _ADVICE = {
@@ -124,13 +126,13 @@ class AnswerCache:
         """The rows that a statement gives; ValueError says what to do about a file that fails."""
         try:
             return self._connection.execute(statement, parameters).fetchall()
-        except sqlite3.DatabaseError as error:
+        except SQLITE_ERRORS as error:
             raise _refusal(self._path, error) from error
 
 
-def _refusal(path: Path, error: sqlite3.DatabaseError) -> ValueError:
+def _refusal(path: Path, error: Exception) -> ValueError:
     """Answers were paid for, so a file of them is never begun anew in silence."""
-    advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "choose another judge.cache")
+    advice = _ADVICE.get(find_code(error), "choose another judge.cache")
     return ValueError(f"{path}: expected a cache of the judge: {error}; {advice.format(path=path)}")
 
 
@@ -146,7 +148,7 @@ def _connect(path: Path) -> sqlite3.Connection:
                 failed.callback(connection.close)
                 _open(connection)
                 failed.pop_all()
-        except sqlite3.DatabaseError as error:
+        except SQLITE_ERRORS as error:
             raise _refusal(path, error) from error
     return connection
 

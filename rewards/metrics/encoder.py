@@ -134,7 +134,7 @@ def load_encoder(path: str) -> Any:
     logger = logging.getLogger("transformers.modeling_utils")
     before, logger.level = logger.level, logging.ERROR
     try:
-        return load_pretrained(AutoModel, path, dtype="float32", **options)
+        return tried(load_pretrained(AutoModel, path, dtype="float32", **options), path)
     finally:
         logger.setLevel(before)
 
@@ -150,6 +150,16 @@ def load_pretrained(kind: Any, path: str, **options: Any) -> Any:
     """`kind.from_pretrained`; ValueError says how to get what is not there, or is damaged."""
     with refuse_damaged(path):
         return kind.from_pretrained(**at_commit(path), **options)
+
+
+def tried(model: Any, path: str) -> Any:
+    """The model, in evaluation mode, after a first pass: values of its config such as a dropout of NaN fail only there.
+    ValueError as `load_pretrained`."""
+    import torch
+
+    with refuse_damaged(path), torch.inference_mode():
+        model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long))
+    return model
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from radflow.rewards.radgraph.text import Graph
+from radflow.rewards.sqlite_errors import SQLITE_ERRORS, find_code
 
 WAIT_SECONDS = 60.0  # for another process that is writing
 MOST_BYTES = 64 * 2**20  # in memory
@@ -43,9 +44,8 @@ class GraphCache:
                 part = keys[start : start + _ASKED_AT_ONCE]
                 marks = ",".join("?" * len(part))
                 rows = self._connection.execute(f"SELECT key, graph FROM graphs WHERE key IN ({marks})", part)
-                found |= {
-                    waiting[key]: json.loads(text[_CHECK:]) for key, text in rows if text == _check(text[_CHECK:])
-                }
+                kept = ((key, text) for key, text in rows if isinstance(text, str) and text == _check(text[_CHECK:]))
+                found |= {waiting[key]: json.loads(text[_CHECK:]) for key, text in kept}
         return found
 
     def write(self, graphs: Mapping[str, Graph]) -> None:
@@ -63,8 +63,8 @@ class GraphCache:
             with self._connection:
                 columns = "(key BLOB PRIMARY KEY, graph TEXT NOT NULL)"
                 self._connection.execute(f"CREATE TABLE IF NOT EXISTS graphs {columns} WITHOUT ROWID")
-        except sqlite3.DatabaseError as error:
-            if _code(error) != sqlite3.SQLITE_CORRUPT:
+        except SQLITE_ERRORS as error:
+            if find_code(error) != sqlite3.SQLITE_CORRUPT:
                 raise self._refusal(error) from error
             self._begin_anew(error)
 
@@ -72,16 +72,16 @@ class GraphCache:
     def _tolerating(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
-            if _code(error) == sqlite3.SQLITE_CORRUPT:
+        except SQLITE_ERRORS as error:
+            if find_code(error) == sqlite3.SQLITE_CORRUPT:
                 self._begin_anew(error)
-            elif _code(error) in _CANNOT_WRITE:
+            elif find_code(error) in _CANNOT_WRITE:
                 self._writable = False
                 warnings.warn(f"{self.path}: {error}; the graphs of this run are not kept", stacklevel=4)
             else:
                 raise self._refusal(error) from error
 
-    def _begin_anew(self, error: sqlite3.DatabaseError) -> None:
+    def _begin_anew(self, error: Exception) -> None:
         self._connection.close()
         for ending in ("", "-journal"):
             with suppress(FileNotFoundError):  # no journal, or another process was faster
@@ -89,7 +89,7 @@ class GraphCache:
         warnings.warn(f"{self.path}: {error}; renamed to {self.path}.damaged and begun anew", stacklevel=5)
         self._open()
 
-    def _refusal(self, error: sqlite3.DatabaseError) -> ValueError:
+    def _refusal(self, error: Exception) -> ValueError:
         advice = "make it writable, delete it or choose another path"
         return ValueError(f"{self.path}: expected a cache of graphs (SQLite), got: {error}; {advice}")
 
@@ -107,8 +107,3 @@ class GraphCache:
 def _check(graph: str) -> str:
     """The text of a graph after its hash."""
     return hashlib.blake2b(graph.encode(), digest_size=_CHECK // 2).hexdigest() + graph
-
-
-def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary code of an error."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from radflow.rewards.hub import at_commit
 from radflow.rewards.memory import MB, Kept
-from radflow.rewards.metrics.encoder import cut_batches, in_one_line
+from radflow.rewards.metrics.encoder import cut_batches, in_one_line, tried
 from radflow.rewards.radgraph.archive import ENCODER, RadGraphArchive
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def build_encoder(name: str) -> PreTrainedModel:
     """The encoder's architecture with random weights; ValueError if its config cannot be read."""
     from transformers import AutoConfig, AutoModel
 
-    return _read(lambda: AutoModel.from_config(AutoConfig.from_pretrained(**at_commit(name))), name, "config")
+    model = _read(lambda: AutoModel.from_config(AutoConfig.from_pretrained(**at_commit(name))), name, "config")
+    return tried(model, name)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -106,17 +106,19 @@ class Lexicon:
             raise ValueError(f"{path}: expected a lexicon in JSON, got {error}; correct it") from error
         keys, optional = {"name", "keywords", "normal", "denied", "sides"}, ["regions", "grades"]
         _expect_keys(content, keys, f"{path}", optional=optional)
+        _expect_keys(content["keywords"], None, f"{path}: keywords")
         keywords = tuple(_keyword(name, entry, str(path)) for name, entry in content["keywords"].items())
         _expect_keys(content["normal"], {"name", "terms"}, f"{path}: normal")
-        normal = Keyword(content["normal"]["name"], _strings(content["normal"]["terms"], f"{path}: normal.terms"))
+        (name,) = _strings([content["name"]], f"{path}: name")
+        (normal_name,) = _strings([content["normal"]["name"]], f"{path}: normal.name")
+        normal = Keyword(normal_name, _strings(content["normal"]["terms"], f"{path}: normal.terms"))
         denied = _table(
             content["denied"], {"before", "after", "ends"}, f"{path}: denied", optional=["neutral", "other", "much"]
         )
         sides = _table(content["sides"], {"left", "right", "both"}, f"{path}: sides")
-        regions = content.get("regions", {})
-        regions = _table(regions, {*regions} if isinstance(regions, dict) else set(), f"{path}: regions")
+        regions = _table(content.get("regions", {}), None, f"{path}: regions")
         grades = _table(content.get("grades", {}), set(), f"{path}: grades", optional=GRADES)
-        return cls(content["name"], keywords, normal, denied, sides, regions, grades)
+        return cls(name, keywords, normal, denied, sides, regions, grades)
 
     def mentions(self, text: str) -> list[Finding]:
         """Every mention of a keyword, with the side, the part of the organ and the grade stated for it."""
@@ -266,15 +268,19 @@ def _strings(value: object, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _table(value: Any, keys: set[str], where: str, *, optional: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+def _table(
+    value: Any, keys: set[str] | None, where: str, *, optional: Sequence[str] = ()
+) -> dict[str, tuple[str, ...]]:
     _expect_keys(value, keys, where, optional=optional)
     return {key: _strings(words, f"{where}.{key}") for key, words in value.items()}
 
 
-def _expect_keys(value: Any, keys: set[str], where: str, *, optional: Sequence[str] = ()) -> None:
-    if not isinstance(value, dict) or not keys <= set(value) <= {*keys, *optional}:
-        got = sorted(value) if isinstance(value, dict) else "no object"
-        raise ValueError(f"{where}: expected the keys {sorted(keys)}, got {got}")
+def _expect_keys(value: Any, keys: set[str] | None, where: str, *, optional: Sequence[str] = ()) -> None:
+    """Keys None: any."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object, got {value!r:.100}")
+    if keys is not None and not keys <= set(value) <= {*keys, *optional}:
+        raise ValueError(f"{where}: expected the keys {sorted(keys)}, got {sorted(value)}")
 
 
 class KeywordMatch:
