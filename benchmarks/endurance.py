@@ -78,11 +78,11 @@ def measure_now(pid: int, folder: Path, course: Course) -> list[str]:
         began = time.perf_counter()
         build_dashboard(folder, **known)
         seconds.append(f"{time.perf_counter() - began:.2f}")
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = [int(one) for path in Path(f"/proc/{pid}/task").glob("*/children") for one in path.read_text().split()]
     files = [path for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
     return [
         f"{resident(pid):.1f}",
-        f"{max(map(resident, map(int, children))):.1f}",  # the other child only waits to clean up after it
+        f"{max(map(resident, children)):.1f}",  # the other child only waits to clean up after it
         str(len(os.listdir(f"/proc/{pid}/fd"))),
         str(len(files)),
         f"{sum(path.stat().st_size for path in files) / 2**20:.1f}",

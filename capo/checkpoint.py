@@ -26,7 +26,7 @@ from capo.journal import Digests, Files, find_damage, read_stamped, sha256_of, s
 from capo.ranks import Ranks
 
 FACTS = "checkpoint.json"
-Objection = Callable[[Mapping[str, Any]], str]
+Check = Callable[[Mapping[str, Any]], str]
 # At each save and load of a single process.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
@@ -71,17 +71,17 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def load(self, tensors: Mapping[str, Tensor], *, object_to: Objection = lambda _: "") -> dict[str, Any] | None:
+    def load(self, tensors: Mapping[str, Tensor], *, check: Check = lambda _: "") -> dict[str, Any] | None:
         """Fill `tensors` in place from the newest usable checkpoint and return its facts; None without checkpoints.
 
         Skips with a warning what is damaged, incomplete or of another run; ValueError if that leaves no checkpoint.
 
         Args:
-            object_to: facts -> why a checkpoint cannot be used; "" if it can.
+            check: facts -> why a checkpoint cannot be used; "" if it can.
         """
         refused = []
         for path in self._complete():
-            reasons = [r for r in self.ranks.all_gather(self._objection(path, _shapes(tensors), object_to)) if r]
+            reasons = [r for r in self.ranks.all_gather(self._objection(path, _shapes(tensors), check)) if r]
             if not reasons:
                 load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(path)), no_dist=self.group is None)
                 facts = read_stamped(path / FACTS)
@@ -129,7 +129,7 @@ class Checkpoints:
         """Newest first."""
         return sorted((p for p in self.folder.glob("step_*") if p.suffix != ".tmp"), reverse=True)
 
-    def _objection(self, path: Path, shapes: Mapping[str, list[int]], object_to: Objection) -> str:
+    def _objection(self, path: Path, shapes: Mapping[str, list[int]], check: Check) -> str:
         """Why a checkpoint cannot be used; "" if it can. Each rank verifies its share of the files."""
         try:
             facts = read_stamped(path / FACTS)
@@ -137,7 +137,7 @@ class Checkpoints:
             differing = [k for k, v in self.identity.items() if facts["identity"].get(k, v) != v]
             if differing:
                 return f"belongs to a run of another {differing[0]}"
-            if reason := object_to(facts):
+            if reason := check(facts):
                 return reason
             others = [n for n in {**shapes, **facts["tensors"]} if shapes.get(n) != facts["tensors"].get(n)]
             if others:

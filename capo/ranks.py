@@ -5,8 +5,8 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from capo.stopping import StopRequested
+from capo.stopping import StopRequested, StopSignal
 
 BUCKET = 64 << 20  # bytes of gradients in one all_reduce
 
@@ -125,6 +125,15 @@ class Ranks:
         if len(found) < self.size:
             raise StopRequested(f"stopped in stage {self.stage}, as asked")
         return found
+
+    def do_or_stop(self, work: Callable[[], T], stop: StopSignal) -> T:
+        """What `work` returns here; it may take minutes, or never return, and loses nothing by a stop at any
+        instruction. StopRequested on every rank if one was stopped meanwhile."""
+        result: list[T] = []
+        with suppress(StopRequested), stop.at_once():
+            result.append(work())
+        self.all_gather_or_stop(True if result else None)
+        return result[0]
 
     def all_reduce_sum(self, number: float) -> float:
         return sum(self.all_gather(number))

@@ -16,12 +16,13 @@ from capo.ranks import Ranks
 from capo.stopping import StopSignal
 from radflow.dashboard.checks import check_criticality
 from radflow.dashboard.run_files import read_rows, read_selected
+from radflow.data.corpus import load_corpus
 from radflow.data.readers.tables import escape_control
 from radflow.data.sections import SectionParser
 from radflow.data.studies import Study
 from radflow.pipeline.corrections import read_corrections
 from radflow.pipeline.resumable import resumable_map
-from radflow.pipeline.run import check_products, load_or_stop, run_on_ranks, seal_product
+from radflow.pipeline.run import check_products, run_on_ranks, seal_product
 from radflow.pipeline.run_config import Config
 from radflow.rewards.judge.asker import Asker
 from radflow.rewards.judge.llm import CriticalityLlm
@@ -41,7 +42,7 @@ def annotate_references(config: Config) -> None:
 
     def work(ranks: Ranks, stop: StopSignal) -> None:
         ranks.stage = "criticality"
-        studies = load_or_stop(config, ranks, stop).train
+        studies = ranks.do_or_stop(partial(load_corpus, config.data, seed=config.seed), stop).train
         check_products(config.run_dir, ranks)
         backends = Backends(config.reward, SectionParser(config.data.headers))
         rows = label_references(config, studies, lambda: backends.rules, ranks, stop)

@@ -4,8 +4,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def build_run(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None)
     """What every stage is given, and the checkpoint that the first of them starts from."""
     check_transformers()
     device = pick_device()  # before anything slow, as it may warn
-    corpus = load_or_stop(config, ranks, stop)
+    corpus = ranks.do_or_stop(partial(load_corpus, config.data, seed=config.seed), stop)
     check_products(config.run_dir, ranks)
     if ranks.is_main:
         for note in notes_on_tokens([study.report for study in corpus.train]):
@@ -89,23 +90,13 @@ def build_run(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None)
         config=config,
         corpus=corpus,
         processor=processor,
-        reward=reward_workers(config, stop),
+        reward=ranks.do_or_stop(partial(reward_workers, config, stop), stop),  # a plug-in may hang when it is imported
         device=device,
         ranks=ranks,
         stop=stop,
         live=live,
     )
     return run, start
-
-
-def load_or_stop(config: Config, ranks: Ranks, stop: StopSignal) -> Corpus:
-    """The studies of a run; reading many images takes minutes. StopRequested on every rank if one was stopped."""
-    corpus = None
-    with suppress(StopRequested), stop.at_once():
-        corpus = load_corpus(config.data, seed=config.seed)
-    ranks.all_gather_or_stop(None if corpus is None else True)
-    assert corpus is not None
-    return corpus
 
 
 def reward_workers(config: Config, stop: StopSignal) -> RewardWorkers:

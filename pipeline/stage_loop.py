@@ -32,7 +32,7 @@ class StageLoop:
         known |= built_on(run.folder, name)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", run.ranks, identity=known)
         self.keep_steps = run.config.tracking.keep_steps
-        facts = self.checkpoints.load(trainer.state()[0], object_to=self._object_to)
+        facts = self.checkpoints.load(trainer.state()[0], check=self._find_change)
         self.first = int(facts["step"]) if facts else 0
         if facts:
             trainer.restore(facts)
@@ -50,7 +50,7 @@ class StageLoop:
             log.drop_from(self.first)
             self.logs[name] = log
 
-    def _object_to(self, facts: Mapping[str, Any]) -> str:
+    def _find_change(self, facts: Mapping[str, Any]) -> str:
         """Why a checkpoint cannot be gone on from: what was written before it is not there any more."""
         step = facts["step"]
         for name, mark in facts.get("logs", {}).items():  # an older version wrote none

@@ -22,13 +22,17 @@ STOP_S = 30.0  # from a signal to the end of a run that waits for a reward or an
 PLUGIN = """
 import os, pathlib, signal, time
 
+fault, memory = os.environ.get("RADFLOW_FAULT"), pathlib.Path(os.environ.get("RADFLOW_FAULT_MEMORY", "unset"))
+if fault == "hangs when it is imported":
+    memory.touch()
+    time.sleep(3600)
+
 class Unpicklable(Exception):
     def __init__(self, one, two):
         super().__init__(one)
 
 def faulty_score(candidates, references):
     values = [len(set(text)) / 50 for text in candidates]
-    fault, memory = os.environ.get("RADFLOW_FAULT"), pathlib.Path(os.environ.get("RADFLOW_FAULT_MEMORY", "unset"))
     if not fault:
         return values
     first = not memory.exists()
@@ -91,8 +95,9 @@ def reward_faults(quiet: Quiet) -> Iterator[Case]:
         work = partial(fail_and_resume, quiet, fault, stage="evaluate", workers=1)
         yield Case("reward faults", f"a plug-in that {fault}, in evaluation", work)
     for name in ("TERM", "INT"):
-        work = partial(stop_while_waiting, quiet, name)
-        yield Case("reward faults", f"{name} while a plug-in hangs", work)
+        for fault in ("hangs", "hangs when it is imported"):
+            work = partial(stop_while_waiting, quiet, fault, name)
+            yield Case("reward faults", f"{name} while a plug-in {fault}", work)
 
 
 def fail_and_resume(
@@ -118,9 +123,9 @@ def fail_and_resume(
     return Tally()
 
 
-def stop_while_waiting(quiet: Quiet, name: str, folder: Path, chance: random.Random) -> Tally:
+def stop_while_waiting(quiet: Quiet, fault: str, name: str, folder: Path, chance: random.Random) -> Tally:
     run, memory = quiet.copy_before("rl", folder / "run"), folder / "memory"
-    env = {"RADFLOW_FAULT": "hangs", "RADFLOW_FAULT_MEMORY": str(memory)}
+    env = {"RADFLOW_FAULT": fault, "RADFLOW_FAULT_MEMORY": str(memory)}
     words = command(run, ["rl"], *quiet.options, "--reward.workers", "1")
     process = fork_run(words, folder / "log", env=env)
     process.limit_s = LIMIT_S

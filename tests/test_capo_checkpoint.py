@@ -49,10 +49,10 @@ def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
 def test_one_that_the_caller_objects_to_is_passed_over_and_none_is_left_out_in_silence(tmp_path):
     saved(tmp_path, 10, 20)
     with pytest.warns(UserWarning, match=r"step_00000020: is of 20 updates; passed over"):
-        facts, tensors = loaded(tmp_path, object_to=lambda facts: "is of 20 updates" * (facts["num_updates"] == 20))
+        facts, tensors = loaded(tmp_path, check=lambda facts: "is of 20 updates" * (facts["num_updates"] == 20))
     assert facts["step"] == 10 and torch.equal(tensors["parameter/w"], state(10)["parameter/w"])
     with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"step_00000010: too old.*Restore what is missing"):
-        loaded(tmp_path, object_to=lambda _: "too old")
+        loaded(tmp_path, check=lambda _: "too old")
 
 
 def test_no_checkpoint_is_none_and_an_unfinished_one_is_no_checkpoint(tmp_path):

@@ -1,4 +1,4 @@
-"""Signals that ask a program to stop, in processes of their own: nothing but capo.stopping is imported there."""
+"""Signals that ask a program to stop; processes that get them import nothing but capo.stopping."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from capo.ranks import Ranks
 from capo.stopping import AGAIN_S, STOP_SIGNALS, StopRequested, StopSignal
 
 LISTEN = "stop = StopSignal(); stop.listen(); print('ready', flush=True)\n"
@@ -71,6 +72,13 @@ def test_a_signal_is_recorded_and_ends_only_what_loses_nothing(listening, number
     assert listening.requested
     with pytest.raises(StopRequested), listening.at_once():
         raise AssertionError("nothing more is begun")
+
+
+def test_long_work_before_the_first_stage_ends_by_a_signal_too(listening):
+    assert Ranks().do_or_stop(lambda: None, listening) is None
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(StopRequested, match="stage start"):
+        Ranks().do_or_stop(lambda: time.sleep(30), listening)
 
 
 def test_a_program_in_the_background_is_not_reached_by_what_its_shell_hides():
