@@ -52,7 +52,8 @@ def sync_folder(folder: Path) -> None:
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            with name_errors(folder):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

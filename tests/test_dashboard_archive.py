@@ -1,7 +1,9 @@
 """Rows of steps in compressed files: read back, begun anew, kept within bounds, and what damage to them becomes."""
 
+import errno
 import gzip
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -95,3 +97,18 @@ def test_a_step_that_is_being_written_is_not_read(tmp_path):
         assert list(archive.members()) == [0, 1]
         archive.drop_from(2)
         archive.append(2, rows_of(2))
+
+
+@pytest.mark.parametrize("fail_at", [1, 2])
+def test_a_disk_that_refuses_a_flush_is_named(tmp_path, monkeypatch, fail_at):
+    archive, calls = write(tmp_path, range(2)), []
+
+    def refuse(_):
+        calls.append(1)
+        if len(calls) == fail_at:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=f"Input/output error: '{tmp_path}") as error:
+        archive.sync()
+    assert error.value.errno == errno.EIO and len(calls) == fail_at
