@@ -36,12 +36,10 @@ class Ranks:
     Objects travel as JSON through gloo on any device; gradients and sharded weights use the default process group.
     """
 
-    def __init__(
-        self, rank: int = 0, size: int = 1, *, timeout_s: float = 600.0, group: dist.ProcessGroup | None = None
-    ) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, *, timeout_s: float = 600.0) -> None:
         self.rank, self.size, self.timeout_s = rank, size, timeout_s
         self.stage = "start"  # for the message of a timeout
-        self._group = group
+        self._group: dist.ProcessGroup | None = None
         self._connected = size > 1
 
     @classmethod

@@ -19,7 +19,7 @@ from radflow.rewards.registry import METRICS
 WINDOW = 20  # steps that are checked together; what lasts shorter is noise
 FIRST = 10  # steps that later ones are compared with
 COMPARED = 4  # held-out evaluations that are compared with as many before them
-REMEMBERED = 100  # held-out evaluations that tell the noise
+MOST_EVALUATIONS = 100  # latest held-out ones, from which their noise is measured
 MISSING_SHARE = 0.05
 DOMINANT_SHARE = 0.8  # of one part in the variance within groups, above which the others hardly change an advantage
 ONE_SIDED = 0.9  # share of critical, or of normal, references above which criticality tells cases hardly apart
@@ -35,7 +35,7 @@ class History:
     def __init__(self) -> None:
         self.first: list[Row] = []  # at most FIRST
         self.recent: list[Row] = []  # at most WINDOW
-        self.held_out: list[tuple[Row, float]] = []  # at most REMEMBERED: row, mean reward of the recent steps then
+        self.held_out: list[tuple[Row, float]] = []  # row, mean reward of the recent steps then
 
     @property
     def long_enough(self) -> bool:
@@ -48,7 +48,7 @@ class History:
         if keys := keys_with([row], "held_out_"):
             rewards = _known(self.recent[-FIRST:], "reward")
             evaluation = {key: row[key] for key in keys}, statistics.fmean(rewards) if rewards else math.nan
-            self.held_out = [*self.held_out[1 - REMEMBERED :], evaluation]
+            self.held_out = [*self.held_out[1 - MOST_EVALUATIONS :], evaluation]
 
 
 @dataclass(frozen=True)

@@ -42,28 +42,28 @@ class StageLoop:
     def archive(self, name: str) -> Archive:
         """Rows per step in a folder of the stage, for the first rank to append to."""
         archive = Archive(self.folder / name, keep=self.keep_steps)
-        self._go_on(name, archive)
+        self._resume_log(name, archive)
         return archive
 
-    def _go_on(self, name: str, log: Journal | Archive) -> None:
+    def _resume_log(self, name: str, log: Journal | Archive) -> None:
         if self.ranks.is_main:
             log.drop_from(self.first)
             self.logs[name] = log
 
     def _find_change(self, facts: Mapping[str, Any]) -> str:
-        """Why a checkpoint cannot be gone on from: what was written before it is not there any more."""
+        """Why the stage cannot resume from a checkpoint: metrics or rows of earlier steps are lost; "" if it can."""
         step = facts["step"]
         for name, mark in facts.get("logs", {}).items():  # an older version wrote none
             log = Journal(self.folder / name) if name == METRICS else Archive(self.folder / name)
             if changed := log.find_change(mark, step):
                 advice = "" if name == METRICS else "; nothing is trained on it, so it may be removed"
-                return f"follows {step} steps that {changed} does not hold as they were{advice}"
+                return f"is of {step} steps, but {changed} has lost or changed some of them{advice}"
         return ""
 
     def run(self, last: int, do: Callable[[int], Mapping[str, float | None]], *, title: str, shown: str) -> None:
         """`do` each step below `last`; its metrics go to metrics.jsonl, the one named `shown` to the bar."""
         journal = Journal(self.folder / METRICS)
-        self._go_on(METRICS, journal)
+        self._resume_log(METRICS, journal)
         if self.live is not None:
             self.live.resume(iter_lines(journal.path), last)
         step, self.bar = self.first, progress(title, self.first, last, shown=self.ranks.is_main)

@@ -18,7 +18,7 @@ from radflow.rewards.metrics.encoder import (
     load_tokenizer,
     load_weights,
     refuse_damaged,
-    tried,
+    try_model,
 )
 from radflow.rewards.rules.chexpert_rules import LABELS
 
@@ -176,7 +176,7 @@ def _bert(bert_config: Any, state: dict[str, "Tensor"], config: ChexbertConfig) 
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{config.path} does not fit the BERT of {config.bert}: {in_one_line(error)}") from error
-    return tried(model, config.bert)
+    return try_model(model, config.bert)
 
 
 def _heads(state: dict[str, "Tensor"], hidden: int, path: Path | None) -> "tuple[Tensor, Tensor]":

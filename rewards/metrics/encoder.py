@@ -134,7 +134,7 @@ def load_encoder(path: str) -> Any:
     logger = logging.getLogger("transformers.modeling_utils")
     before, logger.level = logger.level, logging.ERROR
     try:
-        return tried(load_pretrained(AutoModel, path, dtype="float32", **options), path)
+        return try_model(load_pretrained(AutoModel, path, dtype="float32", **options), path)
     finally:
         logger.setLevel(before)
 
@@ -152,8 +152,8 @@ def load_pretrained(kind: Any, path: str, **options: Any) -> Any:
         return kind.from_pretrained(**at_commit(path), **options)
 
 
-def tried(model: Any, path: str) -> Any:
-    """The model, in evaluation mode, after a first pass: values of its config such as a dropout of NaN fail only there.
+def try_model(model: Any, path: str) -> Any:
+    """Run a model once and return it in evaluation mode: values of its config such as a dropout of NaN fail only then.
     ValueError as `load_pretrained`."""
     import torch
 

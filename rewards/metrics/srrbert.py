@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from radflow.rewards.memory import MB, Kept, remember
-from radflow.rewards.metrics.encoder import check_directories, cut_batches, load_pretrained, pick_device, tried
+from radflow.rewards.metrics.encoder import check_directories, cut_batches, load_pretrained, pick_device, try_model
 
 _FINDINGS = """
     Lung Lesion, Edema, Pneumonia, Atelectasis, Aspiration, Lung collapse, Perihilar airspace opacity,
@@ -98,7 +98,7 @@ class SrrBert:
             raise ValueError(f"{config.path}: expected SRR-BERT with weights for {len(LABELS)} outputs, got {got}")
         tokenizer = load_pretrained(BertTokenizer, str(config.tokenizer))
         return cls(
-            tried(model, str(config.path)),
+            try_model(model, str(config.path)),
             tokenizer,
             lambda text: punkt.tokenize(prepared(text)),
             token_budget=config.token_budget,

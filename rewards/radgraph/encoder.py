@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from radflow.rewards.hub import at_commit
 from radflow.rewards.memory import MB, Kept
-from radflow.rewards.metrics.encoder import cut_batches, in_one_line, tried
+from radflow.rewards.metrics.encoder import cut_batches, in_one_line, try_model
 from radflow.rewards.radgraph.archive import ENCODER, RadGraphArchive
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def build_encoder(name: str) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModel
 
     model = _read(lambda: AutoModel.from_config(AutoConfig.from_pretrained(**at_commit(name))), name, "config")
-    return tried(model, name)
+    return try_model(model, name)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
