@@ -2,7 +2,8 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 PEERS := .venv-peers/bin
-BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/demo_table.py benchmarks/tables.py benchmarks/tower.py benchmarks/tower_carotid.py benchmarks/served_judge.py benchmarks/chexpert_plus.py benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py)))
+VLLM := .venv-vllm/bin
+BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/demo_table.py benchmarks/tables.py benchmarks/tower.py benchmarks/tower_carotid.py benchmarks/served_judge.py benchmarks/chexpert_plus.py benchmarks/vllm_peer.py benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: demo test test-peers test-served test-installed mutants faults lint types check lock bench gpu gpu-trl gpu-wheels study clean help
@@ -61,10 +62,10 @@ lock: ## the hashes of every pinned package, by uv (UV=/path/to/uv): after a cha
 	echo triton >> $(LOCKED)/left_out
 	$(LOCK_REST) -o $(LOCKED)/main.txt
 	rm $(LOCKED)/left_out
-	for name in encoder gpu-wheels peers-alone; do \
+	for name in encoder gpu-wheels peers-alone vllm; do \
 		$(LOCK) --python-version 3.12 --no-deps requirements/$$name.txt -o $(LOCKED)/$$name.txt || exit 1; done
 
-bench: .venv-peers/.installed ## every program of benchmarks/, one after the other
+bench: .venv-peers/.installed .venv-vllm/.installed ## every program of benchmarks/, one after the other
 	@for program in $(BENCHMARKS); do echo "== $$program" && $(PEERS)/python $$program || exit 1; done
 
 # A GPU machine may have no network to build .venv from: where there is none, its own interpreter with its own torch serves.
@@ -101,7 +102,7 @@ study: .venv/.study ## train and test every row of docs/results.md on 2 cores (h
 	$(BIN)/python benchmarks/tower_carotid.py $(ARGS)
 
 clean: ## remove the environment, builds and caches; runs/ stays
-	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-vllm build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Every file is compared with the hash in its lock. torch's build for CPUs is taken where pip is told of one. rouge-score,
@@ -131,6 +132,15 @@ endef
 	$(PYTHON) -m venv .venv-peers
 	$(call install,$(PEERS),peers)
 	$(PEERS)/python -m pip install $(HASHED) --no-build-isolation --ignore-requires-python -r $(LOCKED)/peers-alone.txt
+	touch $@
+
+# torchvision has a build for GPUs only. Its image functions are imported; its operators are not there, and what describes
+# them to torch would fail.
+.venv-vllm/.installed: $(addprefix $(LOCKED)/,build.txt cpu.txt vllm.txt)
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python -m pip install $(HASHED) -r $(LOCKED)/cpu.txt
+	$(VLLM)/python -m pip install $(HASHED) -r $(LOCKED)/vllm.txt
+	: > $$(echo .venv-vllm/lib/python3.*/site-packages/torchvision/_meta_registrations.py)
 	touch $@
 
 # The server alone, for the CPU it is compiled on. The weights are joined from their parts again after an interruption.

@@ -82,7 +82,7 @@ from radflow.pipeline.comparison import (
 )
 from radflow.pipeline.credit import advantages_of
 from radflow.pipeline.export import export_policy
-from radflow.pipeline.generation import suppressed_mask
+from radflow.pipeline.generation import suppressed_mask, with_features
 from radflow.pipeline.policies import (
     free_memory,
     load_policy,
@@ -90,6 +90,7 @@ from radflow.pipeline.policies import (
     prepare_training,
     report_studies,
     save_policy,
+    trains_vision,
 )
 from radflow.pipeline.rollouts import rollout_engine, sample, sample_flat_groups_anew, score
 from radflow.pipeline.run import (
@@ -153,6 +154,7 @@ def run_stages(run: Run, start: Path) -> None:
             if run.ranks.is_main:
                 seal_product(run.folder, name)
             run.ranks.barrier()  # its product is there before anybody looks for it
+        run.prompts.release()
         free_memory()
     refuse_stale(run.folder)
 
@@ -166,6 +168,7 @@ def warm_up(run: Run, start: Path) -> None:
     labeler, loaded = run.labeler, policy.output_weight().dtype
     found = labeler([study.report for study in train])
     labels = torch.tensor([[float(label in named) for label in labeler.labels] for named in found])
+    run.prompts.follow(None)
     reader = LabelReader(policy, policy.vision, labels.mean(0), grid=config.warmup.grid)
     trainer = Trainer(cast(Policy, reader), config.warmup.optimizer, num_steps=config.warmup.steps, ranks=run.ranks)
     loop = StageLoop(run, "warmup", trainer, every=config.sft.checkpoint_every)
@@ -187,6 +190,8 @@ def fine_tune(run: Run, start: Path) -> None:
     policy = load_to_train(base, run)
     prepare_training(policy, run, seed=config.seed, train_vision=config.sft.vision == "trained")
     trainer = Trainer(policy, config.sft.optimizer, num_steps=config.sft.steps, ranks=run.ranks)
+    keeps = not (trains_vision(policy) or trainer.sharded or config.sft.augment)
+    run.prompts.follow(policy if keeps else None)
     loop = StageLoop(run, "sft", trainer, every=config.sft.checkpoint_every)
     suppressed = suppressed_mask(policy, run.processor)
     batches = sft_batches(run, first=loop.first)
@@ -231,12 +236,14 @@ def reinforce(run: Run) -> None:
     reference = prepare_training(
         policy, run, seed=config.seed + 1, train_vision=rl.vision == "trained", frozen_from=base
     )
-    frozen_vision = not any(p.requires_grad for p in policy.vision.parameters())
+    frozen_vision = not trains_vision(policy)
     num_updates = rl.steps * rl.inner_epochs * rl.mini_batches
     trainer = Trainer(
         policy, rl.optimizer, num_steps=num_updates, reference=reference, frozen_vision=frozen_vision, ranks=run.ranks
     )
     studies, labels = hard_studies(run), critical_labels(run.folder)
+    shares_features = frozen_vision and not trainer.sharded  # every pass of a sharded tower needs all ranks
+    run.prompts.follow(policy if shares_features else None)
     loop = StageLoop(run, "rl", trainer, every=rl.checkpoint_every)
     batches, suppressed = rl_batches(run, studies, first=loop.first), suppressed_mask(policy, run.processor)
     new_engine = partial(rollout_engine, policy, run, suppressed, num_studies=min(rl.studies_per_step, len(studies)))
@@ -248,6 +255,8 @@ def reinforce(run: Run) -> None:
         validation = validate(policy, run, number, held_out)
         chosen, prompts = next(batches)
         loop.phase("sampling")
+        if shares_features:
+            prompts = with_features(policy, prompts)
         rollouts = sample(engine(), run, prompts, step=number)  # G reports per study
         batch = score(rollouts, run, chosen, prompts)  # R of each report, eq. 4 to 7
         batch = sample_flat_groups_anew(batch, engine, run, step=number)

@@ -12,7 +12,7 @@ import numpy as np
 from harness import arguments, compare
 from PIL import Image
 
-from radflow.data.prefetch import ImageCache, change_studies, decode, prefetch
+from radflow.data.prefetch import ImageCache, change_studies, prefetch
 from radflow.data.studies import Study, load_image
 
 COUNT, WIDTH, HEIGHT, SIZE = 48, 2544, 3056, 448
@@ -65,7 +65,8 @@ def warm_cache() -> Callable[[], float]:
 def through(cache: ImageCache, chosen: Sequence[Study]) -> float:
     """Fill the cache or find it filled, as a run does when it starts, then load every image as its steps do."""
     kept = change_studies(chosen, cache.fetch, title="cache", workers=WORKERS)
-    return sum(study.images[0].shape[2] == 3 for _, study in prefetch(kept, decode, workers=WORKERS))
+    loaded = prefetch(kept, lambda study: study.load(study.images[0]), workers=WORKERS)
+    return float(sum(image.mode == "RGB" for _, image in loaded))
 
 
 def main() -> None:

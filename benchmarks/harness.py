@@ -7,9 +7,9 @@ is a GPU, of the GPU's, from torch's allocator. Each table is a file results/NAM
 
 import argparse
 import csv
+import datetime
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import time
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+LOAD = os.getloadavg()[0]  # processes that wanted to run in the minute before
 TABLE = {"setting", "rounds", "machine", "unit", "variants", "parts", "columns", "rows"}  # what `write` puts in a table
 # Searched last: benchmarks of `rewards` and `evaluate` have their names, and python searches a program's folder first.
 sys.path.sort(key=lambda folder: folder == str(Path(__file__).parent))
@@ -97,8 +98,19 @@ def summary(mine: Sequence[Run], other: Sequence[Run]) -> Result:
 
 
 def machine(threads: int) -> str:
-    processor = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return f"{processor}, {threads} threads, torch {torch.__version__}"
+    """Processor, threads, the load before anything ran (of a busy machine no figure is worth keeping), torch, date."""
+    processor = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    when = datetime.date.today().isoformat()
+    return f"{processor}, {threads} of {os.cpu_count()} threads, load {LOAD:.1f}, torch {torch.__version__}, {when}"
+
+
+def _processor() -> str:
+    """Model of the CPU as the kernel has it; clouds shorten the name, so that family and model tell more."""
+    known = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    name, family, model = (
+        known.get(f"{key}\t", known.get(f"{key}\t\t", "?")).strip() for key in ("model name", "cpu family", "model")
+    )
+    return f"{name} (family {family}, model {model})"
 
 
 def write(name: str, content: Mapping) -> None:
@@ -139,7 +151,8 @@ def start_watching_memory() -> float:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
-    Path("/proc/self/clear_refs").write_text("5")
+    for process in _processes():
+        (process / "clear_refs").write_text("5")
     return _resident("VmRSS")
 
 
@@ -149,11 +162,17 @@ def peak_memory() -> float:
 
 
 def _resident(field: str) -> float:
-    """MB, from the kernel."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}; this benchmark needs Linux")
+    """MB of this process and those that it started, from the kernel."""
+    lines = [line for process in _processes() for line in (process / "status").read_text().splitlines()]
+    found = [int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:")]
+    if not found:
+        raise RuntimeError(f"/proc/self/status has no {field}; this benchmark needs Linux")
+    return sum(found)
+
+
+def _processes() -> list[Path]:
+    children = [task.read_text().split() for task in Path("/proc/self/task").glob("*/children")]
+    return [Path("/proc/self"), *(Path("/proc") / pid for pids in children for pid in pids)]
 
 
 def table(content: Mapping) -> str:

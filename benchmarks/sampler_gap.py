@@ -69,7 +69,10 @@ def float32_adapters(_: QwenVL) -> Iterator[None]:
 
 @contextmanager
 def rounded_logits(policy: QwenVL) -> Iterator[None]:
-    with patch.object(capo.rollout, "product", lambda left, right, _: left.to(right.dtype) @ right), cast_once(policy):
+    def head(weight: Tensor, suppressed: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda hidden: (hidden @ weight.t()).masked_fill_(suppressed, -torch.inf)
+
+    with patch.object(capo.rollout, "_head", head), cast_once(policy):
         yield
 
 

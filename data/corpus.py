@@ -41,6 +41,9 @@ class DataConfig:
     """Keep the images scaled to `keep_size` in this folder instead of in memory; later runs find them there."""
     workers: int = 2
     """Threads that fill the cache, and that load the images of the next steps; 0 loads when a step asks."""
+    prompts_mb: int = 1024
+    """Keep the prompts of all studies, if they fit into this many megabytes: with their image features, or with their
+    pixels while the vision tower is trained. 0 builds them each time."""
     group_lengths: bool = False
     """SFT batches hold reports of similar length, which pads less; not together with `sft.balance`."""
     eval_split: str = "test"
@@ -53,9 +56,9 @@ class DataConfig:
         if self.cache_dir is not None and (self.source != "manifest" or self.keep_size < 1):
             wanted = "expected data.source manifest and data.keep_size of at least 1 with data.cache_dir"
             raise ValueError(f"{wanted}, got {self.source} and {self.keep_size}")
-        if self.workers < 0 or self.keep_size < 0:
-            wanted = "expected data.workers and data.keep_size of at least 0"
-            raise ValueError(f"{wanted}, got {self.workers} and {self.keep_size}")
+        if min(self.workers, self.keep_size, self.prompts_mb) < 0:
+            wanted = "expected data.workers, data.keep_size and data.prompts_mb of at least 0"
+            raise ValueError(f"{wanted}, got {self.workers}, {self.keep_size} and {self.prompts_mb}")
         if self.source == "phantoms" and (self.num_train < 2 or self.num_test < 2 or self.image_size < 56):
             wanted = "expected data.num_train and data.num_test of at least 2 and data.image_size of at least 56"
             raise ValueError(f"{wanted}, got {self.num_train}, {self.num_test} and {self.image_size}")

@@ -49,11 +49,6 @@ def prefetch(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def decode(study: Study) -> Study:
-    """The study with its images in memory, uint8 [H, W, 3]. Raises ValueError with study and file if one is damaged."""
-    return change_images(study, lambda source: np.asarray(study.load(source)))
-
-
 def decode_studies(studies: Sequence[Study], *, keep_size: int = 0) -> list[Study]:
     """Decode every image once, since a truncated file is not noticed otherwise; raises as `change_studies` does.
 

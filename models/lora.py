@@ -83,10 +83,18 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return self.base(x)
-        a, b = self._copies if self._use_copies else (m.t().to(x.dtype) for m in (self.lora_a, self.lora_b))
         rows = x.flatten(0, -2)
-        # In place: out of place would copy the base's product first, one more kernel per layer and token.
-        return self.base(rows).addmm_(rows @ a, b, alpha=self.scale).unflatten(0, x.shape[:-1])
+        return self.add_to(self.base(rows), rows).unflatten(0, x.shape[:-1])
+
+    def add_to(self, product: Tensor, rows: Tensor) -> Tensor:
+        """The base's product [N, out] with the adapter's of the same rows [N, in] added, in place."""
+        a, b = self._copies if self._use_copies else (m.t().to(rows.dtype) for m in (self.lora_a, self.lora_b))
+        # Out of place would copy the base's product first, one more kernel per layer and token.
+        return product.addmm_(rows @ a, b, alpha=self.scale)
+
+    def folded(self) -> Tensor:
+        """The weight with the adapter in it, [out, in], of a layer that is not sharded."""
+        return torch.addmm(self.base.weight, self.lora_b, self.lora_a, alpha=self.scale)
 
     @torch.no_grad()
     def use_copies(self, use: bool) -> None:

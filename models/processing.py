@@ -92,12 +92,13 @@ class Prompt:
     positions: Tensor  # [3, P] int64, mRoPE: temporal, height, width
     pixel_values: Tensor  # [patches, C] float32, of all images in order
     image_grid_thw: Tensor  # [images, 3] int64, patches per axis
+    features: Tensor | None = None  # [image tokens, W] of a tower that is not trained, if they are known already
 
     @property
     def num_tokens(self) -> int:
         return len(self.input_ids)
 
-    @property
+    @cached_property
     def next_position(self) -> int:
         """Position of the first report token; each further token is one more."""
         return int(self.positions.max()) + 1

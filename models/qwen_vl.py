@@ -47,6 +47,7 @@ class QwenVL(nn.Module):
         self.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self._recomputed: list[Any] = []
         self._device: torch.device | None = None
+        self.decode: Callable[..., Tensor] | None = None  # `decoder` for one token per report (models/decoding.py)
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +84,12 @@ class QwenVL(nn.Module):
             layer.training = recompute
 
     def features(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Image features of each prompt, [image tokens, W]; one run of the vision tower for all images."""
+        """Image features of each prompt, [image tokens, W]; one run of the vision tower for all that have none yet."""
+        new = [prompt for prompt in prompts if prompt.features is None]
+        computed = iter(self._features(new) if new else [])
+        return [next(computed) if p.features is None else p.features.to(self.device) for p in prompts]
+
+    def _features(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         # In the tower's type, which need not be that of the language model.
         dtype = self.vision.patch_embed.proj.weight.dtype
         pixels = torch.cat([prompt.pixel_values for prompt in prompts]).to(self.device, dtype)
@@ -117,6 +123,8 @@ class QwenVL(nn.Module):
         self, embeds: Tensor, positions: Tensor, mask: Tensor | BlockMask | None, cache: object | None = None
     ) -> Tensor:
         """[B, L, D or W], [3, B, L], mask [B, 1, L, S] or of blocks or None (causal) -> hidden [B, L, D], normed."""
+        if self.decode is not None and cache is not None and mask is not None:
+            return self.decode(embeds, positions, mask, cache)
         embeds, *deeper = embeds.split(self.hidden_size, -1)
         extra: dict[str, Any] = {}
         if deeper:

@@ -1,7 +1,7 @@
 """What each step of a stage trains on: studies in an order that the seed and the step fix, prompts built ahead."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from capo.sampling import sample_seed
 from capo.types import Prompt
 from radflow.data.augment import jitter
 from radflow.data.batches import shuffled_batches
-from radflow.data.prefetch import decode, prefetch
+from radflow.data.prefetch import prefetch
 from radflow.data.studies import Study
 from radflow.pipeline.generation import build_prompt
 from radflow.pipeline.run import Run
@@ -22,10 +22,7 @@ def warmup_batches(run: Run, *, first: int) -> Iterator[tuple[list[Prompt], list
     batches = shuffled_batches(len(train), config.warmup.batch_size, seed=config.seed + 2, start_step=first)
     for step, chosen in enumerate(batches, first):
         own = run.ranks.assign([1] * len(chosen))
-        prompts = [
-            build_prompt(run.processor, train[chosen[i]], augmentation(run, "warmup", step=step, index=i)) for i in own
-        ]
-        yield prompts, [chosen[i] for i in own]
+        yield _build_share(run, "warmup", step, chosen, own), [chosen[i] for i in own]
 
 
 def sft_batches(run: Run, *, first: int) -> Iterator[tuple[list[Prompt], list[Tensor], int]]:
@@ -45,11 +42,11 @@ def sft_batches(run: Run, *, first: int) -> Iterator[tuple[list[Prompt], list[Te
         lengths=lengths if config.data.group_lengths else None,
     )
     shares = ((chosen, run.ranks.assign([lengths[i] for i in chosen])) for chosen in batches)
-    loaded = prefetch(shares, lambda share: [decode(train[share[0][i]]) for i in share[1]], workers=config.data.workers)
-    for step, ((chosen, own), studies) in enumerate(loaded, first):
-        changes = [augmentation(run, "sft", step=step, index=i) for i in own]
-        prompts = [build_prompt(run.processor, study, change) for study, change in zip(studies, changes, strict=True)]
-        yield prompts, [reports[chosen[i]] for i in own], sum(lengths[i] for i in chosen)
+    steps = ((step, *share) for step, share in enumerate(shares, first))
+    loaded = prefetch(steps, lambda one: _build_share(run, "sft", *one), workers=config.data.workers)
+    for (_, chosen, own), prompts in loaded:
+        ready = run.prompts.attach([train[chosen[i]] for i in own], prompts)
+        yield ready, [reports[chosen[i]] for i in own], sum(lengths[i] for i in chosen)
 
 
 def rl_batches(run: Run, studies: Sequence[Study], *, first: int) -> Iterator[tuple[Sequence[Study], Sequence[Prompt]]]:
@@ -62,19 +59,24 @@ def rl_batches(run: Run, studies: Sequence[Study], *, first: int) -> Iterator[tu
         start_step=first,
         weights=balanced_weights(run, studies, config.rl.balance),
     )
-    return prefetch(
-        ([studies[i] for i in chosen] for chosen in batches),
-        lambda batch: [build_prompt(run.processor, batch[i]) for i in run.ranks.assign([1] * len(batch))],
-        workers=config.data.workers,
-        ahead=1,
+    shares = ([studies[i] for i in chosen] for chosen in batches)
+    own = run.ranks.assign([1] * min(config.rl.studies_per_step, len(studies)))
+    loaded = prefetch(
+        shares, lambda batch: [run.prompts.build(batch[i]) for i in own], workers=config.data.workers, ahead=1
     )
+    for batch, prompts in loaded:
+        yield batch, run.prompts.attach([batch[i] for i in own], prompts)
 
 
-def augmentation(run: Run, stage: Literal["warmup", "sft"], *, step: int, index: int) -> Callable | None:
-    """What changes the images of the study at `index` of a step's batch; None if the stage leaves them as they are."""
+def _build_share(
+    run: Run, stage: Literal["warmup", "sft"], step: int, chosen: Sequence[int], own: Sequence[int]
+) -> list[Prompt]:
+    """Prompts of this rank's share of a step, at the positions `own` of its batch; augmented if the stage is."""
+    train = run.corpus.train
     if not (run.config.warmup if stage == "warmup" else run.config.sft).augment:
-        return None
-    return jitter(sample_seed(run.config.seed, f"augment {stage}", step, "", index))
+        return [run.prompts.build(train[chosen[i]]) for i in own]
+    changes = (jitter(sample_seed(run.config.seed, f"augment {stage}", step, "", i)) for i in own)
+    return [build_prompt(run.processor, train[chosen[i]], change) for i, change in zip(own, changes, strict=True)]
 
 
 def balanced_weights(run: Run, studies: Sequence[Study], balance: float) -> list[float] | None:

@@ -3,10 +3,11 @@
 `train.py` and `evaluate.py` use the same functions, so that a model writes the same reports in both.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,21 @@ from capo.checks import check_range
 from capo.fsdp import gathered
 from capo.ranks import Ranks
 from capo.rollout import Engine, Request
-from capo.sampling import SamplingConfig, sample_seed
+from capo.sampling import SamplingConfig, pack_linear, sample_seed
 from capo.stopping import StopSignal
 from capo.types import Rollout
 from radflow.data.prefetch import prefetch
 from radflow.data.sections import parse_sections
 from radflow.data.studies import Study, load_image
+from radflow.models.decoding import packed
 from radflow.models.loading import locate
 from radflow.models.lora import cast_once
-from radflow.models.processing import ReportProcessor
+from radflow.models.processing import Prompt, ReportProcessor
 from radflow.models.qwen_vl import QwenVL, load
 from radflow.models.start import pick_device
 from radflow.models.training_data import describe
+
+NEIGHBOURS = 8  # studies of a pass of the vision tower whose features are kept
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,86 @@ def read_inputs(study: Study) -> tuple[list[Image.Image], dict[str, Any]]:
     return [read(source) for source in study.images], {**context, "prior_images": prior}
 
 
+class PromptStore:
+    """Prompts of studies, built once and kept from one stage to the next.
+
+    If the vision tower is not trained, they are kept with their image features instead of their pixels. A pass of the
+    tower rounds differently with other images next to one. Features are therefore always those of a pass over the same
+    neighbours: they do not depend on what was kept before a run was killed.
+
+    Args:
+        corpus: the studies whose prompts are kept; each pass reads a few that follow one another.
+        limit_mb: of pixels and features; if those of the corpus take more, none are kept.
+    """
+
+    def __init__(self, processor: ReportProcessor, corpus: Sequence[Study] = (), *, limit_mb: int = 0) -> None:
+        self.processor, self.corpus, self.limit_mb = processor, corpus, limit_mb
+        parts = (corpus[i : i + NEIGHBOURS] for i in range(0, len(corpus), NEIGHBOURS))
+        self._neighbours = {id(study): part for part in parts for study in part}
+        self._tower, self._keeps = "", False
+        self._policy: QwenVL | None = None
+        self._kept: dict[int, Prompt] = {}  # by the identity of the study
+
+    def follow(self, policy: QwenVL | None) -> None:
+        """From now on keep the features that this policy's tower gives; None if the tower is trained, or is sharded, so
+        that every pass needs all ranks. All prompts fit or none is kept, as estimated from the first of them.
+        """
+        tower = "" if policy is None else _hash_weights(policy.vision)
+        if tower != self._tower:
+            self._kept = {key: prompt for key, prompt in self._kept.items() if prompt.features is None}
+        self._tower, self._policy, self._keeps = tower, policy, False
+        if self.corpus and self.limit_mb:
+            prompt = self.build(self.corpus[0])
+            held = prompt.pixel_values if policy is None else with_features(policy, [prompt])[0].features
+            self._keeps = len(self.corpus) * held.numel() * held.element_size() <= self.limit_mb * 2**20
+
+    def release(self) -> None:
+        """Let go of the policy and keep what is kept."""
+        self._policy, self._keeps = None, False
+
+    def build(self, study: Study) -> Prompt:
+        """The prompt of a study; any thread may call this."""
+        if id(study) in self._kept:
+            return self._kept[id(study)]
+        return self._keep(study, build_prompt(self.processor, study))
+
+    def attach(self, studies: Sequence[Study], prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts of these studies with their features, if those are kept."""
+        return [self._attach(study, prompt) for study, prompt in zip(studies, prompts, strict=True)]
+
+    @torch.no_grad()
+    def _attach(self, study: Study, prompt: Prompt) -> Prompt:
+        if self._policy is None or not self._keeps or id(study) not in self._neighbours:
+            return prompt
+        if (known := self.build(study)).features is not None:
+            return known
+        part = self._neighbours[id(study)]
+        prompts = [self.build(one) for one in part]
+        for one, its, features in zip(part, prompts, self._policy.features(prompts), strict=True):
+            self._keep(one, replace(its, features=features.cpu(), pixel_values=its.pixel_values[:0].clone()))
+        return self._kept[id(study)]
+
+    def _keep(self, study: Study, prompt: Prompt) -> Prompt:
+        if self._keeps and id(study) in self._neighbours:
+            self._kept[id(study)] = prompt
+        return prompt
+
+
+@torch.no_grad()
+def with_features(policy: QwenVL, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts with the features of a tower that is not trained: for their rollout and for the update after it."""
+    computed = zip(prompts, policy.features(prompts), strict=True)
+    return [replace(prompt, features=features.clone()) for prompt, features in computed]
+
+
+def _hash_weights(module: torch.nn.Module) -> str:
+    digest = hashlib.blake2b()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def suppressed_mask(policy: QwenVL, processor: ReportProcessor) -> torch.Tensor:
     """[V] bool, tokens no report may hold. The same mask samples and scores.
 
@@ -89,8 +173,8 @@ def suppressed_mask(policy: QwenVL, processor: ReportProcessor) -> torch.Tensor:
 
 @contextmanager
 def prepare_generation(policy: QwenVL) -> Iterator[None]:
-    """A policy in training as generation needs it: whole on every rank, its adapters cast once."""
-    with gathered(policy), cast_once(policy):
+    """A policy in training as generation needs it: whole on every rank, adapters cast and the decoder packed once."""
+    with gathered(policy), cast_once(policy), packed(policy, pack_linear):
         yield
 
 
@@ -98,6 +182,7 @@ class ReportWriter:
     """A policy that writes one report per study; its engine serves every call, and prompts are built ahead of it.
 
     Args:
+        prompts: builds them; by default they are built anew each time.
         seed: of sampled reports; in float32 a report depends on it and on its study's id, not on its neighbours.
         slots: reports decoded concurrently.
         workers: threads that load images and build prompts; 0 builds each when the engine asks.
@@ -114,10 +199,13 @@ class ReportWriter:
         slots: int,
         seed: int = 0,
         workers: int = 2,
+        prompts: PromptStore | None = None,
         stop: StopSignal | None = None,
         shown: bool = True,
     ) -> None:
-        self.processor, self.seed, self.workers, self.stop, self.shown = processor, seed, workers, stop, shown
+        self.policy, self.processor, self.seed = policy, processor, seed
+        self.prompts = prompts or PromptStore(processor)
+        self.workers, self.stop, self.shown = workers, stop, shown
         suppressed = suppressed_mask(policy, processor)
         self.engine = Engine(policy, sampling=sampling, eos_id=processor.eos_id, suppressed=suppressed, slots=slots)
 
@@ -129,12 +217,17 @@ class ReportWriter:
         """
         position = {study.id: i for i, study in enumerate(studies)}
         reports: list[tuple[str, bool]] = [("", False)] * len(studies)
-        loaded = prefetch(studies, partial(build_prompt, self.processor), workers=self.workers)
-        requests = (Request(prompt, (sample_seed(self.seed, "generate", 0, study.id, 0),)) for study, prompt in loaded)
-        written = self.engine.rollout(requests, stop=self.stop)
-        for report in with_progress(written, title, len(studies), shown=self.shown):
-            reports[position[report.study_id]] = self.processor.decode(report.response_ids), report.truncated
+        requests = self._requests(studies)
+        with packed(self.policy, pack_linear):
+            written = self.engine.rollout(requests, stop=self.stop)
+            for report in with_progress(written, title, len(studies), shown=self.shown):
+                reports[position[report.study_id]] = self.processor.decode(report.response_ids), report.truncated
         return reports
+
+    def _requests(self, studies: Sequence[Study]) -> Iterator[Request]:
+        for study, prompt in prefetch(studies, self.prompts.build, workers=self.workers):
+            (ready,) = self.prompts.attach([study], [prompt])
+            yield Request(ready, (sample_seed(self.seed, "generate", 0, study.id, 0),))
 
 
 def greedy(sampling: SamplingConfig, *, max_new_tokens: int) -> SamplingConfig:

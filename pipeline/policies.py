@@ -80,6 +80,11 @@ def prepare_training(
     return lambda: nullcontext(frozen)
 
 
+def trains_vision(policy: QwenVL) -> bool:
+    """Whether any weight of the vision tower is trained."""
+    return any(parameter.requires_grad for parameter in policy.vision.parameters())
+
+
 def save_policy(policy: QwenVL, run: Run, stage: str, *, base: Path) -> None:
     """Save what a stage trained: its adapter, made for `base`, and then the model with the adapter merged in."""
     folder, lora = run.folder / stage, run.config.model.lora
@@ -100,7 +105,9 @@ def report_studies(
 
     def work(part: Sequence[Study], name: str) -> list[dict[str, object]]:
         if not writers:
-            writers.append(report_writer(load_policy(run.folder / model / "model", run), run, most=part_size))
+            policy = load_policy(run.folder / model / "model", run)
+            run.prompts.follow(policy)
+            writers.append(report_writer(policy, run, most=part_size))
         return score_rows(run.reward, [report for report, _ in writers[0].write(part, title=name)], part)
 
     digests = Digests.read(run.folder / model / "model")
@@ -117,6 +124,7 @@ def report_writer(policy: QwenVL, run: Run, *, most: int) -> ReportWriter:
         greedy(config.rollout, max_new_tokens=config.evaluate.max_new_tokens),
         slots=min(config.evaluate.slots, most),
         workers=config.data.workers,
+        prompts=run.prompts,
         stop=run.stop,
         shown=run.ranks.is_main,
     )

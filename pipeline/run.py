@@ -29,6 +29,7 @@ from radflow.models.processing import ReportProcessor
 from radflow.models.start import pick_device, start_path
 from radflow.models.training_data import TrainingData, load_training_data
 from radflow.pipeline.command_line import exit_with, say_how_to_resume
+from radflow.pipeline.generation import PromptStore
 from radflow.pipeline.limits import check_lengths
 from radflow.pipeline.run_config import MAY_CHANGE, STAGES, Config, note_checkpoint, open_run
 from radflow.rewards.editing import Editing
@@ -45,6 +46,7 @@ class Run:
     config: Config
     corpus: Corpus
     processor: ReportProcessor
+    prompts: PromptStore
     reward: RewardWorkers  # closed by whoever built the run
     device: torch.device
     ranks: Ranks
@@ -90,6 +92,7 @@ def build_run(config: Config, ranks: Ranks, stop: StopSignal, live: Live | None)
         config=config,
         corpus=corpus,
         processor=processor,
+        prompts=PromptStore(processor, [*corpus.train, *corpus.test], limit_mb=config.data.prompts_mb),
         reward=ranks.do_or_stop(partial(reward_workers, config, stop), stop),  # a plug-in may hang when it is imported
         device=device,
         ranks=ranks,

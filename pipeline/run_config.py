@@ -107,7 +107,7 @@ class Config:
 
 
 MAY_CHANGE = (
-    *("run_dir", "stages", "parallel", "tracking", "served", "data.workers", "data.cache_dir"),
+    *("run_dir", "stages", "parallel", "tracking", "served", "data.workers", "data.cache_dir", "data.prompts_mb"),
     *("reward.workers", "reward.timeout_s", "reward.max_failed"),
     *("criticality.corrected", "evaluate.validate_every", "evaluate.validate_studies"),
     *(f"judge.{one.name}" for one in fields(JudgeConfig) if one.name not in ANSWERS_DEPEND_ON),
