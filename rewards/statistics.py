@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # sums [..., K] over studies -> one value each, [...]
-SLICE = 1_000_000  # numbers drawn at one time: about 8 MB however many studies there are
+SLICE = 100_000  # numbers drawn at one time, which stay in a core's cache: 0.8 MB, however many studies there are
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,8 @@ def bootstrap(columns: np.ndarray, statistic: Statistic, *, num_resamples: int =
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    found = [statistic(counts @ columns) for counts in _resamples(len(columns), num_resamples, seed)]
-    low, high = np.nanpercentile(np.concatenate(found), [2.5, 97.5])
-    return Interval(float(statistic(columns.sum(0))), float(low), float(high))
+    found = (statistic(counts @ columns) for counts in _resamples(len(columns), num_resamples, seed))
+    return _interval(float(statistic(columns.sum(0))), found)
 
 
 def bootstrap_difference(
@@ -62,7 +61,10 @@ def bootstrap_difference(
 
 def bootstrap_mean(values: Sequence[float] | np.ndarray, *, num_resamples: int = 10_000, seed: int = 0) -> Interval:
     """Mean of `values` over studies; ValueError without a value, or with one that is not finite."""
-    return bootstrap(with_ones(values), mean_of, num_resamples=num_resamples, seed=seed)
+    data = with_ones(values)[:, 0]
+    # The same resamples as in `bootstrap`, without counting how often each study is drawn.
+    found = (data.take(drawn).mean(1) for drawn in _draws(len(data), num_resamples, seed))
+    return _interval(float(data.mean()), found)
 
 
 def paired_bootstrap(first: Sequence[float], second: Sequence[float]) -> Interval:
@@ -114,11 +116,21 @@ def distinct_share(texts: Sequence[str]) -> float:
     return len(set(texts)) / len(texts)
 
 
-def _resamples(count: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """[rows, N] float64: how often each study is drawn in each resample, a slice at a time."""
+def _interval(value: float, resampled: Iterator[np.ndarray]) -> Interval:
+    low, high = np.nanpercentile(np.concatenate(list(resampled)), [2.5, 97.5])
+    return Interval(value, float(low), float(high))
+
+
+def _draws(count: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """[rows, N] int64: the studies of each resample, a slice at a time."""
     generator = np.random.default_rng(seed)
     rows = max(1, SLICE // count)
     for start in range(0, num_resamples, rows):
-        drawn = generator.integers(0, count, (min(rows, num_resamples - start), count))
+        yield generator.integers(0, count, (min(rows, num_resamples - start), count))
+
+
+def _resamples(count: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """[rows, N] float64: how often each study is drawn in each resample, a slice at a time."""
+    for drawn in _draws(count, num_resamples, seed):
         flat = drawn + count * np.arange(len(drawn))[:, None]
         yield np.bincount(flat.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
