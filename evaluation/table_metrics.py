@@ -17,7 +17,7 @@ from radflow.rewards.metrics.lexical import ORDERS
 from radflow.rewards.metrics.srrbert import LABELS as SRR_LABELS
 from radflow.rewards.registry import METRICS, label_of
 from radflow.rewards.rules.chexpert_rules import LABELS
-from radflow.rewards.statistics import Interval, Statistic, bootstrap, mean_of
+from radflow.rewards.statistics import Interval, Statistic, bootstrap, bootstrap_mean, mean_of
 
 # name -> one row per study: [N] float64 with NaN if the reference does not define the value; for L labels [N, 3 L] of 0
 # and 1: of each label whether both sides have it, the prediction, the reference; or [N, K] counts, NaN for none.
@@ -82,7 +82,11 @@ class TableMetric:
             return None
         inverse = self.statistic is inverse_of_mean
         statistic = mean_of if inverse else self.statistic
-        interval = bootstrap(self.columns(cells), statistic, num_resamples=num_resamples, seed=seed)
+        columns, options = self.columns(cells), {"num_resamples": num_resamples, "seed": seed}
+        if statistic is mean_of:
+            interval = bootstrap_mean(columns[:, 0], **options)
+        else:
+            interval = bootstrap(columns, statistic, **options)
         return inverted(interval) if inverse else interval
 
 

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch._dynamo.backends.debugging import aot_eager
 from torch.nn.attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from toy_policy import TextPrompt
 
 from capo import packing
-from capo.packing import PADDING, PROMPT, micro_batches, one_row, pack, report_logps
+from capo.packing import PADDING, PROMPT, micro_batches, one_row, pack, report_logps, split_group
 from radflow.models import layers
 from radflow.pipeline.generation import build_prompt, suppressed_mask
 
@@ -103,6 +105,44 @@ def test_micro_batches_by_hand():
     # 2 x 60 fill the budget exactly; a third row would make it 3 x 60
     assert micro_batches([30, 60, 20, 40], 120) == [[1, 3], [0, 2]]
     assert micro_batches([7, 7, 7], 14) == [[0, 1], [2]]
+
+
+def test_a_group_is_split_where_that_costs_least_by_hand():
+    # Width 100: a row of L tokens costs L (1 + L / 300). Four reports in one row 300 x 2 = 600, in two rows
+    # 2 x 200 x 1.67 = 667; eight in one 500 x 2.67 = 1333, in two 2 x 300 x 2 = 1200, in three 1250, in four 1333.
+    assert split_group(100, [50] * 4, 100) == [slice(0, 4)]
+    assert split_group(100, [50] * 8, 100) == [slice(0, 4), slice(4, 8)]
+    assert split_group(100, [50] * 8, 1000) == [slice(0, 8)]  # attention costs less next to wider layers
+    assert split_group(100, [], 100) == [slice(0, 0)]  # a rank without reports still makes a pass
+
+
+@given(
+    prompt=st.integers(1, 500),
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=20),
+    width=st.integers(8, 4096),
+)
+def test_every_report_is_in_one_part_and_no_cut_into_equal_parts_costs_less(prompt, lengths, width):
+    def cost(parts):
+        rows = [prompt + sum(lengths[part]) for part in parts]
+        return sum(row + row**2 / (3 * width) for row in rows)
+
+    parts = split_group(prompt, lengths, width)
+    assert [length for part in parts for length in lengths[part]] == lengths
+    for size in range(1, len(lengths) + 1):
+        equal = [slice(i, i + size) for i in range(0, len(lengths), size)]
+        assert cost(parts) <= cost(equal) * (1 + 1e-12)
+
+
+def test_rows_of_one_prompt_share_one_pass_of_the_tower(policy, batch, monkeypatch):
+    prompts, responses = batch
+    together = pack(prompts, responses)
+    rows = [(prompt, report) for prompt, group in zip(prompts, responses, strict=True) for report in group]
+    apart = pack([prompt for prompt, _ in rows], [[report] for _, report in rows])
+    expected, passes, features = report_logps(policy, together)[0], [], policy.features
+    monkeypatch.setattr(policy, "features", lambda prompts: passes.append(len(prompts)) or features(prompts))
+    # float32 sums in another order; log-probabilities are of a scale of 10
+    torch.testing.assert_close(report_logps(policy, apart)[0], expected, atol=2e-5, rtol=0)
+    assert passes == [len(prompts)]
 
 
 def test_padding_segments_are_never_attended_to(batch):

@@ -10,7 +10,7 @@ from toy_policy import record_gradients
 
 from capo.checkpoint import Checkpoints
 from capo.config import OptimizerConfig, RlConfig
-from capo.packing import pack, report_logps
+from capo.packing import pack, report_logps, split_group
 from capo.ranks import Ranks
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
@@ -85,11 +85,16 @@ def test_every_mini_batch_is_measured_against_the_policy_that_sampled(policy, pr
     assert row["kl_before"] == 0.0 and row["ratio_gap_max"] > 1e-3
 
 
+def split_into_ones(prompt, lengths, width):
+    return [slice(i, i + 1) for i in range(len(lengths))]
+
+
 @pytest.mark.parametrize("frozen_vision", [True, False])
-def test_update_does_not_depend_on_how_the_step_is_split(policy, processor, cases, frozen_vision):
+def test_update_does_not_depend_on_how_the_step_is_split(policy, processor, cases, frozen_vision, monkeypatch):
     # SGD-like comparison on the accumulated gradient: Adam would magnify round-off of near-zero gradients
     gradients = []
-    for budget in (100_000, 300):
+    for budget, whole in ((100_000, True), (300, True), (100_000, False)):
+        monkeypatch.setattr("capo.trainer.split_group", split_group if whole else split_into_ones)
         mine = copy.deepcopy(policy)
         if frozen_vision:
             mine.model.model.visual.requires_grad_(False)
@@ -97,10 +102,11 @@ def test_update_does_not_depend_on_how_the_step_is_split(policy, processor, case
         updates = record_gradients(trainer)
         capo_step(trainer, cases, processor, dataclasses.replace(RL, inner_epochs=1))
         gradients += updates
-    one, many = gradients
-    assert one.keys() == many.keys() and one
-    for name, gradient in one.items():
-        assert (gradient - many[name]).abs().max() <= 1e-4 * gradient.abs().max() + 1e-9, name
+    one, *others = gradients
+    for other in others:
+        assert one.keys() == other.keys() and one
+        for name, gradient in one.items():
+            assert (gradient - other[name]).abs().max() <= 1e-4 * gradient.abs().max() + 1e-9, name
 
 
 def gradients_of(policy, cases, processor, config, budget=100_000):

@@ -281,7 +281,8 @@ def test_a_served_run_trains_the_weights_of_the_local_run_though_its_server_dies
     trained = [load_file(run / "rl" / "adapter" / "adapter_model.safetensors") for run in (local, served)]
     assert any(tensor.any() for name, tensor in trained[0].items() if "lora_B" in name)
     for name, tensor in trained[0].items():
-        torch.testing.assert_close(trained[1][name], tensor, atol=1e-6, rtol=0)
+        # The two samplers round differently, and the correction weighs gradients by that: 1 % of an update of 1e-3.
+        torch.testing.assert_close(trained[1][name], tensor, atol=1e-5, rtol=0)
 
 
 def test_what_cannot_be_served_is_refused_when_the_config_is_read(refuse):

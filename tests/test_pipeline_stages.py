@@ -21,6 +21,7 @@ from radflow import train
 from radflow.dashboard.archive import Archive
 from radflow.models import qwen_vl
 from radflow.models.start import ModelConfig
+from radflow.pipeline.generation import PromptStore
 from radflow.pipeline.run_config import Config
 from radflow.pipeline.stage_loop import StageLoop
 
@@ -30,7 +31,8 @@ LIVE = SimpleNamespace(begin=lambda name: None, write_dashboard=lambda: None)
 def run_of(folder):
     config = Config(run_dir=folder, model=ModelConfig(training="full"), stages="sft")
     corpus = SimpleNamespace(fingerprint="studies")
-    return SimpleNamespace(config=config, corpus=corpus, folder=folder, ranks=Ranks(), stop=StopSignal(), live=None)
+    kept = {"prompts": PromptStore(None), "live": None}
+    return SimpleNamespace(config=config, corpus=corpus, folder=folder, ranks=Ranks(), stop=StopSignal(), **kept)
 
 
 def test_an_update_that_has_begun_when_the_signal_comes_is_finished_and_saved(tmp_path):
