@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,6 +39,7 @@ class Result:
     resident_mb: float  # largest over the rounds, all that the process held
     checksum: float  # of the result, to see that all variants did the same work
     per_second: float  # median over the rounds of the checksum, where it counts something, by the seconds
+    gflop: float | None = None  # of the work, if it is known
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -58,6 +59,7 @@ def compare(
     facts: Mapping[str, float] | None = None,
     against: Mapping[str, str] | None = None,
     unit: str | None = None,
+    gflop: Mapping[str, float] | None = None,
 ) -> None:
     """Measure, print a table and write results/NAME.csv.
 
@@ -68,7 +70,10 @@ def compare(
         facts: further figures to print.
         unit: what the checksum counts; the table then has a column for the rate per second.
         against: the variant that one is compared with; by default the first of all.
+        gflop: operations of the work of each variant; the table then has their rate and its share of what a large
+            float32 matrix product reaches here.
     """
+    peak = matmul_rate(threads) if gflop else None
     runs: dict[str, list[Run]] = {variant: [] for variant in variants}
     for number in range(rounds):
         for variant, prepare in variants.items():
@@ -78,8 +83,10 @@ def compare(
     first = next(iter(variants))
     results = {}
     for variant, measured in runs.items():
-        results[variant] = summary(measured, runs[(against or {}).get(variant, first)])
+        result = summary(measured, runs[(against or {}).get(variant, first)])
+        results[variant] = replace(result, gflop=(gflop or {}).get(variant))
     content = {"setting": setting, "rounds": rounds, "machine": machine(threads), "unit": unit, **(facts or {})}
+    content |= {"peak": peak} if peak else {}
     content["variants"] = {variant: asdict(result) for variant, result in results.items()}
     print(f"checksums: {[r.checksum for r in results.values()]}")
     write(name, content)
@@ -95,6 +102,17 @@ def summary(mine: Sequence[Run], other: Sequence[Run]) -> Result:
         checksum=mine[0][3],
         per_second=statistics.median(checksum / seconds for seconds, _, _, checksum in mine),
     )
+
+
+def matmul_rate(threads: int, size: int = 2048) -> float:
+    """GFLOP/s of a large float32 matrix product, the median of nine."""
+    torch.set_num_threads(threads)
+    left, right, seconds = torch.randn(size, size), torch.randn(size, size), []
+    for _ in range(10):
+        began = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(seconds[1:]) / 1e9
 
 
 def machine(threads: int) -> str:
@@ -192,10 +210,22 @@ def cells(content: Mapping) -> tuple[list[str], list[list[str]]]:
     formats = {"seconds": ".3f", "ratio": ".2f", "peak_mb": ".0f", "resident_mb": ".0f"}
     if unit:
         columns, formats = [*columns, f"{unit}/s"], {**formats, "per_second": ".0f"}
-    return columns, [
+    rows = [
         [name, *(format(row[field], style) for field, style in formats.items())]
         for name, row in content["variants"].items()
     ]
+    if "peak" in content:
+        columns += ["GFLOP/s", f"% of {content['peak']:.0f}, a large float32 product"]
+        results = content["variants"].values()
+        rows = [[*row, *_rates(result, content["peak"])] for row, result in zip(rows, results, strict=True)]
+    return columns, rows
+
+
+def _rates(result: Mapping, peak: float) -> list[str]:
+    if result["gflop"] is None:
+        return ["", ""]
+    rate = result["gflop"] / result["seconds"]
+    return [f"{rate:.0f}", f"{100 * rate / peak:.0f}"]
 
 
 def _shares(parts: Mapping[str, float]) -> list[list[str]]:

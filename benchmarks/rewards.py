@@ -1,4 +1,5 @@
-"""Cost of rewards, in CPU seconds: RadGraph in batches against the radgraph package 0.1.18, and by length and batch.
+"""Cost of rewards, in CPU seconds: RadGraph in batches against the radgraph package 0.1.18, and by length and batch;
+BERTScore against the bert-score package 0.3.13.
 
 Worker processes compute rewards while others decode, so CPU time is the cost, and it can be measured on a shared
 machine. All variants run in turns in one process; what they need of memory is mostly
@@ -27,6 +28,7 @@ WORDS = {"IU": 28, "MIMIC": 76}  # mean words: Findings of IU X-ray; Findings an
 LENGTHS = {30: 16, 80: 8, 200: 4}  # words of a report -> reports
 BUDGETS = (1, 512, 4096)  # word pieces a batch; 1 is one report at a time
 MODEL = "radgraph"
+LAYERS = 5  # of distilroberta-base, as ReXrank reads it
 TYPICAL = (
     "the heart is normal in size and contour there no focal consolidation pleural effusion or pneumothorax lungs are "
     "clear mild left right lower lobe opacity bibasilar atelectasis unchanged from prior examination cardiomediastinal "
@@ -114,6 +116,48 @@ def radgraph(folder: Path) -> tuple[list[Variant], dict[str, float]]:
     return variants, outside_the_encoder(annotate, package.radgraph)
 
 
+def bertscore(folder: Path) -> tuple[list[Variant], dict[str, float]]:
+    """Groups as in training, one call a study, against the package, with an encoder of distilroberta-base's sizes."""
+    import bert_score
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+
+    from radflow.rewards.metrics.bertscore import BertScore, BertScoreConfig
+
+    trained, encoder = ByteLevelBPETokenizer(), folder / "roberta"
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train_from_iterator(texts(400, WORDS["MIMIC"], seed=1000), vocab_size=2000, special_tokens=special)
+    encoder.mkdir()
+    trained.save_model(str(encoder))
+    sizes = {"vocab_size": trained.get_vocab_size(), "num_hidden_layers": 6, "max_position_embeddings": 514}
+    RobertaModel(RobertaConfig(**sizes), add_pooling_layer=False).save_pretrained(encoder)
+    tokenizer = AutoTokenizer.from_pretrained(encoder, add_prefix_space=True, model_max_length=512)
+    tokenizer.save_pretrained(encoder)
+    options = {"num_layers": LAYERS, "idf": False, "device": "cpu"}
+    package = bert_score.BERTScorer(model_type=str(encoder), **options)
+    package._tokenizer = tokenizer
+    config = BertScoreConfig(path=str(encoder), num_layers=LAYERS, device="cpu")
+    known = BertScore.load(config)
+
+    def theirs(words: int) -> int:
+        return sum(len(package.score(candidates, references)[2]) for candidates, references in groups(words))
+
+    def ours(words: int) -> int:
+        reward = BertScore(known.encoder, baseline=None, cache_mb=config.cache_mb)  # a new one knows no references
+        return sum(len(reward(candidates, references)) for candidates, references in groups(words))
+
+    def with_known_references(words: int) -> int:
+        return sum(len(known(candidates, references)) for candidates, references in groups(words))
+
+    variants = []
+    for words in LENGTHS:
+        name = f"BERTScore, G {ROLLOUTS}, {words} words"
+        with_known_references(words)
+        for kind, work in (("package", theirs), ("new references", ours), ("known", with_known_references)):
+            variants.append(Variant(f"{name}, {kind}", functools.partial(work, words), f"{name}, package"))
+    return variants, {}
+
+
 def outside_the_encoder(annotate: Callable, package: Callable) -> dict[str, float]:
     """CPU milliseconds per report of everything but the encoder's forward; and how dense the graphs are."""
     from radgraph_package import restored_methods
@@ -154,7 +198,7 @@ def _outside(work: Callable[[], object], model: torch.nn.Module) -> float:
     return milliseconds
 
 
-PARTS = (radgraph,)
+PARTS = (radgraph, bertscore)
 
 
 def measured(work: Callable[[], int]) -> Run:

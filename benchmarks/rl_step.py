@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from checkpoint import build, prompt, requests
+from flops import gflop
 from harness import arguments, compare
 from PIL import Image
 
@@ -70,11 +71,12 @@ def load_policy(folder: Path, work: Work, *, recompute: bool):
 def ours(folder: Path, work: Work, *, recompute: bool) -> Callable[[], float]:
     from capo.advantages import group_advantages
     from capo.config import OptimizerConfig, RlConfig
-    from capo.rollout import Engine
     from capo.sampling import SamplingConfig
     from capo.trainer import Trainer
     from capo.types import Case
-    from radflow.models.lora import cast_once, reference
+    from radflow.models.lora import reference
+    from radflow.pipeline.generation import with_features
+    from radflow.pipeline.rollouts import LocalEngine
 
     policy, processor = load_policy(folder, work, recompute=recompute)
     trainer = Trainer(
@@ -85,14 +87,14 @@ def ours(folder: Path, work: Work, *, recompute: bool) -> Callable[[], float]:
     sampling, never = SamplingConfig(max_new_tokens=work.tokens), -1
     suppressed = torch.zeros(policy.vocab_size, dtype=torch.bool, device=work.device)
     slots = work.studies * work.group
-    engine = Engine(policy, sampling=sampling, eos_id=never, suppressed=suppressed, slots=slots)
+    engine = LocalEngine(policy, sampling=sampling, eos_id=never, suppressed=suppressed, slots=slots)
 
     def step() -> float:
-        prompts = [prompt(processor, number, pixels=work.pixels) for number in range(work.studies)]
+        images = [prompt(processor, number, pixels=work.pixels) for number in range(work.studies)]
+        prompts = with_features(policy, images)
         groups: dict[str, list] = {p.study_id: [None] * work.group for p in prompts}
-        with cast_once(policy):
-            for report in engine.rollout(requests(prompts, work.group)):
-                groups[report.study_id][report.sample] = report
+        for report in engine.rollout(requests(prompts, work.group)):
+            groups[report.study_id][report.sample] = report
         rewards = [reward_of(processor.decode(r.response_ids)) for group in groups.values() for r in group]
         numbers = torch.arange(work.studies).repeat_interleave(work.group)
         advantages = group_advantages(torch.tensor(rewards), numbers).advantages.split(work.group)
@@ -105,13 +107,18 @@ def ours(folder: Path, work: Work, *, recompute: bool) -> Callable[[], float]:
     return step
 
 
-def trl(folder: Path, work: Work, *, checkpointing: bool) -> Callable[[], float]:
+def trl(folder: Path, work: Work, *, checkpointing: bool, completions: bool = False) -> Callable[[], float]:
+    """Without Triton, TRL puts every position of the prompt through the head too; with `completions` those of reports
+    alone, as it does on a GPU."""
+    import trl.trainer.utils
     from datasets import Dataset
     from peft import LoraConfig
     from qwen_processor import processor_without_videos
     from transformers import Qwen2_5_VLForConditionalGeneration
     from trl import GRPOConfig, GRPOTrainer
 
+    if completions:
+        trl.trainer.utils._use_triton = lambda _: True
     processor = processor_without_videos(folder, padding_side="left")
     noise = torch.Generator().manual_seed(0)
     shape = (work.pixels, work.pixels, 3)
@@ -156,12 +163,19 @@ def trl(folder: Path, work: Work, *, checkpointing: bool) -> Callable[[], float]
 
 
 def variants(path: Path, work: Work) -> dict[str, Callable]:
-    return {
+    rows: dict[str, Callable] = {
         "RadFlow": functools.partial(ours, path, work, recompute=False),
         "RadFlow, activations recomputed": functools.partial(ours, path, work, recompute=True),
-        "TRL 1.16": functools.partial(trl, path, work, checkpointing=False),
-        "TRL 1.16, activations recomputed (its default)": functools.partial(trl, path, work, checkpointing=True),
     }
+    on_gpu = work.device.type == "cuda"
+    for completions in [True] if on_gpu else [False, True]:
+        name = "TRL 1.16" if on_gpu or not completions else "TRL 1.16, completions alone through the head"
+        options = {"completions": completions and not on_gpu}
+        rows[name] = functools.partial(trl, path, work, checkpointing=False, **options)
+        rows[f"{name}, activations recomputed (its default)"] = functools.partial(
+            trl, path, work, checkpointing=True, **options
+        )
+    return rows
 
 
 if __name__ == "__main__":
@@ -169,4 +183,15 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         path, work = Path(folder) / "model", Work()
         build(path)
-        compare("rl_step", variants(path, work), setting=str(work), rounds=options.rounds, threads=options.threads)
+        torch.set_num_threads(options.threads)
+        rows = variants(path, work)
+        # What one step of ours needs is what every variant is for.
+        needed = gflop(ours(path, work, recompute=False))
+        compare(
+            "rl_step",
+            rows,
+            setting=str(work),
+            rounds=options.rounds,
+            threads=options.threads,
+            gflop=dict.fromkeys(rows, needed),
+        )

@@ -19,7 +19,6 @@ os.environ |= {
 
 import torch
 from PIL import Image
-from vllm import LLM, SamplingParams
 
 
 def noise(side: int, seed: int) -> Image.Image:
@@ -37,6 +36,8 @@ if __name__ == "__main__":
     parser.add_argument("--limit", type=int, default=160, help="tokens of a report (default: %(default)s)")
     options = parser.parse_args()
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
+    from vllm import LLM, SamplingParams
+
     model = LLM(
         options.folder,
         dtype=options.dtype,

