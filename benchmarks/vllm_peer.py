@@ -12,6 +12,8 @@ import sys
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process, whose memory can be watched
     "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",  # by default it leaves cores to a server
+    "OMP_NUM_THREADS": str(os.cpu_count() or 1),
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",

@@ -50,12 +50,13 @@ def uniforms(seed: int, count: int) -> Tensor:
 def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """x -> x weight^T + bias, [S, in] -> [S, out], with a copy of the weight in the order that a CPU's kernel reads.
 
-    For the few rows of a decoding step it is two to three times as fast as the weight itself (benchmarks/decoding.py),
-    and a row does not depend on how many others there are. Without such a kernel the weight itself is read.
+    For the few rows of a decoding step it is two to three times as fast as the weight itself, and a row does not depend
+    on how many others there are. Without such a kernel the weight itself is read.
     """
     kernels = torch.ops.mkldnn
-    types = [torch.float32, *[torch.bfloat16] * kernels._is_mkldnn_bf16_supported()]
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available() or weight.dtype not in types:
+    here = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    half = here and weight.dtype == torch.bfloat16 and kernels._is_mkldnn_bf16_supported()
+    if not half and not (here and weight.dtype == torch.float32):
         return lambda rows: torch.nn.functional.linear(rows, weight, bias)
     copy = kernels._reorder_linear_weight(weight.detach().contiguous())
     return lambda rows: kernels._linear_pointwise(rows, copy, bias, "none", [], "")
