@@ -54,7 +54,7 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor]
     on how many others there are. Without such a kernel the weight itself is read.
     """
     kernels = torch.ops.mkldnn
-    here = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    here = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     half = here and weight.dtype == torch.bfloat16 and kernels._is_mkldnn_bf16_supported()
     if not half and not (here and weight.dtype == torch.float32):
         return lambda rows: torch.nn.functional.linear(rows, weight, bias)
@@ -90,12 +90,13 @@ def _invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     are float64: one cumulative sum over everything costs more than the product that made the logits.
     """
     probabilities = logits.softmax(-1)
-    whole = probabilities.shape[1] // BLOCK * BLOCK
-    sums = [probabilities[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1), probabilities[:, whole:].sum(-1, keepdim=True)]
-    cumulative = torch.cat(sums, 1).double().cumsum(-1)
+    slots, vocabulary = probabilities.shape
+    whole = vocabulary // BLOCK * BLOCK
+    blocks = probabilities[:, :whole].view(slots, whole // BLOCK, BLOCK)
+    cumulative = torch.cat([blocks.sum(-1), probabilities[:, whole:].sum(-1, keepdim=True)], 1).double().cumsum(-1)
     block, rest = _search(cumulative, uniform * cumulative[:, -1])
     columns = block[:, None] * BLOCK + torch.arange(BLOCK, device=block.device)
-    beyond = columns >= probabilities.shape[1]
+    beyond = columns >= vocabulary
     members = probabilities.gather(1, columns.masked_fill(beyond, 0)).masked_fill(beyond, 0.0)
     inside, _ = _search(members.double().cumsum(-1), rest)
     chosen = members.gather(1, inside[:, None])[:, 0].double()

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from transformers.models.qwen2_vl.modeling_qwen2_vl import rotate_half
 
@@ -88,9 +88,12 @@ class _Product:
     """Linear layers of one input as one product with a packed copy of their weights, adapters folded in.
 
     Folded into half precision, most of a small update would be rounded away: there adapters stay separate.
+
+    Args:
+        layers: `nn.Linear` or `LoraLinear`.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear | LoraLinear], pack: Pack) -> None:
+    def __init__(self, layers: Sequence[Any], pack: Pack) -> None:
         bases = [layer.base if isinstance(layer, LoraLinear) else layer for layer in layers]
         adapted = [isinstance(layer, LoraLinear) and layer.enabled for layer in layers]
         fold = bases[0].weight.dtype == torch.float32

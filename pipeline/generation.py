@@ -117,13 +117,13 @@ class PromptStore:
         """Let go of the policy and keep what is kept."""
         self._policy, self._keeps = None, False
 
-    def build(self, study: Study) -> Prompt:
+    def build(self, study: Study) -> Any:
         """The prompt of a study; any thread may call this."""
         if id(study) in self._kept:
             return self._kept[id(study)]
         return self._keep(study, build_prompt(self.processor, study))
 
-    def attach(self, studies: Sequence[Study], prompts: Sequence[Prompt]) -> list[Prompt]:
+    def attach(self, studies: Sequence[Study], prompts: Sequence[Any]) -> list[Any]:
         """The prompts of these studies with their features, if those are kept."""
         return [self._attach(study, prompt) for study, prompt in zip(studies, prompts, strict=True)]
 
@@ -146,7 +146,7 @@ class PromptStore:
 
 
 @torch.no_grad()
-def with_features(policy: QwenVL, prompts: Sequence[Prompt]) -> list[Prompt]:
+def with_features(policy: QwenVL, prompts: Sequence[Any]) -> list[Any]:
     """The prompts with the features of a tower that is not trained: for their rollout and for the update after it."""
     computed = zip(prompts, policy.features(prompts), strict=True)
     return [replace(prompt, features=features.clone()) for prompt, features in computed]
