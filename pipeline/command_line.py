@@ -76,7 +76,7 @@ def share_cores() -> None:
     """On a machine whose cores are busy, let threads that wait for others sleep instead of spin, which torch's OpenMP
     reads when it is loaded. OMP_WAIT_POLICY decides if it is set.
 
-    Next to one busy program on two cores a rollout then takes 2.3 s instead of 3.6 to 4.9; alone 1.9 instead of 1.6.
+    Threads that sleep are woken slowly: alone on the machine, a step would take longer.
     """
     cores = os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", "")

@@ -121,7 +121,12 @@ class PromptStore:
         """The prompt of a study; any thread may call this."""
         if id(study) in self._kept:
             return self._kept[id(study)]
-        return self._keep(study, build_prompt(self.processor, study))
+        prompt = build_prompt(self.processor, study)
+        if not self._keeps or id(study) not in self._neighbours:
+            return prompt
+        # Meanwhile another thread may have kept it, with features: those of its neighbours would stay, and a later pass
+        # over it alone would round differently.
+        return self._kept.setdefault(id(study), prompt)
 
     def attach(self, studies: Sequence[Study], prompts: Sequence[Any]) -> list[Any]:
         """The prompts of these studies with their features, if those are kept."""
@@ -136,13 +141,8 @@ class PromptStore:
         part = self._neighbours[id(study)]
         prompts = [self.build(one) for one in part]
         for one, its, features in zip(part, prompts, self._policy.features(prompts), strict=True):
-            self._keep(one, replace(its, features=features.cpu(), pixel_values=its.pixel_values[:0].clone()))
+            self._kept[id(one)] = replace(its, features=features.cpu(), pixel_values=its.pixel_values[:0].clone())
         return self._kept[id(study)]
-
-    def _keep(self, study: Study, prompt: Prompt) -> Prompt:
-        if self._keeps and id(study) in self._neighbours:
-            self._kept[id(study)] = prompt
-        return prompt
 
 
 @torch.no_grad()

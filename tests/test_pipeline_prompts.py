@@ -122,3 +122,20 @@ def test_a_step_reads_its_images_once_for_rollout_and_update(counted, processor,
     prompts = with_features(policy, [build_prompt(processor, study) for study in studies[:3]])
     policy.features(prompts)
     assert len(passes) == 1 and not any(prompt.features.requires_grad for prompt in prompts)
+
+
+def test_a_prompt_that_a_thread_builds_late_does_not_displace_the_features(counted, processor, studies, monkeypatch):
+    # Its neighbours kept theirs, so that the next pass read it alone and rounded differently from an undisturbed run's.
+    policy, _ = counted
+    store = PromptStore(processor, studies[:3], limit_mb=100)
+    store.follow(policy)
+
+    def build_late(*args):
+        prompt = build_prompt(*args)
+        monkeypatch.setattr("radflow.pipeline.generation.build_prompt", build_prompt)
+        read(store, studies[:3])  # another thread, which is done first
+        return prompt
+
+    monkeypatch.setattr("radflow.pipeline.generation.build_prompt", build_late)
+    assert store.build(studies[0]).features is not None
+    assert store.build(studies[0]) is store.attach(studies[:1], [store.build(studies[0])])[0]
