@@ -122,11 +122,14 @@ class PromptStore:
         if id(study) in self._kept:
             return self._kept[id(study)]
         prompt = build_prompt(self.processor, study)
-        if not self._keeps or id(study) not in self._neighbours:
+        if not self._is_kept(study):
             return prompt
         # Meanwhile another thread may have kept it, with features: those of its neighbours would stay, and a later pass
         # over it alone would round differently.
         return self._kept.setdefault(id(study), prompt)
+
+    def _is_kept(self, study: Study) -> bool:
+        return self._keeps and id(study) in self._neighbours
 
     def attach(self, studies: Sequence[Study], prompts: Sequence[Any]) -> list[Any]:
         """The prompts of these studies with their features, if those are kept."""
@@ -134,7 +137,7 @@ class PromptStore:
 
     @torch.no_grad()
     def _attach(self, study: Study, prompt: Prompt) -> Prompt:
-        if self._policy is None or not self._keeps or id(study) not in self._neighbours:
+        if self._policy is None or not self._is_kept(study):
             return prompt
         if (known := self.build(study)).features is not None:
             return known
