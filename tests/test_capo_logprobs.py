@@ -47,9 +47,12 @@ def test_equals_the_dense_path_in_value_and_gradient(chunk, rows, monkeypatch):
 
 
 def test_a_gpu_multiplies_tens_of_thousands_of_columns_at_a_time_a_cpu_what_fits_its_cache():
-    # 2,048 rows: logits and their exponentials are 16 KiB per column, and 64 weights upcast from bf16 are 256 bytes
+    # 2,048 rows: logits and their exponentials are 16 KiB per column, and 64 weights upcast from bf16 are 256 bytes, so
+    # that 8 MiB hold 504; 100 rows: 800 and 256 bytes, 7943. Of these whole cache lines: multiples of 64.
     weight = torch.zeros(151_936, 64, dtype=torch.bfloat16)
-    assert tile_width(2048, weight, torch.float32) == 16 * 2**20 // (16 * 2**10 + 256)
+    assert tile_width(2048, weight, torch.float32) == 448
+    assert tile_width(100, weight, torch.float32) == 7936
+    assert tile_width(2**20, weight, torch.float32) == 64  # never less
     with FakeTensorMode():  # a CUDA tensor without CUDA
         weight = torch.empty(151_936, 64, dtype=torch.bfloat16, device="cuda")
         assert tile_width(2048, weight, torch.float32) == 512 * 2**20 // (16 * 2**10) == 32_768
