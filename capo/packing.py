@@ -203,7 +203,9 @@ def report_logps(
     if in_blocks(layout):
         hidden = policy.decoder(one_row(embeds, dim=0), one_row(layout.positions, dim=1), layout.block_mask)
     else:
-        hidden = policy.decoder(embeds, layout.positions, layout.attention())
+        # One report per row, as in SFT, is plainly causal, which costs half: padding comes last and is not read.
+        shared = bool((layout.segments > 0).any())
+        hidden = policy.decoder(embeds, layout.positions, layout.attention() if shared else None)
     # Not hidden[predictors]: reports share the prompt's last state, and the gradients of an index race on a CPU.
     hidden, head = torch.nn.functional.embedding(layout.predictors, hidden.flatten(0, 1)), policy.output_weight()
     logps, entropy = linear_logps(hidden, head, layout.targets, temperature=temperature, suppressed=suppressed)

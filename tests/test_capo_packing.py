@@ -154,6 +154,19 @@ def test_padding_segments_are_never_attended_to(batch):
     assert padding.any() and not (others & padding[:, None, :]).any() and attention.any(-1).all()
 
 
+def test_rows_of_one_report_need_no_mask_and_give_what_the_mask_gives(policy, batch, monkeypatch):
+    prompts, responses = batch
+    layout = pack(prompts, [group[:1] for group in responses])
+    assert (layout.segments == PADDING).any()
+    masks, decoder = [], policy.decoder
+    monkeypatch.setattr(policy, "decoder", lambda *inputs: masks.append(inputs[2]) or decoder(*inputs))
+    causal, _ = report_logps(policy, layout)
+    monkeypatch.setattr(policy, "decoder", lambda *inputs: decoder(*inputs[:2], layout.attention()))
+    # float32 sums in another order; log-probabilities are of a scale of 10
+    torch.testing.assert_close(causal, report_logps(policy, layout)[0], atol=2e-5, rtol=0)
+    assert masks == [None]
+
+
 def test_empty_report_is_refused_by_study(batch):
     prompts, _ = batch
     with pytest.raises(ValueError, match=prompts[0].study_id):
