@@ -67,17 +67,16 @@ class StudySource:
         """Data URIs of a study's images, at most `side` pixels wide and high; none if they are not found."""
         try:
             sources = self.find(study_id).images[:MOST_IMAGES]
-            return [data_uri(load_image(source, study_id=study_id), side) for source in sources]
+            return [data_uri(load_image(source, study_id=study_id, size=side)) for source in sources]
         except (ValueError, KeyError):  # the page shows a placeholder: a moved image is no reason to show nothing
             return []
 
 
-def data_uri(image: Image.Image, side: int) -> str:
+def data_uri(image: Image.Image) -> str:
     """An image as JPEG in a data URI; a grey one takes a third of the bytes."""
     pixels = np.asarray(image)
     if pixels.ndim == 3 and (pixels[..., :1] == pixels).all():
         image = image.convert("L")
-    image.thumbnail((side, side), Image.Resampling.BICUBIC)
     with io.BytesIO() as file:
         image.save(file, "JPEG", quality=72, optimize=True)
         return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

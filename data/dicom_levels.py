@@ -25,6 +25,19 @@ def grey_levels(levels: np.ndarray, dataset: Any) -> np.ndarray:
     Padding is black and does not count for the range. Sources: DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT),
     C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2 (padding).
     """
+    if levels.dtype.itemsize > 2:
+        return _grey(levels, dataset)
+    # Each level is computed once, not once per pixel: what it becomes depends on it and on which levels there are.
+    codes = levels.view(f"u{levels.dtype.itemsize}")
+    table = np.zeros(2 ** (8 * codes.itemsize), dtype=np.uint8)
+    table[codes] = 1
+    (present,) = table.nonzero()
+    table[present] = _grey(present.astype(codes.dtype).view(levels.dtype), dataset)
+    return table[codes]
+
+
+def _grey(levels: np.ndarray, dataset: Any) -> np.ndarray:
+    """The same for levels of any shape, computed for each of them."""
     padding = _padding(levels, dataset)
     values = _rescale(levels, dataset)
     if not np.isfinite(values).all():

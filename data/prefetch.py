@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from radflow.data.files import replacing
@@ -56,11 +55,8 @@ def decode_studies(studies: Sequence[Study], *, keep_size: int = 0) -> list[Stud
     """
 
     def keep(study: Study, source: ImageSource) -> ImageSource:
-        image = study.load(source)
-        if not keep_size:
-            return source
-        image.thumbnail((keep_size, keep_size), Image.Resampling.BICUBIC)
-        return np.asarray(image)
+        image = study.load(source, size=keep_size)
+        return np.asarray(image) if keep_size else source
 
     return change_studies(studies, keep, title="checking images", workers=0)
 
@@ -99,8 +95,7 @@ class ImageCache:
             return source
         path = self.path_of(study, source)
         if not path.exists():
-            image = study.load(source)
-            image.thumbnail((self.size, self.size), Image.Resampling.BICUBIC)
+            image = study.load(source, size=self.size)
             red, green, blue = image.split()
             if red.tobytes() == green.tobytes() == blue.tobytes():
                 image = red  # a third of the size; the same pixels once it is RGB again

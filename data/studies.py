@@ -43,9 +43,9 @@ class Study:
     def report(self) -> str:
         return render_report(self.findings, self.impression)
 
-    def load(self, source: ImageSource) -> Image.Image:
+    def load(self, source: ImageSource, *, size: int = 0) -> Image.Image:
         """One of its images as `load_image` gives it."""
-        return load_image(source, study_id=self.id, window=self.window)
+        return load_image(source, study_id=self.id, window=self.window, size=size)
 
 
 def change_images(study: Study, change: Callable[[ImageSource], ImageSource]) -> Study:
@@ -54,17 +54,21 @@ def change_images(study: Study, change: Callable[[ImageSource], ImageSource]) ->
     return replace(study, images=images, prior_images=prior)
 
 
-def load_image(source: ImageSource, *, study_id: str, window: WindowConfig = FULL_RANGE) -> Image.Image:
+def load_image(source: ImageSource, *, study_id: str, window: WindowConfig = FULL_RANGE, size: int = 0) -> Image.Image:
     """Decode an image completely, to 8-bit RGB, turned as its EXIF orientation says; `window` is of deeper grey levels.
 
-    Raises ValueError with study and file if it is missing, truncated or unreadable.
+    Args:
+        size: pixels of the longest side, to which larger images are scaled down; 0 leaves them as they are.
+
+    Raises:
+        ValueError: with study and file, if it is missing, truncated or unreadable.
     """
     try:
         if isinstance(source, np.ndarray):
-            return eight_bit(Image.fromarray(source), window).convert("RGB")
+            return _scaled(eight_bit(Image.fromarray(source), window), size)
         with open_image(source) as image:
             image.load()
-            return eight_bit(ImageOps.exif_transpose(image), window).convert("RGB")
+            return _scaled(eight_bit(ImageOps.exif_transpose(image), window), size)
     except FileNotFoundError as error:
         advice = "correct the path or the image_root that it starts from, or drop the study"
         raise ValueError(f"study {study_id}: image {source} does not exist; {advice}") from error
@@ -73,6 +77,16 @@ def load_image(source: ImageSource, *, study_id: str, window: WindowConfig = FUL
         why = " ".join(str(error).split()) or type(error).__name__
         what = f"cannot be decoded ({why}); fetch it again or drop the study"
         raise ValueError(f"study {study_id}: image {name} {what}") from error
+
+
+def _scaled(image: Image.Image, size: int) -> Image.Image:
+    """RGB. Grey is scaled in its one channel, which takes a sixth of the time; Pillow would scale palettes and bits
+    without interpolation."""
+    if image.mode != "L":
+        image = image.convert("RGB")
+    if size:
+        image.thumbnail((size, size), Image.Resampling.BICUBIC)
+    return image.convert("RGB")
 
 
 def is_frontal(view: str) -> bool:

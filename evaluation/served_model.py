@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from capo.checks import check_range
@@ -15,7 +14,7 @@ from radflow.chat.config import EndpointConfig
 from radflow.chat.endpoint import TroubleError
 from radflow.chat.forms import Chat
 from radflow.data.image_files import as_data_uri
-from radflow.data.studies import Study, load_image
+from radflow.data.studies import Study
 from radflow.rewards.judge.prompts import defuse
 
 PROMPT = (
@@ -85,8 +84,7 @@ def build_question(study: Study, config: ServedModelConfig) -> Chat:
         if sources and study.prior_images:
             parts.append({"type": "text", "text": title})
         for source in sources:
-            image = load_image(source, study_id=study.id, window=study.window)
-            image.thumbnail((config.max_side, config.max_side), Image.Resampling.BICUBIC)
+            image = study.load(source, size=config.max_side)
             parts.append({"type": "image_url", "image_url": {"url": as_data_uri(image)}})
     question = {"type": "text", "text": "\n".join([config.prompt, *lines])}
     return Chat([*parts, question], private=" ".join(lines))

@@ -38,6 +38,10 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
         assert np.abs(pixels[..., 0].astype(int) - GREY).max() <= 1
     elif mode not in ("1", "I;16"):
         assert (pixels == GREY[..., None]).all()
+    # Grey is scaled in one channel, with the pixels that three would give.
+    whole = Image.fromarray(pixels)
+    whole.thumbnail((3, 3), Image.Resampling.BICUBIC)
+    assert np.array_equal(load_image(path, study_id="s1", size=3), whole)
 
 
 def test_cmyk_jpeg_is_not_turned_over(tmp_path):
