@@ -3,7 +3,7 @@ PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python
 BIN := .venv/bin
 PEERS := .venv-peers/bin
 VLLM := .venv-vllm/bin
-BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/demo_table.py benchmarks/tables.py benchmarks/tower.py benchmarks/tower_carotid.py benchmarks/served_judge.py benchmarks/chexpert_plus.py benchmarks/vllm_peer.py benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/demo_table.py benchmarks/tables.py benchmarks/tower.py benchmarks/tower_carotid.py benchmarks/served_judge.py benchmarks/chexpert_plus.py benchmarks/vllm_peer.py benchmarks/summary.py benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: demo test test-peers test-served test-installed mutants faults lint types check lock bench gpu gpu-trl gpu-wheels study clean help
@@ -65,8 +65,8 @@ lock: ## the hashes of every pinned package, by uv (UV=/path/to/uv): after a cha
 	for name in encoder gpu-wheels peers-alone vllm; do \
 		$(LOCK) --python-version 3.12 --no-deps requirements/$$name.txt -o $(LOCKED)/$$name.txt || exit 1; done
 
-bench: .venv-peers/.installed .venv-vllm/.installed ## every program of benchmarks/, one after the other
-	@for program in $(BENCHMARKS); do echo "== $$program" && $(PEERS)/python $$program || exit 1; done
+bench: .venv-peers/.installed .venv-vllm/.installed ## every program of benchmarks/, one after the other, and a table of all
+	@for program in $(BENCHMARKS) benchmarks/summary.py; do echo "== $$program" && $(PEERS)/python $$program || exit 1; done
 
 # A GPU machine may have no network to build .venv from: where there is none, its own interpreter with its own torch serves.
 GPU_PYTHON ?= $(if $(wildcard .venv/.installed),$(BIN)/python,$(PYTHON))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from checkpoint import build, prompt, requests
+from flops import gflop
 from harness import arguments, compare
 
 STUDIES, GROUP, LIMIT, SLOTS, SIDE = 64, 4, 160, 32, 224  # the limit is that of configs/iu_xray_tiny.yaml
@@ -120,6 +121,8 @@ if __name__ == "__main__":
             variants["vLLM 0.32, bfloat16"] = functools.partial(vllm, path, STUDIES, torch.bfloat16)
         else:
             print("vLLM is left out; `make .venv-vllm/.installed` installs it")
+        torch.set_num_threads(options.threads)
+        needed = gflop(variants["RadFlow"]())
         compare(
             "generate",
             variants,
@@ -127,4 +130,6 @@ if __name__ == "__main__":
             unit="tokens",
             rounds=options.rounds,
             threads=options.threads,
+            # Of float32 rows: a product in bfloat16 has another limit.
+            gflop={name: needed for name in variants if name in ("RadFlow", "vLLM 0.32")},
         )

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -105,14 +106,14 @@ def summary(mine: Sequence[Run], other: Sequence[Run]) -> Result:
 
 
 def matmul_rate(threads: int, size: int = 2048) -> float:
-    """GFLOP/s of a large float32 matrix product, the median of nine."""
+    """GFLOP/s of a large float32 matrix product, the fastest of thirty: other programs slow some of them down."""
     torch.set_num_threads(threads)
     left, right, seconds = torch.randn(size, size), torch.randn(size, size), []
-    for _ in range(10):
+    for _ in range(30):
         began = time.perf_counter()
         left @ right
         seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / statistics.median(seconds[1:]) / 1e9
+    return 2 * size**3 / min(seconds) / 1e9
 
 
 def machine(threads: int) -> str:
@@ -172,7 +173,8 @@ def start_watching_memory() -> float:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
     for process in _processes():
-        (process / "clear_refs").write_text("5")
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            (process / "clear_refs").write_text("5")
     return _resident("VmRSS")
 
 
@@ -183,7 +185,7 @@ def peak_memory() -> float:
 
 def _resident(field: str) -> float:
     """MB of this process and those that it started, from the kernel."""
-    lines = [line for process in _processes() for line in (process / "status").read_text().splitlines()]
+    lines = [line for process in _processes() for line in _read(process / "status").splitlines()]
     found = [int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:")]
     if not found:
         raise RuntimeError(f"/proc/self/status has no {field}; this benchmark needs Linux")
@@ -191,8 +193,15 @@ def _resident(field: str) -> float:
 
 
 def _processes() -> list[Path]:
-    children = [task.read_text().split() for task in Path("/proc/self/task").glob("*/children")]
+    children = [_read(file).split() for file in Path("/proc/self/task").glob("*/children")]
     return [Path("/proc/self"), *(Path("/proc") / pid for pids in children for pid in pids)]
+
+
+def _read(file: Path) -> str:
+    """What the kernel says of a thread or process; nothing if it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return file.read_text()
+    return ""
 
 
 def table(content: Mapping) -> str:

@@ -72,10 +72,13 @@ def work_of(logps_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[]
 
 if __name__ == "__main__":
     options = arguments(__doc__)
+    variants = {"linear_logps": ours, "all logits": all_logits, "TRL 1.16 chunked": trl, "Liger 0.8.5 torch": liger}
     compare(
         "logps",
-        {"linear_logps": ours, "all logits": all_logits, "TRL 1.16 chunked": trl, "Liger 0.8.5 torch": liger},
+        variants,
         setting=f"{TOKENS} tokens, hidden size {HIDDEN}, vocabulary {VOCABULARY}, float32, head frozen",
         rounds=options.rounds,
         threads=options.threads,
+        # Logits, and the gradient of the hidden states.
+        gflop=dict.fromkeys(variants, 4 * TOKENS * HIDDEN * VOCABULARY / 1e9),
     )

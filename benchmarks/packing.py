@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from checkpoint import build
+from flops import gflop
 from harness import arguments, compare
 from toy_policy import TextPrompt
 
@@ -60,6 +61,8 @@ if __name__ == "__main__":
             for way in WAYS:
                 variants[f"{setting}, {way}"] = functools.partial(update, path, length, tokens, group, way)
                 against[f"{setting}, {way}"] = f"{setting}, {WAYS[0]}"
+        torch.set_num_threads(options.threads)
+        trained = {name: prepare for name, prepare in variants.items() if name.endswith(WAYS[0])}
         compare(
             "packing",
             variants,
@@ -67,4 +70,5 @@ if __name__ == "__main__":
             rounds=options.rounds,
             threads=options.threads,
             against=against,
+            gflop={name: gflop(prepare()) for name, prepare in trained.items()},
         )

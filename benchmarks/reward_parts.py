@@ -3,7 +3,7 @@
     python benchmarks/reward_parts.py
 
 Models have random weights of the published sizes; references are cached, as from the second step on. RadGraph is
-measured in rewards.py.
+measured in rewards.py. The last row is Google's own package for ROUGE.
 """
 
 import itertools
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from harness import arguments, machine, write
+from rouge_score.rouge_scorer import RougeScorer
 from tokenizers import ByteLevelBPETokenizer
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
@@ -90,7 +91,9 @@ def rules() -> dict[str, Callable[[Sequence, Sequence], object]]:
         else:
             index = 0 if reads == "findings" else 1
             work[name] = lambda c, r, metric=metric, i=index: metric([x[i] for x in c], [x[i] for x in r])
+    package = RougeScorer(["rougeL"], use_stemmer=True)
     work["section parser"] = lambda c, r: [parse_sections(text(report)) for report in c]
+    work["rouge_l, rouge-score 0.1.2"] = lambda c, r: list(map(package.score, map(text, r), map(text, c)))
     return work
 
 
@@ -130,7 +133,7 @@ def main() -> None:
             "setting": f"CPU milliseconds per report, groups of {GROUP}, references known, {options.threads} thread(s)",
             "rounds": options.rounds,
             "machine": machine(options.threads),
-            "columns": ["part", *(f"{words[t]:.0f} words" for t in TIMES)],
+            "columns": ["part", *(f"{words[t]:.0f} words (ms)" for t in TIMES)],
             "rows": rows,
         },
     )

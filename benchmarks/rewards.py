@@ -14,11 +14,12 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from harness import Run, arguments, machine, peak_memory, start_watching_memory, summary, write
+from flops import gflop
+from harness import Run, arguments, machine, matmul_rate, peak_memory, start_watching_memory, summary, write
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -218,6 +219,7 @@ def main() -> None:
             made, further = part(Path(folder))
             variants += made
             facts |= further
+        counted = {variant.name: gflop(variant.work) for variant in variants}
         runs: dict[str, list[Run]] = {variant.name: [] for variant in variants}
         for _ in range(options.rounds):
             for variant in tqdm(variants, "variants", disable=None):
@@ -227,7 +229,11 @@ def main() -> None:
         "a study; and graphs of reports of a length; random weights of the published size"
     )
     content = {"setting": setting, "rounds": options.rounds, "machine": machine(options.threads), "unit": "reports"}
-    results = {variant.name: summary(runs[variant.name], runs[variant.against]) for variant in variants}
+    content["peak"] = matmul_rate(options.threads)
+    results = {
+        variant.name: replace(summary(runs[variant.name], runs[variant.against]), gflop=counted[variant.name])
+        for variant in variants
+    }
     content |= facts | {"variants": {name: asdict(result) for name, result in results.items()}}
     write("rewards", content)
 
