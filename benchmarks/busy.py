@@ -29,7 +29,6 @@ def serve(folder: Path, threads: int) -> None:
 
 
 def start(folder: Path, threads: int, *, passive: bool, busy: bool) -> Callable[[], float]:
-    others = [subprocess.Popen([sys.executable, "-c", ENDLESS])] if busy else []
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environment |= {"OMP_WAIT_POLICY": "PASSIVE"} if passive else {}
     program = [sys.executable, __file__, "--serve", str(folder), str(threads)]
@@ -37,14 +36,16 @@ def start(folder: Path, threads: int, *, passive: bool, busy: bool) -> Callable[
     assert served.stdin is not None and served.stdout is not None
     if served.stdout.readline() != "ready\n":
         raise RuntimeError("the rollout did not start; what it printed is above")
+    started = [served, *([subprocess.Popen([sys.executable, "-c", ENDLESS])] if busy else [])]
 
     def work() -> float:
         assert served.stdin is not None and served.stdout is not None
-        print(file=served.stdin, flush=True)
-        tokens = float(served.stdout.readline())
-        for process in (served, *others):
-            process.kill()
-        return tokens
+        try:
+            print(file=served.stdin, flush=True)
+            return float(served.stdout.readline())
+        finally:
+            for process in started:
+                process.kill()
 
     return work
 

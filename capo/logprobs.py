@@ -279,9 +279,8 @@ def logit_tiles(
     space = hidden.new_empty(len(hidden) * width, dtype=dtype)
     offset = None if bias is None else bias.to(dtype) / temperature
     if suppressed is not None:  # added: filling a mask takes longer than all else that is done to the logits
-        offset = (hidden.new_zeros(len(weight), dtype=dtype) if offset is None else offset).masked_fill(
-            suppressed, SUPPRESSED_LOGIT
-        )
+        offset = hidden.new_zeros(len(weight), dtype=dtype) if offset is None else offset
+        offset = offset.masked_fill(suppressed, SUPPRESSED_LOGIT)
     for start in range(0, len(weight), width):
         columns = slice(start, min(start + width, len(weight)))
         # Upcast once, as the caller multiplies by the tile again. CUDA multiplies half precision directly.
@@ -295,7 +294,8 @@ def logit_tiles(
 
 
 def tile_width(num_rows: int, weight: Tensor, dtype: torch.dtype) -> int:
-    """Columns for which logits, their exponentials and an upcast tile of weights fit TILE_BYTES."""
+    """Columns for which logits, their exponentials and an upcast tile of weights fit TILE_BYTES: a multiple of ALIGNED,
+    and no less."""
     memory = TILE_BYTES["cuda" if weight.is_cuda else "cpu"]
     upcast = 0 if weight.dtype == dtype or weight.is_cuda else weight.shape[1]
     columns = memory // (dtype.itemsize * (2 * max(1, num_rows) + upcast))
