@@ -57,22 +57,19 @@ def studies(folder: Path, kind: str) -> Sequence[Study]:
     return [Study(f"s{i}", f"p{i}", "train", (path,), "Clear.", "Normal.") for i, path in enumerate(paths)]
 
 
-def decoded(path: Path) -> np.ndarray | Image.Image:
-    if path.suffix == ".dcm":
-        return pydicom.dcmread(path).pixel_array
-    image = Image.open(path)
-    image.load()
-    return image
+def decoded(path: Path) -> object:
+    return pydicom.dcmread(path).pixel_array if path.suffix == ".dcm" else Image.open(path).load()
 
 
 def scaled(path: Path) -> Image.Image:
     """RGB of at most SIZE x SIZE, as a user of the libraries would write it."""
-    image = decoded(path)
-    if isinstance(image, np.ndarray):
-        dataset = pydicom.dcmread(path, stop_before_pixels=True)
-        levels = apply_windowing(apply_modality_lut(image, dataset), dataset)
+    if path.suffix == ".dcm":
+        dataset = pydicom.dcmread(path)
+        levels = apply_windowing(apply_modality_lut(dataset.pixel_array, dataset), dataset)
         low, high = levels.min(), levels.max()
         image = Image.fromarray(((levels - low) / (high - low) * 255).round().astype(np.uint8))
+    else:
+        image = Image.open(path)
     image = image.convert("RGB")
     image.thumbnail((SIZE, SIZE), Image.Resampling.BICUBIC)
     return image

@@ -82,11 +82,12 @@ def load_image(source: ImageSource, *, study_id: str, window: WindowConfig = FUL
 def _scaled(image: Image.Image, size: int) -> Image.Image:
     """RGB. Grey is scaled in its one channel, which takes a sixth of the time; Pillow would scale palettes and bits
     without interpolation."""
-    if image.mode != "L":
+    grey = image.mode == "L"
+    if not grey:
         image = image.convert("RGB")
     if size:
         image.thumbnail((size, size), Image.Resampling.BICUBIC)
-    return image.convert("RGB")
+    return image.convert("RGB") if grey else image
 
 
 def is_frontal(view: str) -> bool:
