@@ -209,8 +209,8 @@ def _read(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """One pass over the vocabulary: target logit, logsumexp, mean logit [R] each; mean row of weight [R, D]."""
     dtype = working_dtype(hidden)
-    chosen, total, energy = (hidden.new_zeros(len(hidden), dtype=dtype) for _ in range(3))
-    highest = torch.full_like(total, -torch.inf)
+    chosen, energy = (hidden.new_zeros(len(hidden), dtype=dtype) for _ in range(2))
+    normaliser = torch.full_like(chosen, -torch.inf)
     mean = hidden.new_zeros(hidden.shape, dtype=dtype) if needs_mean else None
     space: Tensor | None = None
     for columns, logits, tile in logit_tiles(hidden, weight, **options):
@@ -218,18 +218,17 @@ def _read(
         inside = (index >= 0) & (index < logits.shape[1])
         found = logits.gather(1, index.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         chosen = torch.where(inside, found, chosen)
-        higher = torch.maximum(highest, logits.amax(1))
-        shrink = (highest - higher).exp()
+        highest = logits.amax(1)
         space = torch.empty_like(logits) if space is None else space
-        weights = torch.sub(logits, higher[:, None], out=space.view(-1)[: logits.numel()].view_as(logits)).exp_()
-        total = total * shrink + weights.sum(1)
+        weights = torch.softmax(logits, 1, out=space.view(-1)[: logits.numel()].view_as(logits))
+        here = highest - weights.amax(1).log()  # logsumexp of the tile; softmax is one kernel, which does not return it
+        together = torch.logaddexp(normaliser, here)
+        before, share = (normaliser - together).exp(), (here - together).exp()
         if mean is not None:
-            mean = mean.mul_(shrink[:, None]).add_(product(weights, tile, dtype))
-        energy = energy * shrink + logits.mul_(weights).sum(1)
-        highest = higher
-    if mean is not None:
-        mean /= total[:, None]
-    return chosen, highest + total.log(), energy / total, mean
+            mean = mean.mul_(before[:, None]).add_(product(weights, tile, dtype).mul_(share[:, None]))
+        energy = energy * before + logits.mul_(weights).sum(1) * share
+        normaliser = together
+    return chosen, normaliser, energy, mean
 
 
 def add_at(total: Tensor, index: Tensor, values: Tensor) -> Tensor:

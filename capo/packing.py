@@ -7,11 +7,15 @@ report sees exactly what it would see alone, at P + sum(T_i) tokens instead of G
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._dynamo import mark_dynamic
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_map_only
 
 from capo.logprobs import linear_logps
 from capo.types import Policy, Prompt
@@ -37,14 +41,9 @@ class Layout:
         """B x L, what the decoder computes."""
         return self.token_ids.numel()
 
-    def attention(self) -> Tensor:
+    def attention(self) -> "SharedPrefixMask":
         """bool [B, 1, L, L]: causal, to the prompt or within a report; padding attends to itself only."""
-        length = self.segments.shape[1]
-        query, key = self.segments[:, :, None], self.segments[:, None, :]
-        causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-        visible = causal & (key != PADDING) & ((key == PROMPT) | (key == query))
-        # A row without any visible key gives NaN in softmax.
-        return (visible | torch.eye(length, dtype=torch.bool, device=query.device))[:, None]
+        return SharedPrefixMask(self.segments)
 
     @cached_property
     def block_mask(self) -> BlockMask:
@@ -73,6 +72,114 @@ class Layout:
     def pad(self, flat: Tensor) -> Tensor:
         """[N] values of the report tokens -> [R, T], 0 outside the mask; differentiable."""
         return flat.new_zeros(self.mask.shape).masked_scatter(self.mask, flat)
+
+
+class SharedPrefixMask(Tensor):
+    """A bool mask with which `scaled_dot_product_attention` computes only the scores that count; dense to all others.
+
+    Prompts attend to themselves, and each report to its prompt and itself: for G reports of T tokens after a prompt of
+    P that is P^2 + G T (P + T) scores, not (P + G T)^2. What padding attends to is then left open: nothing reads it.
+
+    Args:
+        segments: [B, L] int64 as in `Layout`, with one report at least.
+
+    Source: the technique is that of `torch.nn.attention.bias.CausalBias`.
+    """
+
+    segments: Tensor
+
+    def __new__(cls, segments: Tensor) -> "SharedPrefixMask":
+        mask = torch.empty(0, dtype=torch.bool, device=segments.device).as_subclass(cls)
+        mask.segments = segments
+        return mask
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is scaled_dot_product_attention:
+            return _attend(*args, **kwargs or {})
+        args, kwargs = tree_map_only(cls, lambda mask: mask.dense, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """bool [B, 1, L, L]."""
+        length = self.segments.shape[1]
+        query, key = self.segments[:, :, None], self.segments[:, None, :]
+        causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        visible = causal & (key != PADDING) & ((key == PROMPT) | (key == query))
+        # A row without any visible key gives NaN in softmax.
+        return (visible | torch.eye(length, dtype=torch.bool, device=query.device))[:, None]
+
+    @cached_property
+    def parts(self) -> "_Parts":
+        return _Parts.of(self.segments)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Which of the B x L tokens of a layout are those of its prompts and of its R reports, as flat indices."""
+
+    prompt: int  # P, tokens of the longest prompt
+    queries: Tensor  # [R, T] int64, of each report; 0 after its end
+    keys: Tensor  # [R, P + T] int64, of its prompt and itself; 0 after the end of each
+    visible: Tensor  # [R, 1, T, P + T] bool
+    order: Tensor  # [B, L] int64, of each token in B prompts of P and R reports of T, one after another; 0 for padding
+
+    @classmethod
+    def of(cls, segments: Tensor) -> "_Parts":
+        tokens = torch.arange(segments.numel(), device=segments.device).view_as(segments)
+        groups = [
+            [own[row == segment] for segment in range(PROMPT, int(row.max()) + 1)]
+            for own, row in zip(tokens, segments, strict=True)
+        ]
+        prompts = pad_sequence([group[0] for group in groups], batch_first=True, padding_value=-1)
+        reports = pad_sequence([own for group in groups for own in group[1:]], batch_first=True, padding_value=-1)
+        before = torch.cat([prompt.expand(len(group) - 1, -1) for prompt, group in zip(prompts, groups, strict=True)])
+        causal = torch.ones(2 * reports.shape[1:], dtype=torch.bool, device=tokens.device).tril()
+        visible = [each.expand(len(reports), len(causal), -1) for each in ((before >= 0)[:, None], causal)]
+        sequence = torch.cat([prompts.flatten(), reports.flatten()])
+        used = sequence >= 0
+        order = torch.zeros_like(tokens)
+        order.view(-1)[sequence[used]] = used.nonzero()[:, 0]
+        keys = torch.cat([before, reports], 1)
+        return cls(prompts.shape[1], reports.clamp(min=0), keys.clamp(min=0), torch.cat(visible, -1)[:, None], order)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: SharedPrefixMask,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,  # the mask is so already
+    **options: Any,
+) -> Tensor:
+    """`scaled_dot_product_attention`: [B, H, L, d], [B, K, L, d] twice -> [B, H, L, d]."""
+    options["dropout_p"], shape = dropout_p, attn_mask.segments.shape
+    if not query.shape[::2] == key.shape[::2] == shape:
+        return scaled_dot_product_attention(query, key, value, attn_mask.dense, **options)
+    parts = attn_mask.parts
+    first = slice(parts.prompt)
+    prompts = scaled_dot_product_attention(
+        query[:, :, first], key[:, :, first], value[:, :, first], is_causal=True, **options
+    )
+    queries, keys, values = (
+        _take(_tokens(states), index, states.shape[-1])
+        for states, index in ((query, parts.queries), (key, parts.keys), (value, parts.keys))
+    )
+    reports = scaled_dot_product_attention(queries, keys, values, parts.visible, **options)
+    return _take(torch.cat([_tokens(prompts), _tokens(reports)]), parts.order, value.shape[-1])
+
+
+def _tokens(states: Tensor) -> Tensor:
+    """[B, H, L, d] -> [B L, H d]."""
+    return states.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _take(tokens: Tensor, index: Tensor, width: int) -> Tensor:
+    """Rows of [N, H d] at indices [R, T] -> [R, H, T, d]."""
+    # Not tokens[index]: the tokens of a prompt are read once per report, and the gradients of an index race on a CPU.
+    return torch.nn.functional.embedding(index, tokens).view(*index.shape, -1, width).transpose(1, 2)
 
 
 @cache
@@ -133,28 +240,6 @@ def pack(prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]]) -> La
     return Layout(tuple(prompts), token_ids, segments, positions, sources, targets, mask)
 
 
-def split_group(prompt: int, lengths: Sequence[int], width: int) -> list[slice]:
-    """Which reports of a study share a row where attention is dense: the parts, in order, that cost least in all.
-
-    Per layer, products take about 24 D^2 operations per token, and attention 4 D for each token of its row, at half the
-    speed on a CPU (benchmarks/packing.py): a row of L tokens costs L (1 + L / 3 D). Few reports share one row, in which
-    their prompt is computed once. Many would compute attention to each other for nothing.
-
-    Args:
-        prompt, lengths: tokens of the prompt and of each report.
-        width: D, of the hidden states.
-    """
-    if not lengths:
-        return [slice(0, 0)]
-
-    def cost(parts: Sequence[slice]) -> float:
-        rows = [prompt + sum(lengths[part]) for part in parts]
-        return sum(row * (1 + row / (3 * width)) for row in rows)
-
-    sizes = range(len(lengths), 0, -1)
-    return min(([slice(i, i + size) for i in range(0, len(lengths), size)] for size in sizes), key=cost)
-
-
 def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Split rows into micro-batches of at most `token_budget` padded tokens, longest rows together.
 
@@ -168,13 +253,6 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         else:
             batches.append([row])
     return batches
-
-
-def prompt_features(policy: Policy, prompts: Sequence[Prompt]) -> list[Tensor]:
-    """Image features of each prompt, computed once for the rows that share one."""
-    distinct = {id(prompt): prompt for prompt in prompts}
-    computed = dict(zip(distinct, policy.features(list(distinct.values())), strict=True))
-    return [computed[id(prompt)] for prompt in prompts]
 
 
 def report_logps(
@@ -192,7 +270,7 @@ def report_logps(
         temperature, suppressed: as when sampling.
     """
     if features is None:
-        features = prompt_features(policy, layout.prompts)
+        features = policy.features(layout.prompts)
     prompts = policy.embed(layout.prompts, features)
     length = layout.token_ids.shape[1]
     padded = torch.stack([torch.nn.functional.pad(p, (0, 0, 0, length - len(p))) for p in prompts])
@@ -203,7 +281,7 @@ def report_logps(
     if in_blocks(layout):
         hidden = policy.decoder(one_row(embeds, dim=0), one_row(layout.positions, dim=1), layout.block_mask)
     else:
-        # One report per row, as in SFT, is plainly causal, which costs half: padding comes last and is not read.
+        # One report per row, as in SFT, is plainly causal: padding comes last and is not read.
         shared = bool((layout.segments > 0).any())
         hidden = policy.decoder(embeds, layout.positions, layout.attention() if shared else None)
     # Not hidden[predictors]: reports share the prompt's last state, and the gradients of an index race on a CPU.

@@ -175,9 +175,14 @@ class Engine:
             StopRequested: `stop` was set.
             ValueError: a request for more reports than there are slots.
         """
-        waiting = _Queue(requests, self.slots)
-        active: list[_Slot] = []
         self.head = _head(self.policy.output_weight(), self.suppressed)
+        try:
+            yield from self._rollout(_Queue(requests, self.slots), stop)
+        finally:
+            del self.head  # on a CPU a copy of the largest weight
+
+    def _rollout(self, waiting: "_Queue", stop: StopSignal | None) -> Iterator[Rollout]:
+        active: list[_Slot] = []
         while active or waiting.next_size:
             if stop is not None and stop.requested:
                 raise StopRequested(f"stopped on request with {len(active)} reports unfinished")

@@ -15,7 +15,7 @@ from capo.fsdp import sharded_modules
 from capo.kl import KL_ESTIMATES, k3
 from capo.loss import OBJECTIVES, LossTerms, sampler_weights
 from capo.metrics import LossMetrics, ScoringMetrics
-from capo.packing import Layout, micro_batches, pack, prompt_features, report_logps, split_group
+from capo.packing import Layout, micro_batches, pack, report_logps
 from capo.ranks import Ranks
 from capo.types import Case, Policy
 
@@ -181,8 +181,8 @@ class Trainer:
         """
         shares = []
         for mini_batch in mini_batches:
-            own = [mini_batch[i] for i in self.ranks.assign([self._num_tokens(case) for case in mini_batch])]
-            rows = micro_batches([self._num_tokens(case) for case in own], self.config.token_budget)
+            own = [mini_batch[i] for i in self.ranks.assign([_num_tokens(case) for case in mini_batch])]
+            rows = micro_batches([_num_tokens(case) for case in own], self.config.token_budget)
             shares.append([[own[i] for i in indices] for indices in rows])
         counts = self.ranks.all_gather([len(share) for share in shares])
         for number, share in enumerate(shares):
@@ -193,10 +193,9 @@ class Trainer:
     @torch.no_grad()
     def _prepare(self, cases: Sequence[Case], options: dict[str, Any]) -> _MicroBatch:
         """The layout of a micro-batch, and reference log-probabilities in it."""
-        rows = [(case.prompt, case.rollouts[part]) for case in cases for part in self._split(case)]
-        layout = pack([prompt for prompt, _ in rows], [[r.response_ids for r in part] for _, part in rows])
-        layout = layout.to(self.policy.device)
-        features = self.policy(lambda: prompt_features(self.policy, layout.prompts)) if self.frozen_vision else None
+        responses = [[rollout.response_ids for rollout in case.rollouts] for case in cases]
+        layout = pack([case.prompt for case in cases], responses).to(self.policy.device)
+        features = self.policy(lambda: self.policy.features(layout.prompts)) if self.frozen_vision else None
         reports = [(case, rollout) for case in cases for rollout in case.rollouts]
         assert self.reference is not None
         with self.reference() as policy:
@@ -212,17 +211,6 @@ class Trainer:
             clip=torch.tensor([case.clip for case, _ in reports], dtype=torch.float32, device=device),
             sampled=torch.tensor([rollout.edited is None for _, rollout in reports], dtype=torch.bool, device=device),
         )
-
-    def _split(self, case: Case) -> list[slice]:
-        """The reports of each row of a case: one row on a GPU, whose attention skips what is masked."""
-        if self.policy.device.type == "cuda":
-            return [slice(0, len(case.rollouts))]
-        lengths = [len(rollout.response_ids) for rollout in case.rollouts]
-        return split_group(case.prompt.num_tokens, lengths, self.policy.output_weight().shape[1])
-
-    def _num_tokens(self, case: Case) -> int:
-        """Of all rows of a case."""
-        return len(self._split(case)) * case.prompt.num_tokens + sum(len(each.response_ids) for each in case.rollouts)
 
     @torch.no_grad()
     def _score(self, micro: _MicroBatch, options: dict[str, Any], before: ScoringMetrics) -> _MicroBatch:
@@ -249,6 +237,10 @@ class Trainer:
         self.num_updates, self.num_skipped, self.num_bad = counters
         for moments in self.optimizer.state.values():
             moments["step"].fill_(int(facts["adam_steps"]))
+
+
+def _num_tokens(case: Case) -> int:
+    return case.prompt.num_tokens + sum(len(rollout.response_ids) for rollout in case.rollouts)
 
 
 def _logps(

@@ -54,8 +54,8 @@ class Policy(Protocol):
         """[B, L, D or W], [3, B, L], mask [B, 1, L, S] -> hidden [B, L, D] after the last norm.
 
         Args:
-            mask: bool (True: may attend) or added to the scores; None is causal. On a GPU a training pass gets a block
-                mask of FlexAttention.
+            mask: bool (True: may attend) or added to the scores; None is causal. A training pass gets a
+                `SharedPrefixMask`, which is bool, or on a GPU a block mask of FlexAttention.
             cache: `cache.update(key, value, layer)` returns the keys and values to attend to, [B, kv heads, S, head
                 dim]; each layer calls it once, as with a cache of transformers.
         """

@@ -25,12 +25,16 @@ SMALLEST_HEAD = 16  # of FlexAttention's kernels; they round other sizes up to a
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | BlockMask | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attention of the language model: a dense mask goes to transformers' own function, a block mask to FlexAttention.
+    """Attention of the language model: a block mask goes to FlexAttention, others to PyTorch's kernels.
 
     [B, H, L, d], [B, K, S, d] twice and a mask -> [B, L, H, d]; a group of H / K query heads shares a key head.
     """
     if not isinstance(mask, BlockMask):
-        return sdpa_attention_forward(module, query, key, value, mask, **options)
+        if mask is None or query.shape[2] == 1:
+            return sdpa_attention_forward(module, query, key, value, mask, **options)
+        # transformers would copy keys and values for each query head.
+        out = scaled_dot_product_attention(query, key, value, mask, scale=options["scaling"], enable_gqa=True)
+        return out.transpose(1, 2), None
     width = query.shape[-1]
     if width < SMALLEST_HEAD:
         query, key, value = (pad(states, (0, SMALLEST_HEAD - width)) for states in (query, key, value))

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch._dynamo.backends.debugging import aot_eager
 from torch.nn.attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_policy import TextPrompt
 
 from capo import packing
-from capo.packing import PADDING, PROMPT, micro_batches, one_row, pack, report_logps, split_group
+from capo.packing import PADDING, PROMPT, micro_batches, one_row, pack, report_logps
 from radflow.models import layers
 from radflow.pipeline.generation import build_prompt, suppressed_mask
 
@@ -107,44 +106,6 @@ def test_micro_batches_by_hand():
     assert micro_batches([7, 7, 7], 14) == [[0, 1], [2]]
 
 
-def test_a_group_is_split_where_that_costs_least_by_hand():
-    # Width 100: a row of L tokens costs L (1 + L / 300). Four reports in one row 300 x 2 = 600, in two rows
-    # 2 x 200 x 1.67 = 667; eight in one 500 x 2.67 = 1333, in two 2 x 300 x 2 = 1200, in three 1250, in four 1333.
-    assert split_group(100, [50] * 4, 100) == [slice(0, 4)]
-    assert split_group(100, [50] * 8, 100) == [slice(0, 4), slice(4, 8)]
-    assert split_group(100, [50] * 8, 1000) == [slice(0, 8)]  # attention costs less next to wider layers
-    assert split_group(100, [], 100) == [slice(0, 0)]  # a rank without reports still makes a pass
-
-
-@given(
-    prompt=st.integers(1, 500),
-    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=20),
-    width=st.integers(8, 4096),
-)
-def test_every_report_is_in_one_part_and_no_cut_into_equal_parts_costs_less(prompt, lengths, width):
-    def cost(parts):
-        rows = [prompt + sum(lengths[part]) for part in parts]
-        return sum(row + row**2 / (3 * width) for row in rows)
-
-    parts = split_group(prompt, lengths, width)
-    assert [length for part in parts for length in lengths[part]] == lengths
-    for size in range(1, len(lengths) + 1):
-        equal = [slice(i, i + size) for i in range(0, len(lengths), size)]
-        assert cost(parts) <= cost(equal) * (1 + 1e-12)
-
-
-def test_rows_of_one_prompt_share_one_pass_of_the_tower(policy, batch, monkeypatch):
-    prompts, responses = batch
-    together = pack(prompts, responses)
-    rows = [(prompt, report) for prompt, group in zip(prompts, responses, strict=True) for report in group]
-    apart = pack([prompt for prompt, _ in rows], [[report] for _, report in rows])
-    expected, passes, features = report_logps(policy, together)[0], [], policy.features
-    monkeypatch.setattr(policy, "features", lambda prompts: passes.append(len(prompts)) or features(prompts))
-    # float32 sums in another order; log-probabilities are of a scale of 10
-    torch.testing.assert_close(report_logps(policy, apart)[0], expected, atol=2e-5, rtol=0)
-    assert passes == [len(prompts)]
-
-
 def test_padding_segments_are_never_attended_to(batch):
     prompts, responses = batch
     layout = pack(prompts, responses)
@@ -161,7 +122,7 @@ def test_rows_of_one_report_need_no_mask_and_give_what_the_mask_gives(policy, ba
     masks, decoder = [], policy.decoder
     monkeypatch.setattr(policy, "decoder", lambda *inputs: masks.append(inputs[2]) or decoder(*inputs))
     causal, _ = report_logps(policy, layout)
-    monkeypatch.setattr(policy, "decoder", lambda *inputs: decoder(*inputs[:2], layout.attention()))
+    monkeypatch.setattr(policy, "decoder", lambda *inputs: decoder(*inputs[:2], layout.attention().dense))
     # float32 sums in another order; log-probabilities are of a scale of 10
     torch.testing.assert_close(causal, report_logps(policy, layout)[0], atol=2e-5, rtol=0)
     assert masks == [None]
@@ -191,6 +152,57 @@ def values_and_gradients(attended, states):
     return [attended, *torch.autograd.grad((attended * weights).sum(), states)]
 
 
+@pytest.mark.parametrize("key_heads", [2, 4])
+def test_attention_with_the_mask_equals_that_with_the_dense_one_in_values_and_gradients(key_heads):
+    for number, layout in enumerate(layouts(20)):
+        torch.manual_seed(number)
+        sizes = [(*layout.segments.shape, heads, 8) for heads in (4, key_heads, key_heads)]
+        states = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
+        found, expected = (
+            values_and_gradients(
+                scaled_dot_product_attention(
+                    *(each.transpose(1, 2) for each in states), attn_mask=mask, scale=0.3, enable_gqa=True
+                ).transpose(1, 2)[layout.segments != PADDING],
+                states,
+            )
+            for mask in (layout.attention(), layout.attention().dense)
+        )
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)  # two orders of summation in float64
+
+
+class Scores(TorchDispatchMode):
+    """How many scores each call of an attention kernel computes per head."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if "attention" in operator.overloadpacket.__name__:
+            query, key = args[:2]
+            self.counts.append(query.shape[0] * query.shape[2] * key.shape[2])
+        return operator(*args, **(kwargs or {}))
+
+
+def test_attention_with_the_mask_computes_no_scores_between_reports():
+    layout = pack([TextPrompt.of("a", 50)], [[torch.arange(10)] * 8])
+    states = [torch.randn(1, 2, 130, 4)] * 3
+    with Scores() as scores:
+        scaled_dot_product_attention(*states, layout.attention())
+    assert scores.counts == [50 * 50, 8 * 10 * (50 + 10)]  # of 130 x 130
+
+
+def test_to_every_other_function_the_mask_is_dense():
+    mask = pack([TextPrompt.of("a", 2)], [[torch.tensor([1, 2]), torch.tensor([3])]]).attention()
+    dense = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]).bool()
+    assert mask.shape == (1, 1, 5, 5) and mask.dtype == torch.bool and mask.ndim == 4
+    assert torch.equal(mask[0, 0], dense) and torch.equal((~mask)[0, 0], ~dense)
+    assert torch.equal(torch.zeros(5, 5).masked_fill(mask, 1.0)[0, 0], dense.float())
+    query, longer = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 6, 4)
+    with pytest.raises(RuntimeError):  # as PyTorch refuses a dense mask of another size
+        scaled_dot_product_attention(query, longer, longer, attn_mask=mask)
+
+
 def test_compiled_blocks_equal_the_dense_mask_over_20_layouts_in_at_most_8_graphs(monkeypatch):
     # A graph for each new shape reaches Dynamo's limit of 8; from there on attention runs as its slow definition. The
     # first layout has as many blocks as there are key heads: sizes that are equal by chance count as one size.
@@ -214,7 +226,7 @@ def test_compiled_blocks_equal_the_dense_mask_over_20_layouts_in_at_most_8_graph
             torch.manual_seed(number)
             states = [torch.randn(rows, length, heads, size, requires_grad=True) for heads in (4, 2, 2)]
             dense = scaled_dot_product_attention(
-                *(each.transpose(1, 2) for each in states), layout.attention(), scale=0.3, enable_gqa=True
+                *(each.transpose(1, 2) for each in states), layout.attention().dense, scale=0.3, enable_gqa=True
             )
             expected = values_and_gradients(dense.transpose(1, 2), states)
             row = [one_row(each, dim=0).transpose(1, 2) for each in states]

@@ -1,5 +1,6 @@
 """The generation engine against the training path; `test_models_families.py` compares it with generate."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -184,3 +185,21 @@ def test_group_larger_than_the_slots_is_refused(policy, processor, studies):
 
 def test_nothing_requested(policy, processor):
     assert run(policy, processor, []) == {}
+
+
+def test_the_copy_of_the_head_is_freed_after_a_rollout_even_an_unfinished_one(policy, processor, studies, monkeypatch):
+    heads, make = [], capo.rollout._head
+
+    def watched(*inputs):
+        head = make(*inputs)
+        heads.append(weakref.ref(head))
+        return head
+
+    monkeypatch.setattr(capo.rollout, "_head", watched)
+    suppressed = suppressed_mask(policy, processor)
+    engine = Engine(policy, sampling=SAMPLED, eos_id=processor.eos_id, suppressed=suppressed)
+    list(engine.rollout(requests(processor, studies[:1])))
+    unfinished = engine.rollout(requests(processor, studies[:2]))
+    next(unfinished)
+    unfinished.close()
+    assert [head() for head in heads] == [None, None]

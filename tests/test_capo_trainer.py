@@ -10,7 +10,7 @@ from toy_policy import record_gradients
 
 from capo.checkpoint import Checkpoints
 from capo.config import OptimizerConfig, RlConfig
-from capo.packing import pack, report_logps, split_group
+from capo.packing import pack, report_logps
 from capo.ranks import Ranks
 from capo.rollout import Request, rollout
 from capo.sampling import SamplingConfig, sample_seed
@@ -85,22 +85,22 @@ def test_every_mini_batch_is_measured_against_the_policy_that_sampled(policy, pr
     assert row["kl_before"] == 0.0 and row["ratio_gap_max"] > 1e-3
 
 
-def split_into_ones(prompt, lengths, width):
-    return [slice(i, i + 1) for i in range(len(lengths))]
-
-
 @pytest.mark.parametrize("frozen_vision", [True, False])
-def test_update_does_not_depend_on_how_the_step_is_split(policy, processor, cases, frozen_vision, monkeypatch):
+def test_update_does_not_depend_on_how_the_step_is_split(policy, processor, cases, frozen_vision):
     # SGD-like comparison on the accumulated gradient: Adam would magnify round-off of near-zero gradients
     gradients = []
-    for budget, whole in ((100_000, True), (300, True), (100_000, False)):
-        monkeypatch.setattr("capo.trainer.split_group", split_group if whole else split_into_ones)
+    apart = [
+        dataclasses.replace(case, rollouts=(rollout,), advantages=advantage[None])
+        for case in cases
+        for rollout, advantage in zip(case.rollouts, case.advantages, strict=True)
+    ]
+    for budget, split in ((100_000, cases), (300, cases), (100_000, apart)):
         mine = copy.deepcopy(policy)
         if frozen_vision:
             mine.model.model.visual.requires_grad_(False)
         trainer = make_trainer(mine, dataclasses.replace(FAST, token_budget=budget), frozen_vision)
         updates = record_gradients(trainer)
-        capo_step(trainer, cases, processor, dataclasses.replace(RL, inner_epochs=1))
+        capo_step(trainer, split, processor, dataclasses.replace(RL, inner_epochs=1))
         gradients += updates
     one, *others = gradients
     for other in others:
