@@ -222,12 +222,11 @@ def _read(
         space = torch.empty_like(logits) if space is None else space
         weights = torch.softmax(logits, 1, out=space.view(-1)[: logits.numel()].view_as(logits))
         here = highest - weights.amax(1).log()  # logsumexp of the tile; softmax is one kernel, which does not return it
-        together = torch.logaddexp(normaliser, here)
-        before, share = (normaliser - together).exp(), (here - together).exp()
+        normaliser = torch.logaddexp(normaliser, here)
+        share = (here - normaliser).exp()  # of this tile in the probability so far
         if mean is not None:
-            mean = mean.mul_(before[:, None]).add_(product(weights, tile, dtype).mul_(share[:, None]))
-        energy = energy * before + logits.mul_(weights).sum(1) * share
-        normaliser = together
+            mean.lerp_(product(weights, tile, dtype), share[:, None])
+        energy = energy.lerp(logits.mul_(weights).sum(1), share)
     return chosen, normaliser, energy, mean
 
 

@@ -62,8 +62,7 @@ class _Layer:
         self.out, self.down = _Product([attention.o_proj], pack), _Product([mlp.down_proj], pack)
         self.gate_up, self.activate = _Product([mlp.gate_proj, mlp.up_proj], pack), mlp.act_fn
         self.norms = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
-        # Qwen3-VL norms each head of query and key.
-        self.head_norms = [_norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm")]
+        self.norm_heads = _norm_heads(attention, self.kv_heads)
 
     def __call__(self, hidden: Tensor, rotation: Sequence[Tensor], mask: Tensor, remember: Callable) -> Tensor:
         before, after = self.norms
@@ -75,9 +74,9 @@ class _Layer:
         """[S, D] -> [S, D]; `remember` adds keys and values to the cache and gives all that are to be read."""
         cos, sin = rotation
         heads = self.qkv(hidden).unflatten(-1, (-1, self.head_dim))
-        query, key, value = heads.tensor_split([-2 * self.kv_heads, -self.kv_heads], 1)
-        query, key = (norm(states) for norm, states in zip(self.head_norms, (query, key), strict=True))
-        query, key = (states * cos + rotate_half(states) * sin for states in (query, key))
+        heads, value = heads.tensor_split([-self.kv_heads], 1)
+        heads = self.norm_heads(heads)
+        query, key = (heads * cos + rotate_half(heads) * sin).tensor_split([-self.kv_heads], 1)
         keys, values = remember(key[:, :, None], value[:, :, None])
         # The query heads that share a key head are the rows of one attention: nothing is copied for each of them.
         grouped = query.unflatten(1, (self.kv_heads, -1))
@@ -93,19 +92,22 @@ class _Product:
         layers: `nn.Linear` or `LoraLinear`.
     """
 
+    @torch.no_grad()
     def __init__(self, layers: Sequence[Any], pack: Pack) -> None:
         bases = [layer.base if isinstance(layer, LoraLinear) else layer for layer in layers]
-        adapted = [isinstance(layer, LoraLinear) and layer.enabled for layer in layers]
-        fold = bases[0].weight.dtype == torch.float32
-        known = zip(layers, bases, adapted, strict=True)
-        weights = [layer.folded() if own and fold else base.weight for layer, base, own in known]
-        biases = [base.bias for base in bases]
-        self.multiply = pack(torch.cat(weights), None if biases[0] is None else torch.cat(biases))
-        ends = torch.tensor([len(weight) for weight in weights]).cumsum(0).tolist()
-        columns = [slice(end - len(weight), end) for weight, end in zip(weights, ends, strict=True)]
-        self.adapters = [
-            (where, layer) for layer, where, own in zip(layers, columns, adapted, strict=True) if own and not fold
-        ]
+        weight = torch.cat([base.weight for base in bases])
+        self.adapters: list[tuple[slice, LoraLinear]] = []  # those that stay separate, and their columns
+        start = 0
+        for layer, base in zip(layers, bases, strict=True):
+            columns = slice(start, start + base.out_features)
+            start = columns.stop
+            if not (isinstance(layer, LoraLinear) and layer.enabled):
+                continue
+            if weight.dtype == torch.float32:
+                layer.fold_into(weight[columns])
+            else:
+                self.adapters.append((columns, layer))
+        self.multiply = pack(weight, None if bases[0].bias is None else torch.cat([base.bias for base in bases]))
 
     def __call__(self, rows: Tensor) -> Tensor:
         out = self.multiply(rows)
@@ -123,7 +125,15 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale:
 
 
 def _norm(norm: Any) -> Multiply:
-    """An RMSNorm over the last dimension as one call; None changes nothing."""
-    if norm is None:
-        return lambda states: states
+    """An RMSNorm over the last dimension as one call."""
     return lambda states: rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _norm_heads(attention: Any, kv_heads: int) -> Multiply:
+    """What Qwen3-VL does to each head of query and key, [S, H + K, d]; the others nothing."""
+    if not hasattr(attention, "q_norm"):
+        return lambda heads: heads
+    query, key = attention.q_norm, attention.k_norm
+    weights = [query.weight.expand(kv_heads * attention.num_key_value_groups, -1), key.weight.expand(kv_heads, -1)]
+    weight = torch.cat(weights)
+    return lambda heads: rms_norm(heads, weight.shape[-1:], None, query.variance_epsilon) * weight

@@ -88,13 +88,15 @@ class LoraLinear(nn.Module):
 
     def add_to(self, product: Tensor, rows: Tensor) -> Tensor:
         """The base's product [N, out] with the adapter's of the same rows [N, in] added, in place."""
-        a, b = self._copies if self._use_copies else (m.t().to(rows.dtype) for m in (self.lora_a, self.lora_b))
+        # B is read row by row, and so is its gradient, which takes a CPU twice as long column by column.
+        own = (self.lora_a.t(), self.lora_b.t().contiguous())
+        a, b = self._copies if self._use_copies else (m.to(rows.dtype) for m in own)
         # Out of place would copy the base's product first, one more kernel per layer and token.
         return product.addmm_(rows @ a, b, alpha=self.scale)
 
-    def folded(self) -> Tensor:
-        """The weight with the adapter in it, [out, in], of a layer that is not sharded."""
-        return torch.addmm(self.base.weight, self.lora_b, self.lora_a, alpha=self.scale)
+    def fold_into(self, weight: Tensor) -> None:
+        """Add the adapter to a copy of the base's weight, [out, in], of a layer that is not sharded."""
+        weight.addmm_(self.lora_b, self.lora_a, alpha=self.scale)
 
     @torch.no_grad()
     def use_copies(self, use: bool) -> None:
