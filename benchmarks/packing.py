@@ -1,7 +1,6 @@
-"""One update on G reports of a study: in the rows that the trainer takes, in one row, and in one padded row per report.
+"""One update on G reports of a study: packed, packed with a dense mask, and in one padded row per report.
 
-Each row holds the prompt once. The head's work is the same in all, so the vocabulary is as small relative to the layers
-as in a 3 B model.
+The head's work is the same in all, so the vocabulary is as small relative to the layers as in a 3 B model.
 """
 
 import functools
@@ -16,12 +15,12 @@ from harness import arguments, compare
 from toy_policy import TextPrompt
 
 SETTINGS = ((400, 80, 4), (400, 80, 8), (400, 80, 16), (400, 80, 32), (400, 200, 8), (400, 200, 16), (1400, 80, 8))
-WAYS = ("as trained", "one row", "padded")
+WAYS = ("packed", "dense mask", "padded")
 
 
 def update(folder: Path, length: int, tokens: int, group: int, way: str) -> Callable[[], float]:
     """Forward and backward of LoRA matrices, log-probabilities summed."""
-    from capo.packing import pack, report_logps, split_group
+    from capo.packing import pack, report_logps
     from radflow.models.lora import LoraConfig, add_lora
     from radflow.models.qwen_vl import load
 
@@ -32,13 +31,12 @@ def update(folder: Path, length: int, tokens: int, group: int, way: str) -> Call
     prompt = TextPrompt("bench", ids, length)
     generator = torch.Generator().manual_seed(0)
     reports = [torch.randint(2000, 8000, (tokens,), generator=generator) for _ in range(group)]
-    parts = {
-        "as trained": split_group(length, [tokens] * group, policy.hidden_size),
-        "one row": [slice(0, group)],
-        "padded": [slice(i, i + 1) for i in range(group)],
-    }[way]
-    layout = pack([prompt] * len(parts), [reports[part] for part in parts])
-    none = [torch.zeros(0, policy.hidden_size)] * len(parts)
+    groups = [[report] for report in reports] if way == "padded" else [reports]
+    layout = pack([prompt] * len(groups), groups)
+    none = [torch.zeros(0, policy.hidden_size)] * len(groups)
+    if way == "dense mask":
+        decoder = policy.decoder
+        policy.decoder = lambda embeds, positions, mask: decoder(embeds, positions, mask.dense)
 
     for parameter in policy.parameters():
         parameter.sum()  # the checkpoint is mapped from its file: read it before the clock starts
@@ -66,7 +64,7 @@ if __name__ == "__main__":
         compare(
             "packing",
             variants,
-            setting="forward and backward of one study, LoRA rank 8, float32; time ratio to the rows of the trainer",
+            setting="forward and backward of one study, LoRA rank 8, float32; time ratio to packed",
             rounds=options.rounds,
             threads=options.threads,
             against=against,

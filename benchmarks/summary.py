@@ -34,7 +34,7 @@ class Compared:
 
 def _packing(group: int) -> Compared:
     setting = f"P 400, T 80, G {group}"
-    ours, peer = f"{setting}, as trained", f"{setting}, padded"
+    ours, peer = f"{setting}, packed", f"{setting}, padded"
     return Compared(f"update, {group} reports per study", "packing", ours, peer, shown="a row per report")
 
 
