@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from radflow.rewards.memory import MB, Kept, remember
-from radflow.rewards.metrics.encoder import check_directories, cut_batches, load_pretrained, pick_device, try_model
+from radflow.rewards.metrics.encoder import check_directories, cut_batches, load_pretrained, place_encoder, try_model
 
 _FINDINGS = """
     Lung Lesion, Edema, Pneumonia, Atelectasis, Aspiration, Lung collapse, Perihilar airspace opacity,
@@ -76,7 +76,7 @@ class SrrBert:
     def __init__(
         self, model: Any, tokenizer: Any, cut: Callable[[str], list[str]], *, token_budget: int, device: str
     ) -> None:
-        self.model = model.eval().requires_grad_(False).to(pick_device(device))
+        self.model = place_encoder(model, device)
         self.tokenizer, self.cut, self.token_budget = tokenizer, remember(cut), token_budget
         self._kept = Kept[frozenset[str]](16 * MB)
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 
-from radflow.rewards.metrics.encoder import pick_device
+from radflow.rewards.metrics.encoder import pick_device, place_encoder
 from radflow.rewards.radgraph.archive import check_weights, head_shapes, read_archive
 from radflow.rewards.radgraph.decoder import SpanDecoder
 from radflow.rewards.radgraph.encoder import WordEncoder, build_encoder, encoder_shapes, fill_encoder, load_tokenizer
@@ -39,7 +39,8 @@ class RadGraphAnnotator:
         check_weights(archive, encoder_shapes(network) | head_shapes(architecture, network.config.hidden_size))
         device = pick_device(config.device)
         dtype = torch.bfloat16 if config.bf16 else torch.float32
-        fill_encoder(network, archive).to(device, dtype)  # type: ignore[arg-type]  # transformers hides the signature
+        fill_encoder(network, archive).to(dtype)  # type: ignore[arg-type]  # transformers hides the signature
+        place_encoder(network, device)
         tokenizer = load_tokenizer(local or architecture.tokenizer)
         settings = {key: value for key, value in network.config.to_dict().items() if key not in IRRELEVANT}
         parts = [archive.digest, config.model, config.bf16, settings, tokenizer.backend_tokenizer.to_str()]

@@ -136,6 +136,6 @@ def encoder_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
 
 
 def fill_encoder(model: PreTrainedModel, archive: RadGraphArchive) -> PreTrainedModel:
-    """Load the encoder's weights, for inference only."""
+    """Load the encoder's weights."""
     model.load_state_dict({name: archive.weights[ENCODER + name] for name in model.state_dict()})
-    return model.eval().requires_grad_(False)
+    return model
