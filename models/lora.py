@@ -88,9 +88,10 @@ class LoraLinear(nn.Module):
 
     def add_to(self, product: Tensor, rows: Tensor) -> Tensor:
         """The base's product [N, out] with the adapter's of the same rows [N, in] added, in place."""
-        # B is read row by row, and so is its gradient, which takes a CPU twice as long column by column.
-        own = (self.lora_a.t(), self.lora_b.t().contiguous())
-        a, b = self._copies if self._use_copies else (m.to(rows.dtype) for m in own)
+        if self._use_copies:
+            a, b = self._copies
+        else:  # B contiguous: a CPU takes twice as long for its gradient column by column
+            a, b = (m.to(rows.dtype) for m in (self.lora_a.t(), self.lora_b.t().contiguous()))
         # Out of place would copy the base's product first, one more kernel per layer and token.
         return product.addmm_(rows @ a, b, alpha=self.scale)
 
