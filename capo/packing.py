@@ -41,6 +41,7 @@ class Layout:
         """B x L, what the decoder computes."""
         return self.token_ids.numel()
 
+    @cached_property
     def attention(self) -> "SharedPrefixMask":
         """bool [B, 1, L, L]: causal, to the prompt or within a report; padding attends to itself only."""
         return SharedPrefixMask(self.segments)
@@ -75,10 +76,11 @@ class Layout:
 
 
 class SharedPrefixMask(Tensor):
-    """A bool mask with which `scaled_dot_product_attention` computes only the scores that count; dense to all others.
+    """A bool mask with which `scaled_dot_product_attention` computes no scores between reports.
 
     Prompts attend to themselves, and each report to its prompt and itself: for G reports of T tokens after a prompt of
-    P that is P^2 + G T (P + T) scores, not (P + G T)^2. What padding attends to is then left open: nothing reads it.
+    P that is P^2 + G T (P + T) scores, not (P + G T)^2. The output at padding is arbitrary, and nothing reads it. Every
+    other function gets the dense mask.
 
     Args:
         segments: [B, L] int64 as in `Layout`, with one report at least.
@@ -283,7 +285,7 @@ def report_logps(
     else:
         # One report per row, as in SFT, is plainly causal: padding comes last and is not read.
         shared = bool((layout.segments > 0).any())
-        hidden = policy.decoder(embeds, layout.positions, layout.attention() if shared else None)
+        hidden = policy.decoder(embeds, layout.positions, layout.attention if shared else None)
     # Not hidden[predictors]: reports share the prompt's last state, and the gradients of an index race on a CPU.
     hidden, head = torch.nn.functional.embedding(layout.predictors, hidden.flatten(0, 1)), policy.output_weight()
     logps, entropy = linear_logps(hidden, head, layout.targets, temperature=temperature, suppressed=suppressed)

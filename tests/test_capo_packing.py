@@ -34,7 +34,7 @@ def test_layout_by_hand():
     assert layout.positions[1, 0].tolist() == [0, 4, 7, 8, 7]
     assert layout.predictors.tolist() == [1, 2, 1] and layout.targets.tolist() == [1, 2, 3]
     assert layout.mask.tolist() == [[True, True], [True, False]]
-    assert layout.attention()[0, 0].int().tolist() == [
+    assert layout.attention[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
@@ -109,7 +109,7 @@ def test_micro_batches_by_hand():
 def test_padding_segments_are_never_attended_to(batch):
     prompts, responses = batch
     layout = pack(prompts, responses)
-    attention = layout.attention()[:, 0]
+    attention = layout.attention[:, 0]
     padding = layout.segments == PADDING
     others = attention & ~torch.eye(attention.shape[1], dtype=torch.bool)
     assert padding.any() and not (others & padding[:, None, :]).any() and attention.any(-1).all()
@@ -122,7 +122,7 @@ def test_rows_of_one_report_need_no_mask_and_give_what_the_mask_gives(policy, ba
     masks, decoder = [], policy.decoder
     monkeypatch.setattr(policy, "decoder", lambda *inputs: masks.append(inputs[2]) or decoder(*inputs))
     causal, _ = report_logps(policy, layout)
-    monkeypatch.setattr(policy, "decoder", lambda *inputs: decoder(*inputs[:2], layout.attention().dense))
+    monkeypatch.setattr(policy, "decoder", lambda *inputs: decoder(*inputs[:2], layout.attention.dense))
     # float32 sums in another order; log-probabilities are of a scale of 10
     torch.testing.assert_close(causal, report_logps(policy, layout)[0], atol=2e-5, rtol=0)
     assert masks == [None]
@@ -165,7 +165,7 @@ def test_attention_with_the_mask_equals_that_with_the_dense_one_in_values_and_gr
                 ).transpose(1, 2)[layout.segments != PADDING],
                 states,
             )
-            for mask in (layout.attention(), layout.attention().dense)
+            for mask in (layout.attention, layout.attention.dense)
         )
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)  # two orders of summation in float64
 
@@ -188,12 +188,12 @@ def test_attention_with_the_mask_computes_no_scores_between_reports():
     layout = pack([TextPrompt.of("a", 50)], [[torch.arange(10)] * 8])
     states = [torch.randn(1, 2, 130, 4)] * 3
     with Scores() as scores:
-        scaled_dot_product_attention(*states, layout.attention())
+        scaled_dot_product_attention(*states, layout.attention)
     assert scores.counts == [50 * 50, 8 * 10 * (50 + 10)]  # of 130 x 130
 
 
 def test_to_every_other_function_the_mask_is_dense():
-    mask = pack([TextPrompt.of("a", 2)], [[torch.tensor([1, 2]), torch.tensor([3])]]).attention()
+    mask = pack([TextPrompt.of("a", 2)], [[torch.tensor([1, 2]), torch.tensor([3])]]).attention
     dense = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]).bool()
     assert mask.shape == (1, 1, 5, 5) and mask.dtype == torch.bool and mask.ndim == 4
     assert torch.equal(mask[0, 0], dense) and torch.equal((~mask)[0, 0], ~dense)
@@ -226,7 +226,7 @@ def test_compiled_blocks_equal_the_dense_mask_over_20_layouts_in_at_most_8_graph
             torch.manual_seed(number)
             states = [torch.randn(rows, length, heads, size, requires_grad=True) for heads in (4, 2, 2)]
             dense = scaled_dot_product_attention(
-                *(each.transpose(1, 2) for each in states), layout.attention().dense, scale=0.3, enable_gqa=True
+                *(each.transpose(1, 2) for each in states), layout.attention.dense, scale=0.3, enable_gqa=True
             )
             expected = values_and_gradients(dense.transpose(1, 2), states)
             row = [one_row(each, dim=0).transpose(1, 2) for each in states]

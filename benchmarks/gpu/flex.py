@@ -60,7 +60,7 @@ def compare(setting: Setting, report: Report) -> None:
         for (number, shape), index in itertools.product(enumerate(SHAPES), range(LENGTHS)):
             if setting.small and index % len(SHAPES) != number:
                 continue  # each length with one head size
-            dense, mask = layouts[index].attention().dense, masks[index]
+            dense, mask = layouts[index].attention.dense, masks[index]
             for name, error in errors(shape, dense, mask, dtype, gradients=gradients).items():
                 # `max` would drop a NaN that comes second
                 worst[name] = max(worst.get(name, 0.0), error) if error == error else error
