@@ -87,12 +87,13 @@ class Load:
 def layer_bytes(sizes: Sizes, *, lora: bool, bf16: bool) -> int:
     """What autograd keeps of one token in one decoder layer.
 
-    float32 with frozen weights: input of each norm and its output, q, k, v, attention twice; gate, activation, up,
-    product. Trained norms keep their normalised input too. In bfloat16 norms keep their input in float32.
+    float32 with frozen weights: input of each norm and its output, q, k, v, attention twice (its heads may have to be
+    put in order), gate, activation, up, product. Trained norms keep their normalised input too. In bfloat16 norms keep
+    their input in float32.
     """
-    if bf16:
-        return (24 if lora else 26) * sizes.hidden + 8 * sizes.intermediate
-    return 4 * ((8 if lora else 10) * sizes.hidden + 4 * sizes.intermediate)
+    computed, cache = 2 if bf16 else 4, sizes.cache // sizes.layers
+    norms = (12 if lora else 16) if bf16 else (16 if lora else 24)
+    return norms * sizes.hidden + computed * (3 * sizes.hidden + cache + 4 * sizes.intermediate)
 
 
 def tower_bytes(sizes: Sizes, *, bf16: bool) -> int:

@@ -40,7 +40,7 @@ def kept(policy, dtype):
             held[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor too: a freed address would be used again
         return tensor
 
-    layout = pack([TextPrompt()], [[torch.arange(32) + 10, torch.arange(32) + 20]])
+    layout = pack([TextPrompt()], [[torch.arange(64) + 10]])
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         report_logps(policy, layout, features=[torch.zeros(0, policy.hidden_size, dtype=dtype)])
     return sum(size for size, _ in held.values()) / layout.num_tokens
@@ -61,8 +61,9 @@ def test_activations_of_a_layer_are_as_the_formula_says(tmp_path, training, dtyp
         measured[layers] = kept(policy, dtype)
         sizes = Sizes.of(architecture(folder), CHECKPOINT)
     formula = layer_bytes(sizes, lora=training == "lora", bf16=dtype == torch.bfloat16)
+    copied = dtype.itemsize * sizes.hidden  # heads of the attention, which a CPU's kernel leaves in order
     # the formula leaves out what does not grow with the widths: the adapters' inner values, a norm's scales
-    assert (measured[4] - measured[2]) / 2 == pytest.approx(formula, rel=0.04)
+    assert (measured[4] - measured[2]) / 2 + copied == pytest.approx(formula, rel=0.04)
 
 
 def test_parameters_are_counted_as_loaded(tiny_dir):
@@ -147,8 +148,8 @@ def test_a_sharded_model_by_hand():
     # tower's 4 patches of 2 x 1000 + 34 x 1000 bytes are less
     caches, reading = 32 * 1536 * 65536 * 2, 2000 * 2 * (65536 + 5 * 4096 + 3 * 12288)
     assert alone["rollout"] == pytest.approx((caches + reading) / 1e9)
-    # 24 D + 8 I bytes per token and layer, 512 MiB of logits, and the caches, which are kept
-    activations = 1000 * 32 * (24 * 4096 + 8 * 12288)
+    # Per token and layer 18 D + 8 I and its 2 x 8 x 128 cached values of 2 bytes; 512 MiB of logits; kept caches.
+    activations = 1000 * 32 * (18 * 4096 + 8 * 12288 + 2 * 2048)
     assert alone["training pass"] == pytest.approx((activations + 512 * 2**20 + caches) / 1e9)
     split = memory(sizes, CHECKPOINT, load, sharding="full", world=8, local=8)
     # all weights gathered; the caches go with them
