@@ -36,7 +36,7 @@ def update(folder: Path, length: int, tokens: int, group: int, way: str) -> Call
     none = [torch.zeros(0, policy.hidden_size)] * len(groups)
     if way == "dense mask":
         decoder = policy.decoder
-        policy.decoder = lambda embeds, positions, mask: decoder(embeds, positions, mask.dense)
+        policy.decoder = lambda embeds, positions, mask, **wanted: decoder(embeds, positions, mask.dense, **wanted)
 
     for parameter in policy.parameters():
         parameter.sum()  # the checkpoint is mapped from its file: read it before the clock starts

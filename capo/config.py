@@ -24,7 +24,7 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     token_budget: int = 8192
-    """Padded tokens of one micro-batch; lower it when memory is short. The gradient does not depend on it."""
+    """Tokens of one micro-batch; lower it when memory is short. The gradient does not depend on it."""
     max_bad_updates: int = 5
     """The run stops after this many updates in a row whose gradient is not finite; such updates are skipped."""
 

@@ -1,5 +1,6 @@
 """Metrics of policy losses, summed on the device over micro-batches and read once at the end of a step."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -170,11 +171,14 @@ class _Totals:
         self.sums[name] = self.sums.get(name, 0.0) + value.detach().sum(dtype=torch.float64)
 
     def add_max(self, name: str, value: Tensor) -> None:
-        largest = value.detach().max() if value.numel() else value.new_zeros(())
+        if not value.numel():
+            value = value.new_full((1,), -torch.inf)  # the micro-batch of an idle rank has no reports
+        largest = value.detach().max()
         self.maxima[name] = torch.maximum(self.maxima.get(name, largest), largest)
 
     def read(self, ranks: Ranks | None = None) -> tuple[dict[str, float], dict[str, float]]:
         mine = [{name: float(value) for name, value in d.items()} for d in (self.sums, self.maxima)]
         sums, maxima = zip(*(ranks or Ranks()).all_gather(mine), strict=True)
         total = {name: sum(each[name] for each in sums) for name in self.sums}
-        return total, {name: max(each[name] for each in maxima) for name in self.maxima}
+        largest = {name: max(each[name] for each in maxima) for name in self.maxima}
+        return total, {name: value if value > -math.inf else 0.0 for name, value in largest.items()}

@@ -1,74 +1,70 @@
-"""Shared-prefix layout: a study's prompt once, followed by all of its reports, in one sequence.
+"""Shared-prefix layout: a study's prompt once, followed by all of its reports, and studies one after another.
 
 A report attends to the prompt and to its own earlier tokens, and its positions restart at the prompt's end, so each
-report sees exactly what it would see alone, at P + sum(T_i) tokens instead of G (P + T).
+report sees exactly what it would see alone, at P + sum(T_i) tokens instead of G (P + T). Nothing is padded.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._dynamo import mark_dynamic
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, pad, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_map_only
 
 from capo.logprobs import linear_logps
 from capo.types import Policy, Prompt
 
-PROMPT, PADDING = -1, -2  # segment ids; reports count from 0
 BLOCK = 128  # side of a block of FlexAttention's masks
 
 
 @dataclass(frozen=True)
 class Layout:
-    """B studies, one per row of length L; their R reports, in row order, have N tokens."""
+    """M tokens: of each prompt, then of each of its reports. The R reports have N of them."""
 
     prompts: tuple[Prompt, ...]
-    token_ids: Tensor  # [B, L] int64, report tokens; 0 elsewhere
-    segments: Tensor  # [B, L] int64, PROMPT, PADDING or the report's index in its row
-    positions: Tensor  # [3, B, L] int64
-    predictors: Tensor  # [N] int64, flat index of the hidden state that predicts each report token
-    targets: Tensor  # [N] int64
+    sizes: tuple[tuple[int, ...], ...]  # per study: tokens of its prompt and of each of its reports
+    positions: Tensor  # [3, M] int64
+    predictors: Tensor  # [N] int64, index of the hidden state that predicts each report token
+    targets: Tensor  # [N] int64, report tokens
     mask: Tensor  # [R, T] bool, True on report tokens; flat order of its True cells is that of `targets`
 
     @property
     def num_tokens(self) -> int:
-        """B x L, what the decoder computes."""
-        return self.token_ids.numel()
+        """M, what the decoder computes."""
+        return self.positions.shape[1]
 
     @cached_property
     def attention(self) -> "SharedPrefixMask":
-        """bool [B, 1, L, L]: causal, to the prompt or within a report; padding attends to itself only."""
-        return SharedPrefixMask(self.segments)
+        """bool [1, 1, M, M]: causal, to the prompt or within a report."""
+        return SharedPrefixMask(self.sizes, self.positions.device)
 
     @cached_property
     def block_mask(self) -> BlockMask:
-        """The same rule for all rows in sequence, [1, 1, M, M], for FlexAttention, which skips empty blocks."""
-        segments = one_row(self.segments, dim=0, fill=PADDING)[0]
-        rows = torch.arange(len(self.segments), device=segments.device)[:, None].expand_as(self.segments)
-        rows = one_row(rows, dim=0)[0]
+        """The same rule for FlexAttention, which skips empty blocks: [1, 1, L, L], with padding up to whole blocks."""
+        segments, prefixes = (whole_blocks(each, dim=0, fill=-1) for each in self.attention.segments)
 
         def visible(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
             own = segments[key]
-            reads = (own != PADDING) & ((own == PROMPT) | (own == segments[query])) & (rows[query] == rows[key])
-            return (query >= key) & reads | (query == key)
+            return (query >= key) & ((own == segments[query]) | (own == prefixes[query]))
 
         length = len(segments)
         mask = _mask_maker(segments.device.type)(visible, 1, None, length, length, device=segments.device)
         # Otherwise a number of blocks that equals the number of heads is compiled as a constant too.
-        for tensor in (segments, rows, *(part for part in mask.as_tuple() if isinstance(part, Tensor))):
+        for tensor in (segments, prefixes, *(part for part in mask.as_tuple() if isinstance(part, Tensor))):
             mark_dynamic(tensor, [dim for dim, size in enumerate(tensor.shape) if size > 1])
         return mask
 
     def to(self, device: torch.device) -> "Layout":
         """The same layout with its tensors on `device`; the prompts stay where they are."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "prompts"}
-        return replace(self, **moved)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("prompts", "sizes")}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
     def pad(self, flat: Tensor) -> Tensor:
         """[N] values of the report tokens -> [R, T], 0 outside the mask; differentiable."""
@@ -76,23 +72,24 @@ class Layout:
 
 
 class SharedPrefixMask(Tensor):
-    """A bool mask with which `scaled_dot_product_attention` computes no scores between reports.
+    """A bool mask with which `scaled_dot_product_attention` computes no scores between reports or studies.
 
-    Prompts attend to themselves, and each report to its prompt and itself: for G reports of T tokens after a prompt of
-    P that is P^2 + G T (P + T) scores, not (P + G T)^2. The output at padding is arbitrary, and nothing reads it. Every
-    other function gets the dense mask.
+    A prompt and its first report are one causal sequence; each other report attends to its prompt and itself: for G
+    reports of T tokens after a prompt of P that is (P + T)^2 + (G - 1) T (P + T) scores, not (P + G T)^2. Every other
+    function gets the dense mask.
 
     Args:
-        segments: [B, L] int64 as in `Layout`, with one report at least.
+        sizes: as in `Layout`.
 
     Source: the technique is that of `torch.nn.attention.bias.CausalBias`.
     """
 
-    segments: Tensor
+    sizes: tuple[tuple[int, ...], ...]
+    dense_device: torch.device
 
-    def __new__(cls, segments: Tensor) -> "SharedPrefixMask":
-        mask = torch.empty(0, dtype=torch.bool, device=segments.device).as_subclass(cls)
-        mask.segments = segments
+    def __new__(cls, sizes: tuple[tuple[int, ...], ...], device: torch.device) -> "SharedPrefixMask":
+        mask = torch.empty(0, dtype=torch.bool, device=device).as_subclass(cls)
+        mask.sizes, mask.dense_device = sizes, device
         return mask
 
     @classmethod
@@ -103,48 +100,62 @@ class SharedPrefixMask(Tensor):
         return func(*args, **kwargs)
 
     @cached_property
+    def segments(self) -> tuple[Tensor, Tensor]:
+        """Of each token: the number of its prompt or report, and that of its study's prompt, [M] int64 each."""
+        lengths = torch.tensor(list(chain(*self.sizes)))
+        segments = torch.arange(len(lengths))
+        counts = torch.tensor([len(study) for study in self.sizes])
+        prefixes = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        device = self.dense_device
+        return segments.repeat_interleave(lengths).to(device), prefixes.repeat_interleave(lengths).to(device)
+
+    @cached_property
     def dense(self) -> Tensor:
-        """bool [B, 1, L, L]."""
-        length = self.segments.shape[1]
-        query, key = self.segments[:, :, None], self.segments[:, None, :]
-        causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-        visible = causal & (key != PADDING) & ((key == PROMPT) | (key == query))
-        # A row without any visible key gives NaN in softmax.
-        return (visible | torch.eye(length, dtype=torch.bool, device=query.device))[:, None]
+        """bool [1, 1, M, M]."""
+        segments, prefixes = self.segments
+        return ((segments == segments[:, None]) | (segments == prefixes[:, None])).tril()[None, None]
 
     @cached_property
     def parts(self) -> "_Parts":
-        return _Parts.of(self.segments)
+        return _Parts.of(self.sizes)
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """Which of the B x L tokens of a layout are those of its prompts and of its R reports, as flat indices."""
+    """Which of the M tokens attention computes together, as indices on the CPU; 0 after the end of a sequence."""
 
-    prompt: int  # P, tokens of the longest prompt
-    queries: Tensor  # [R, T] int64, of each report; 0 after its end
-    keys: Tensor  # [R, P + T] int64, of its prompt and itself; 0 after the end of each
-    visible: Tensor  # [R, 1, T, P + T] bool
-    order: Tensor  # [B, L] int64, of each token in B prompts of P and R reports of T, one after another; 0 for padding
+    first: Tensor  # [S, P + T] int64, of each prompt with its first report
+    queries: Tensor  # [R', T] int64, of each other report
+    keys: Tensor  # [R', P + T] int64, of its prompt and itself
+    visible: Tensor  # [R', 1, T, P + T] bool
+    order: Tensor  # [M] int64, of each token in `first` and then `queries`
 
     @classmethod
-    def of(cls, segments: Tensor) -> "_Parts":
-        tokens = torch.arange(segments.numel(), device=segments.device).view_as(segments)
-        groups = [
-            [own[row == segment] for segment in range(PROMPT, int(row.max()) + 1)]
-            for own, row in zip(tokens, segments, strict=True)
-        ]
-        prompts = pad_sequence([group[0] for group in groups], batch_first=True, padding_value=-1)
-        reports = pad_sequence([own for group in groups for own in group[1:]], batch_first=True, padding_value=-1)
-        before = torch.cat([prompt.expand(len(group) - 1, -1) for prompt, group in zip(prompts, groups, strict=True)])
-        causal = torch.ones(2 * reports.shape[1:], dtype=torch.bool, device=tokens.device).tril()
-        visible = [each.expand(len(reports), len(causal), -1) for each in ((before >= 0)[:, None], causal)]
-        sequence = torch.cat([prompts.flatten(), reports.flatten()])
-        used = sequence >= 0
-        order = torch.zeros_like(tokens)
-        order.view(-1)[sequence[used]] = used.nonzero()[:, 0]
-        keys = torch.cat([before, reports], 1)
-        return cls(prompts.shape[1], reports.clamp(min=0), keys.clamp(min=0), torch.cat(visible, -1)[:, None], order)
+    def of(cls, sizes: tuple[tuple[int, ...], ...]) -> "_Parts":
+        studies = _indices(sizes)
+        first = _stack([torch.cat(study[:2]) for study in studies])
+        prompts = _stack([prompt for prompt, *reports in studies for _ in reports[1:]])
+        reports = _stack([report for study in studies for report in study[2:]])
+        causal = torch.ones(2 * reports.shape[1:], dtype=torch.bool).tril()
+        visible = [each.expand(len(reports), len(causal), -1) for each in ((prompts >= 0)[:, None], causal)]
+        sequence = torch.cat([first.flatten(), reports.flatten()])
+        order = torch.empty(sum(map(sum, sizes)), dtype=torch.int64)
+        order[sequence[sequence >= 0]] = (sequence >= 0).nonzero()[:, 0]
+        keys = torch.cat([prompts, reports], 1)
+        return cls(first.clamp(min=0), reports.clamp(min=0), keys.clamp(min=0), torch.cat(visible, -1)[:, None], order)
+
+
+def _indices(sizes: tuple[tuple[int, ...], ...]) -> list[list[Tensor]]:
+    """Of the tokens of each prompt and of each of its reports, [T] int64 each."""
+    tokens = iter(torch.split(torch.arange(sum(map(sum, sizes))), list(chain(*sizes))))
+    return [[next(tokens) for _ in study] for study in sizes]
+
+
+def _stack(sequences: Sequence[Tensor]) -> Tensor:
+    """[T] int64 each -> [R, longest], -1 after the end of each."""
+    if not sequences:
+        return torch.zeros(0, 0, dtype=torch.int64)
+    return pad_sequence(list(sequences), batch_first=True, padding_value=-1)
 
 
 def _attend(
@@ -156,32 +167,29 @@ def _attend(
     is_causal: bool = False,  # the mask is so already
     **options: Any,
 ) -> Tensor:
-    """`scaled_dot_product_attention`: [B, H, L, d], [B, K, L, d] twice -> [B, H, L, d]."""
-    options["dropout_p"], shape = dropout_p, attn_mask.segments.shape
-    if not query.shape[::2] == key.shape[::2] == shape:
+    """`scaled_dot_product_attention`: [1, H, M, d], [1, K, M, d] twice -> [1, H, M, d]."""
+    options["dropout_p"], length = dropout_p, sum(map(sum, attn_mask.sizes))
+    if not (len(query) == 1 and query.shape[2] == key.shape[2] == length):
         return scaled_dot_product_attention(query, key, value, attn_mask.dense, **options)
-    parts = attn_mask.parts
-    first = slice(parts.prompt)
-    prompts = scaled_dot_product_attention(
-        query[:, :, first], key[:, :, first], value[:, :, first], is_causal=True, **options
-    )
-    queries, keys, values = (
-        _take(_tokens(states), index, states.shape[-1])
-        for states, index in ((query, parts.queries), (key, parts.keys), (value, parts.keys))
-    )
-    reports = scaled_dot_product_attention(queries, keys, values, parts.visible, **options)
-    return _take(torch.cat([_tokens(prompts), _tokens(reports)]), parts.order, value.shape[-1])
+    parts, states = attn_mask.parts, (query, key, value)
+    attended = _attend_among(states, parts.first, parts.first, is_causal=True, **options)
+    if parts.queries.numel():
+        others = _attend_among(states, parts.queries, parts.keys, attn_mask=parts.visible, **options)
+        attended = torch.cat([attended, others])
+    return embedding(parts.order, attended).view(1, length, -1, value.shape[-1]).transpose(1, 2)
 
 
-def _tokens(states: Tensor) -> Tensor:
-    """[B, H, L, d] -> [B L, H d]."""
-    return states.transpose(1, 2).flatten(2).flatten(0, 1)
+def _attend_among(states: Sequence[Tensor], queries: Tensor, keys: Tensor, **options: Any) -> Tensor:
+    """Of tokens at indices `queries` [R, T] to those at `keys` [R, S] -> [R T, H d]; states are [1, H, M, d]."""
+    query, key, value = (_take(each, index) for each, index in zip(states, (queries, keys, keys), strict=True))
+    return scaled_dot_product_attention(query, key, value, **options).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def _take(tokens: Tensor, index: Tensor, width: int) -> Tensor:
-    """Rows of [N, H d] at indices [R, T] -> [R, H, T, d]."""
-    # Not tokens[index]: the tokens of a prompt are read once per report, and the gradients of an index race on a CPU.
-    return torch.nn.functional.embedding(index, tokens).view(*index.shape, -1, width).transpose(1, 2)
+def _take(states: Tensor, index: Tensor) -> Tensor:
+    """[1, H, M, d] at indices [R, T] of M -> [R, H, T, d]."""
+    # Not states[index]: the tokens of a prompt are read once per report, and the gradients of an index race on a CPU.
+    taken = embedding(index, states[0].transpose(0, 1).flatten(1))
+    return taken.view(*index.shape, -1, states.shape[-1]).transpose(1, 2)
 
 
 @cache
@@ -192,23 +200,22 @@ def _mask_maker(device: str) -> Callable[..., BlockMask]:
 
 def in_blocks(layout: Layout) -> bool:
     """Whether attention uses FlexAttention, which has kernels with gradients on a GPU only."""
-    return layout.segments.is_cuda
+    return layout.positions.is_cuda
 
 
-def one_row(values: Tensor, *, dim: int, fill: int = 0) -> Tensor:
-    """[.., B, L, ..] -> [.., 1, M, ..]: the rows at `dim` in sequence, then `fill` up to whole blocks, at least two.
+def whole_blocks(values: Tensor, *, dim: int, fill: int = 0) -> Tensor:
+    """[.., M, ..] -> [.., L, ..]: with `fill` at the end of `dim`, up to whole blocks, at least two.
 
-    torch.compile makes another graph for each dimension of size 1. Here no dimension changes between 1 and more, so
-    that one graph serves every layout.
+    torch.compile makes another graph for each dimension of size 1. Here none changes between 1 and more, so that one
+    graph serves every layout.
     """
-    flat = values.flatten(dim, dim + 1)
-    shape = list(flat.shape)
+    shape = list(values.shape)
     shape[dim] = max(2 * BLOCK, -(-shape[dim] // BLOCK) * BLOCK) - shape[dim]
-    return torch.cat([flat, flat.new_full(shape, fill)], dim).unsqueeze(dim)
+    return torch.cat([values, values.new_full(shape, fill)], dim)
 
 
 def pack(prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]]) -> Layout:
-    """Lay out one study per row, on the CPU.
+    """Lay out studies one after another, on the CPU.
 
     `responses` are for each prompt its reports as [T] int64 token ids, EOS included; any number, of any length above 0.
     """
@@ -217,43 +224,39 @@ def pack(prompts: Sequence[Prompt], responses: Sequence[Sequence[Tensor]]) -> La
     for prompt, group in zip(prompts, responses, strict=True):
         if any(len(response) == 0 for response in group):
             raise ValueError(f"study {prompt.study_id}: a report without tokens cannot be trained on")
-    length = max(len(p.input_ids) + sum(map(len, group)) for p, group in zip(prompts, responses, strict=True))
-    token_ids = torch.zeros(len(prompts), length, dtype=torch.int64)
-    segments = torch.full_like(token_ids, PADDING)
-    positions = torch.zeros(3, len(prompts), length, dtype=torch.int64)
-    predictors, reports = [], []
-    for row, (prompt, group) in enumerate(zip(prompts, responses, strict=True)):
-        end = len(prompt.input_ids)
-        segments[row, :end] = PROMPT
-        positions[:, row, :end] = prompt.positions
-        last = row * length + end - 1
-        for index, response in enumerate(group):
-            start, end = end, end + len(response)
-            token_ids[row, start:end] = response
-            segments[row, start:end] = index
-            steps = torch.arange(len(response))
-            positions[:, row, start:end] = prompt.next_position + steps
-            # The prompt's last token predicts the first token of every report.
-            predictors.append(torch.where(steps == 0, last, row * length + start + steps - 1))
-            reports.append(response)
-    lengths = torch.tensor([len(r) for r in reports])
-    mask = torch.arange(int(lengths.max()) if len(reports) else 0) < lengths[:, None]
-    sources, targets = (torch.cat([token_ids.new_zeros(0), *each]) for each in (predictors, reports))
-    return Layout(tuple(prompts), token_ids, segments, positions, sources, targets, mask)
+    sizes = tuple((len(p.input_ids), *map(len, group)) for p, group in zip(prompts, responses, strict=True))
+    positions = []
+    for prompt, (_, *lengths) in zip(prompts, sizes, strict=True):
+        steps = [torch.arange(length).expand(3, -1) + prompt.next_position for length in lengths]
+        positions += [prompt.positions, *steps]
+    # The prompt's last token predicts the first token of every report.
+    predictors = [torch.cat([own[0][-1:], report[:-1]]) for own in _indices(sizes) for report in own[1:]]
+    reports = list(chain(*responses))
+    none = torch.zeros(0, dtype=torch.int64)
+    ends = torch.tensor([len(report) for report in reports], dtype=torch.int64)[:, None]
+    return Layout(
+        prompts=tuple(prompts),
+        sizes=sizes,
+        positions=torch.cat(positions, 1),
+        predictors=torch.cat([none, *predictors]),
+        targets=torch.cat([none, *reports]),
+        mask=torch.arange(max(map(len, reports), default=0)) < ends,
+    )
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Split rows into micro-batches of at most `token_budget` padded tokens, longest rows together.
+    """Split studies into micro-batches of at most `token_budget` tokens, the longest together.
 
-    A row over the budget is a micro-batch of its own: rows are never cut.
+    A study over the budget is a micro-batch of its own: studies are never cut.
     """
     batches: list[list[int]] = []
-    # Longest first, so that a row never adds padding to those before it.
-    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+    used = 0
+    for study in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        used += lengths[study]
+        if not batches or used > token_budget:
+            batches.append([])
+            used = lengths[study]
+        batches[-1].append(study)
     return batches
 
 
@@ -273,20 +276,21 @@ def report_logps(
     """
     if features is None:
         features = policy.features(layout.prompts)
-    prompts = policy.embed(layout.prompts, features)
-    length = layout.token_ids.shape[1]
-    padded = torch.stack([torch.nn.functional.pad(p, (0, 0, 0, length - len(p))) for p in prompts])
-    is_prompt = (layout.segments == PROMPT)[..., None]
-    reports = policy.embed_tokens(layout.token_ids)
-    reports = torch.nn.functional.pad(reports, (0, padded.shape[-1] - reports.shape[-1]))
-    embeds = torch.where(is_prompt, padded, reports)
+    embeds, positions = _embed(policy, layout, features), layout.positions[:, None]
     if in_blocks(layout):
-        hidden = policy.decoder(one_row(embeds, dim=0), one_row(layout.positions, dim=1), layout.block_mask)
-    else:
-        # One report per row, as in SFT, is plainly causal: padding comes last and is not read.
-        shared = bool((layout.segments > 0).any())
-        hidden = policy.decoder(embeds, layout.positions, layout.attention if shared else None)
-    # Not hidden[predictors]: reports share the prompt's last state, and the gradients of an index race on a CPU.
-    hidden, head = torch.nn.functional.embedding(layout.predictors, hidden.flatten(0, 1)), policy.output_weight()
-    logps, entropy = linear_logps(hidden, head, layout.targets, temperature=temperature, suppressed=suppressed)
+        embeds, positions = whole_blocks(embeds, dim=1), whole_blocks(positions, dim=2)
+    mask = layout.block_mask if in_blocks(layout) else layout.attention
+    hidden = policy.decoder(embeds, positions, mask, wanted=layout.predictors)
+    logps, entropy = linear_logps(
+        hidden, policy.output_weight(), layout.targets, temperature=temperature, suppressed=suppressed
+    )
     return layout.pad(logps), layout.pad(entropy)
+
+
+def _embed(policy: Policy, layout: Layout, features: Sequence[Tensor]) -> Tensor:
+    """Input embeddings of all tokens, [1, M, W]."""
+    prompts = policy.embed(layout.prompts, features)
+    reports = policy.embed_tokens(layout.targets)
+    reports = pad(reports, (0, prompts[0].shape[-1] - reports.shape[-1]))
+    groups = torch.split(reports, [sum(lengths) for _, *lengths in layout.sizes])
+    return torch.cat(list(chain(*zip(prompts, groups, strict=True))))[None]

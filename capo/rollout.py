@@ -265,8 +265,8 @@ def _prefill(policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, Prefill
     positions = [torch.nn.functional.pad(p.positions, (0, length - p.positions.shape[1])) for p in prompts]
     cache = PrefillCache()
     # Padding lies to the right of every prompt, where causal attention cannot see it.
-    hidden = policy.decoder(padded, torch.stack(positions, 1).to(padded.device), None, cache)
-    return hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1], cache
+    last = torch.arange(len(prompts), device=lengths.device) * length + lengths - 1
+    return policy.decoder(padded, torch.stack(positions, 1).to(padded.device), None, cache, last), cache
 
 
 def _state(active: Sequence[_Slot]) -> Tensor:

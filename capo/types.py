@@ -49,7 +49,12 @@ class Policy(Protocol):
         """[...] int64 -> [..., D]."""
 
     def decoder(
-        self, embeds: Tensor, positions: Tensor, mask: Tensor | BlockMask | None, cache: object | None = None
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        mask: Tensor | BlockMask | None,
+        cache: object | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """[B, L, D or W], [3, B, L], mask [B, 1, L, S] -> hidden [B, L, D] after the last norm.
 
@@ -58,6 +63,9 @@ class Policy(Protocol):
                 `SharedPrefixMask`, which is bool, or on a GPU a block mask of FlexAttention.
             cache: `cache.update(key, value, layer)` returns the keys and values to attend to, [B, kv heads, S, head
                 dim]; each layer calls it once, as with a cache of transformers.
+            wanted: [N] int64, indices into B x L, which may repeat: only these states are returned, [N, D]. The last
+                layer need not compute others. Select with `embedding(wanted, hidden)`: on a CPU the gradients of
+                `hidden[wanted]` race.
         """
 
     def output_weight(self) -> Tensor:

@@ -1,7 +1,7 @@
-"""What is ours in transformers' model: attention over block masks in the decoder, and two modules of the vision tower.
+"""What is ours in transformers' model: the decoder's attention and last layer, and two modules of the vision tower.
 
 The tower gets one attention call for all windows of a length, and its patch embedding as a matrix product. Layers and
-names of weights stay transformers'; the two modules hold the same children.
+names of weights stay transformers'; our modules hold the same children.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import mark_dynamic
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from torch.nn.functional import linear, pad, scaled_dot_product_attention
+from torch.nn.functional import embedding, linear, pad, scaled_dot_product_attention
 from transformers import AttentionInterface, vision_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 ATTENTION_NAME = "radflow"
@@ -53,6 +54,24 @@ def _flex(device: str) -> Callable[..., Tensor]:
 
 
 AttentionInterface.register(ATTENTION_NAME, attend)
+
+
+class LastLayer(GradientCheckpointingLayer):
+    """The decoder's last layer, whose MLP computes only states that are read: a prompt's are not, but its last."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = layer.self_attn, layer.mlp
+        self.input_layernorm, self.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
+
+    def forward(self, hidden_states: Tensor, *, wanted: Tensor | None = None, **options: Any) -> Tensor:
+        """[B, L, D] -> the same, or of `wanted`, [N] indices into B x L, [1, N, D]."""
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **options)
+        hidden_states = hidden_states + attended
+        if wanted is not None:
+            # Not an index: reports share the prompt's last state, and the gradients of an index race on a CPU.
+            hidden_states = embedding(wanted, hidden_states.flatten(0, 1))[None]
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
 @dataclass(frozen=True)

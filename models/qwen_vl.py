@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from radflow.models.layers import ATTENTION_NAME, rebuild, tower_inputs
+from radflow.models.layers import ATTENTION_NAME, LastLayer, rebuild, tower_inputs
 from radflow.models.loading import architecture, check_weights, locate, refuse_damaged, write_folder
 from radflow.models.processing import Prompt, ReportProcessor
 
@@ -41,6 +41,8 @@ class QwenVL(nn.Module):
         super().__init__()
         self.model: Any = model
         rebuild(self.vision)
+        layers = model.model.language_model.layers
+        layers[-1] = LastLayer(layers[-1])
         text = model.config.text_config
         self.hidden_size, self.vocab_size = text.hidden_size, text.vocab_size
         self.num_layers, self.num_kv_heads = text.num_hidden_layers, text.num_key_value_heads
@@ -120,9 +122,17 @@ class QwenVL(nn.Module):
         return self.model.get_input_embeddings()(ids)
 
     def decoder(
-        self, embeds: Tensor, positions: Tensor, mask: Tensor | BlockMask | None, cache: object | None = None
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        mask: Tensor | BlockMask | None,
+        cache: object | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """[B, L, D or W], [3, B, L], mask [B, 1, L, S] or of blocks or None (causal) -> hidden [B, L, D], normed."""
+        """[B, L, D or W], [3, B, L], mask [B, 1, L, S] or of blocks or None (causal) -> hidden [B, L, D], normed.
+
+        Of `wanted`, [N] indices into B x L, if given: [N, D].
+        """
         if self.decode is not None and cache is not None and mask is not None:
             return self.decode(embeds, positions, mask, cache)
         embeds, *deeper = embeds.split(self.hidden_size, -1)
@@ -132,7 +142,9 @@ class QwenVL(nn.Module):
             extra["visual_pos_masks"] = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
             extra["deepstack_visual_embeds"] = [part.flatten(0, 1) for part in deeper]
         self._mark(torch.is_grad_enabled() and cache is None)
-        return self.model.model.language_model(
+        if wanted is not None:
+            extra["wanted"] = wanted
+        hidden = self.model.model.language_model(
             inputs_embeds=embeds,
             position_ids=positions,
             # In the form in which each family takes a mask without building a causal one of its own.
@@ -141,6 +153,7 @@ class QwenVL(nn.Module):
             use_cache=cache is not None,
             **extra,
         ).last_hidden_state
+        return hidden if wanted is None else hidden[0]
 
     def output_weight(self) -> Tensor:
         return self.model.get_output_embeddings().weight

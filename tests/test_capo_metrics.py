@@ -56,6 +56,16 @@ def test_micro_batches_add_up_to_the_whole():
         assert vars(parts.read())[name] == pytest.approx(value), name
 
 
+def test_an_idle_rank_s_micro_batch_without_reports_changes_nothing():
+    # The smallest ratio was 0 as soon as one rank had a pass less to do than the others.
+    metrics = LossMetrics()
+    metrics.add(terms_of([[2.0, 0.5]], [1.0], [[True, True]], 0.2))
+    before = metrics.read()
+    none, mask = torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool)
+    metrics.add(capo_loss(none, none, torch.zeros(0), mask, clip=0.2, num_reports=1, kl=none))
+    assert metrics.read() == before and before.ratio_min == 0.5
+
+
 def test_without_tokens_nothing_divides_by_zero():
     metrics = LossMetrics()
     metrics.add(terms_of([[3.0]], [1.0], [[False]], 0.2))

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_policy import TextPrompt
 
 from capo import packing
-from capo.packing import PADDING, PROMPT, micro_batches, one_row, pack, report_logps
+from capo.packing import micro_batches, pack, report_logps, whole_blocks
 from radflow.models import layers
 from radflow.pipeline.generation import build_prompt, suppressed_mask
 
@@ -29,9 +29,9 @@ def test_layout_by_hand():
         positions = torch.tensor([[0, 3], [0, 4], [0, 6]])
 
     layout = pack([Toy()], [[torch.tensor([1, 2]), torch.tensor([3])]])
-    assert layout.segments.tolist() == [[PROMPT, PROMPT, 0, 0, 1]]
+    assert layout.sizes == ((2, 2, 1),) and layout.num_tokens == 5
     # both reports start at position 7, and both first tokens are predicted by the prompt's last token
-    assert layout.positions[1, 0].tolist() == [0, 4, 7, 8, 7]
+    assert layout.positions[1].tolist() == [0, 4, 7, 8, 7]
     assert layout.predictors.tolist() == [1, 2, 1] and layout.targets.tolist() == [1, 2, 3]
     assert layout.mask.tolist() == [[True, True], [True, False]]
     assert layout.attention[0, 0].int().tolist() == [
@@ -42,6 +42,18 @@ def test_layout_by_hand():
         [1, 1, 0, 0, 1],
     ]
     torch.testing.assert_close(layout.pad(torch.tensor([1.0, 2.0, 3.0])), torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+
+
+def test_two_studies_by_hand():
+    layout = pack([TextPrompt.of("a", 1), TextPrompt.of("b", 2)], [[torch.tensor([5])] * 2, []])
+    assert layout.sizes == ((1, 1, 1), (2,)) and layout.predictors.tolist() == [0, 0]
+    assert layout.attention[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 0, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
 
 
 def test_packed_log_probabilities_equal_one_report_at_a_time(policy, processor, batch):
@@ -96,36 +108,23 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
     batches = micro_batches(lengths, 100)
     assert sorted(row for rows in batches for row in rows) == list(range(6))
     for rows in batches:
-        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= 100
+        assert len(rows) == 1 or sum(lengths[row] for row in rows) <= 100
     assert [4] in batches  # over the budget by itself: never cut
 
 
 def test_micro_batches_by_hand():
-    # 2 x 60 fill the budget exactly; a third row would make it 3 x 60
-    assert micro_batches([30, 60, 20, 40], 120) == [[1, 3], [0, 2]]
+    # 60 + 40 + 30 fill the budget exactly
+    assert micro_batches([30, 60, 20, 40], 130) == [[1, 3, 0], [2]]
     assert micro_batches([7, 7, 7], 14) == [[0, 1], [2]]
 
 
-def test_padding_segments_are_never_attended_to(batch):
+def test_the_decoder_computes_no_padding(policy, batch, monkeypatch):
     prompts, responses = batch
-    layout = pack(prompts, responses)
-    attention = layout.attention[:, 0]
-    padding = layout.segments == PADDING
-    others = attention & ~torch.eye(attention.shape[1], dtype=torch.bool)
-    assert padding.any() and not (others & padding[:, None, :]).any() and attention.any(-1).all()
-
-
-def test_rows_of_one_report_need_no_mask_and_give_what_the_mask_gives(policy, batch, monkeypatch):
-    prompts, responses = batch
-    layout = pack(prompts, [group[:1] for group in responses])
-    assert (layout.segments == PADDING).any()
-    masks, decoder = [], policy.decoder
-    monkeypatch.setattr(policy, "decoder", lambda *inputs: masks.append(inputs[2]) or decoder(*inputs))
-    causal, _ = report_logps(policy, layout)
-    monkeypatch.setattr(policy, "decoder", lambda *inputs: decoder(*inputs[:2], layout.attention.dense))
-    # float32 sums in another order; log-probabilities are of a scale of 10
-    torch.testing.assert_close(causal, report_logps(policy, layout)[0], atol=2e-5, rtol=0)
-    assert masks == [None]
+    seen, decoder = [], policy.decoder
+    monkeypatch.setattr(policy, "decoder", lambda *inputs, **more: seen.append(inputs[0]) or decoder(*inputs, **more))
+    report_logps(policy, pack(prompts, responses))
+    tokens = sum(len(prompt.input_ids) + sum(map(len, group)) for prompt, group in zip(prompts, responses, strict=True))
+    assert [embeds.shape[:2] for embeds in seen] == [(1, tokens)]
 
 
 def test_empty_report_is_refused_by_study(batch):
@@ -135,7 +134,7 @@ def test_empty_report_is_refused_by_study(batch):
 
 
 def layouts(count):
-    """Rows, reports and lengths change from one to the next."""
+    """Numbers of studies, reports and lengths change from one to the next."""
     generator = torch.Generator().manual_seed(0)
 
     def lengths(number, low, high):
@@ -143,7 +142,9 @@ def layouts(count):
 
     for number in range(count):
         rows = 1 + number % 3
-        groups = [[torch.arange(n) for n in lengths(1 + number % 2, 1, 40 + 12 * number)] for _ in range(rows)]
+        groups = [
+            [torch.arange(n) for n in lengths(1 + (number + row) % 3, 1, 40 + 12 * number)] for row in range(rows)
+        ]
         yield pack([TextPrompt.of("a", length) for length in lengths(rows, 2, 60)], groups)
 
 
@@ -156,13 +157,13 @@ def values_and_gradients(attended, states):
 def test_attention_with_the_mask_equals_that_with_the_dense_one_in_values_and_gradients(key_heads):
     for number, layout in enumerate(layouts(20)):
         torch.manual_seed(number)
-        sizes = [(*layout.segments.shape, heads, 8) for heads in (4, key_heads, key_heads)]
+        sizes = [(1, layout.num_tokens, heads, 8) for heads in (4, key_heads, key_heads)]
         states = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
         found, expected = (
             values_and_gradients(
                 scaled_dot_product_attention(
                     *(each.transpose(1, 2) for each in states), attn_mask=mask, scale=0.3, enable_gqa=True
-                ).transpose(1, 2)[layout.segments != PADDING],
+                ).transpose(1, 2),
                 states,
             )
             for mask in (layout.attention, layout.attention.dense)
@@ -184,12 +185,17 @@ class Scores(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-def test_attention_with_the_mask_computes_no_scores_between_reports():
-    layout = pack([TextPrompt.of("a", 50)], [[torch.arange(10)] * 8])
-    states = [torch.randn(1, 2, 130, 4)] * 3
+@pytest.mark.parametrize(
+    ("reports", "counts"),
+    # of 170 x 170: twice a prompt of 50 with its first report of 10, then 3 reports which see their prompt
+    [([1, 4], [2 * 60 * 60, 3 * 10 * 60]), ([1, 1], [2 * 60 * 60]), ([0, 1], [2 * 60 * 60])],
+)
+def test_attention_with_the_mask_computes_no_scores_between_reports_or_studies(reports, counts):
+    layout = pack([TextPrompt.of("a", 50)] * 2, [[torch.arange(10)] * count for count in reports])
+    states = [torch.randn(1, 2, layout.num_tokens, 4)] * 3
     with Scores() as scores:
         scaled_dot_product_attention(*states, layout.attention)
-    assert scores.counts == [50 * 50, 8 * 10 * (50 + 10)]  # of 130 x 130
+    assert scores.counts == counts
 
 
 def test_to_every_other_function_the_mask_is_dense():
@@ -220,22 +226,22 @@ def test_compiled_blocks_equal_the_dense_mask_over_20_layouts_in_at_most_8_graph
     lengths = set()
     assert next(layouts(1)).block_mask.kv_indices.shape[-1] == 2
     for number, layout in enumerate(layouts(20)):
-        rows, length = layout.segments.shape
+        length = layout.num_tokens
         lengths.add(length)
         for size in (8, 48, 128) if number in (0, 1, 2) else (48,):  # the kernels have none below 16
             torch.manual_seed(number)
-            states = [torch.randn(rows, length, heads, size, requires_grad=True) for heads in (4, 2, 2)]
+            states = [torch.randn(1, length, heads, size, requires_grad=True) for heads in (4, 2, 2)]
             dense = scaled_dot_product_attention(
                 *(each.transpose(1, 2) for each in states), layout.attention.dense, scale=0.3, enable_gqa=True
             )
             expected = values_and_gradients(dense.transpose(1, 2), states)
-            row = [one_row(each, dim=0).transpose(1, 2) for each in states]
-            attended = layers.attend(None, *row, layout.block_mask, scaling=0.3)[0][0, : rows * length]
-            found = values_and_gradients(attended.view_as(expected[0]), states)
+            row = [whole_blocks(each, dim=1).transpose(1, 2) for each in states]
+            attended = layers.attend(None, *row, layout.block_mask, scaling=0.3)[0][:, :length]
+            found = values_and_gradients(attended, states)
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)  # two orders of summation in float32
             with torch.no_grad():
                 row = [each.detach() for each in row]
-                again = layers.attend(None, *row, layout.block_mask, scaling=0.3)[0][0, : rows * length]
+                again = layers.attend(None, *row, layout.block_mask, scaling=0.3)[0][:, :length]
             torch.testing.assert_close(again, attended, atol=2e-6, rtol=0)
     assert len(lengths) > 15 and len(compiled) <= 8
 
@@ -250,7 +256,7 @@ def test_a_block_mask_is_built_once_per_layout(monkeypatch):
     packing._mask_maker.cache_clear()
 
 
-def test_one_row_ends_with_whole_blocks_two_at_least():
-    assert one_row(torch.ones(2, 3), dim=0, fill=7).tolist() == [[1] * 6 + [7] * 250]
-    assert one_row(torch.ones(5, 2, 130, 1), dim=1).shape == (5, 1, 384, 1)
-    assert one_row(torch.ones(2, 128), dim=0).shape == (1, 256)
+def test_whole_blocks_are_two_at_least():
+    assert whole_blocks(torch.ones(6), dim=0, fill=7).tolist() == [1] * 6 + [7] * 250
+    assert whole_blocks(torch.ones(5, 260, 1), dim=1).shape == (5, 384, 1)
+    assert whole_blocks(torch.ones(1, 256), dim=1).shape == (1, 256)

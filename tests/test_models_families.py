@@ -102,6 +102,30 @@ def test_recomputed_activations_change_no_gradient_and_no_rollout(checkpoint):
     assert all(torch.equal(a.response_ids, b.response_ids) for a, b in zip(*reports, strict=True))
 
 
+def test_wanted_states_are_those_of_all_and_the_last_mlp_computes_no_others(checkpoint):
+    folder, processor = checkpoint
+    policy, prompts = load(folder), prompts_of(processor, 1) * 2
+    computed = []
+    policy.blocks()[-1].mlp.register_forward_hook(lambda _, inputs, output: computed.append(output.shape[:-1]))
+    embeds = torch.stack(policy.embed(prompts, policy.features(prompts)))
+    positions, length = torch.stack([prompt.positions for prompt in prompts], 1), embeds.shape[1]
+    wanted = torch.tensor([length - 1, 3, 2 * length - 1, length - 1])
+    states = [
+        policy.decoder(embeds, positions, None).flatten(0, 1)[wanted],
+        policy.decoder(embeds, positions, None, wanted=wanted),
+    ]
+    assert computed == [(2, length), (1, 4)]
+    torch.testing.assert_close(*states, atol=2e-5, rtol=0)  # a product of fewer rows sums in another order
+    weights, trained = torch.linspace(-1, 1, states[0].numel()).view_as(states[0]), list(policy.parameters())
+    gradients = [
+        torch.autograd.grad((each * weights).sum(), trained, retain_graph=True, allow_unused=True) for each in states
+    ]
+    assert sum(each is not None for each in gradients[0]) > 50
+    for every, some in zip(*gradients, strict=True):
+        assert (every is None) == (some is None)
+        assert every is None or (every - some).norm() <= 1e-4 * every.norm()
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @torch.no_grad()
 def test_block_masks_of_flex_attention_see_what_dense_masks_see(checkpoint, monkeypatch):

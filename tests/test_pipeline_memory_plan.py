@@ -61,9 +61,8 @@ def test_activations_of_a_layer_are_as_the_formula_says(tmp_path, training, dtyp
         measured[layers] = kept(policy, dtype)
         sizes = Sizes.of(architecture(folder), CHECKPOINT)
     formula = layer_bytes(sizes, lora=training == "lora", bf16=dtype == torch.bfloat16)
-    copied = dtype.itemsize * sizes.hidden  # heads of the attention, which a CPU's kernel leaves in order
     # the formula leaves out what does not grow with the widths: the adapters' inner values, a norm's scales
-    assert (measured[4] - measured[2]) / 2 + copied == pytest.approx(formula, rel=0.04)
+    assert (measured[4] - measured[2]) / 2 == pytest.approx(formula, rel=0.04)
 
 
 def test_parameters_are_counted_as_loaded(tiny_dir):

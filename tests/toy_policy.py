@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from capo.trainer import Trainer
 from capo.types import Rollout
@@ -61,7 +61,7 @@ class ToyPolicy(nn.Module):
     def embed_tokens(self, ids):
         return self.embedding[ids]
 
-    def decoder(self, embeds, positions, mask, cache=None):
+    def decoder(self, embeds, positions, mask, cache=None, wanted=None):
         angles = positions[0, ..., None] * torch.arange(1, embeds.shape[-1] + 1) / 7
         inputs = embeds + angles.sin()
         heads = (inputs @ self.queries_keys_values).unflatten(-1, (3, self.num_kv_heads, self.head_dim))
@@ -69,7 +69,8 @@ class ToyPolicy(nn.Module):
         if cache is not None:
             key, value = cache.update(key, value, 0)
         attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
-        return inputs + attended.transpose(1, 2).flatten(2) + self.bias
+        hidden = inputs + attended.transpose(1, 2).flatten(2) + self.bias
+        return hidden if wanted is None else embedding(wanted, hidden.flatten(0, 1))
 
     def output_weight(self):
         return self.head

@@ -49,7 +49,7 @@ def compare(setting: Setting, report: Report) -> None:
     gradients = not setting.small  # FlexAttention has no backward pass on a CPU
     layouts = [layout(number, device, unit=3 if setting.small else 40) for number in range(LENGTHS)]
     masks = [each.block_mask for each in layouts]
-    lengths = [each.segments.shape[1] for each in layouts]
+    lengths = [each.num_tokens for each in layouts]
     report.ran(
         f"layouts of {min(lengths)} to {max(lengths)} tokens, three reports each, head sizes "
         f"{', '.join(str(shape.size) for shape in SHAPES)}, {'with' if gradients else 'without'} gradients; "

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
+from torch.nn.functional import embedding
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import capo
@@ -33,10 +34,11 @@ class TextPolicy:
     def embed(self, prompts, features):
         return [self.embed_tokens(prompt.input_ids.to(self.device)) for prompt in prompts]
 
-    def decoder(self, embeds, positions, mask, cache=None):
+    def decoder(self, embeds, positions, mask, cache=None, wanted=None):
         attention = {"full_attention": mask}  # other families may need another form: Llama takes the tensor itself
         options = {"position_ids": positions[0], "attention_mask": attention, "past_key_values": cache}
-        return self.model.model(inputs_embeds=embeds, use_cache=cache is not None, **options).last_hidden_state
+        hidden = self.model.model(inputs_embeds=embeds, use_cache=cache is not None, **options).last_hidden_state
+        return hidden if wanted is None else embedding(wanted, hidden.flatten(0, 1))
 
     def output_weight(self):
         return self.model.get_output_embeddings().weight
