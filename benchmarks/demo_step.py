@@ -28,7 +28,7 @@ from radflow.models.tiny import TinyConfig, build_tiny
 from radflow.pipeline.generation import build_prompt, with_features
 from radflow.pipeline.rollouts import LocalEngine
 
-STUDIES, GROUP, TOKENS, SLOTS = 16, 4, 36, 64
+STUDIES, GROUP, TOKENS, SLOTS = 16, 4, 36, 256
 CORPUS = {"num_train": 200, "num_val": 0, "num_test": 0, "seed": 0, "size": 112}
 
 
@@ -79,7 +79,7 @@ def update(folder: Path) -> Callable[[], float]:
 
 def sft(folder: Path) -> Callable[[], float]:
     policy, _, prompts, reports = start(folder)
-    trainer = Trainer(policy, OptimizerConfig(lr=1e-5, token_budget=1200), num_steps=100)
+    trainer = Trainer(policy, OptimizerConfig(lr=1e-5, token_budget=2048), num_steps=100)
 
     def work() -> float:
         return float(sft_step(trainer, prompts, reports)["tokens"])

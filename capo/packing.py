@@ -85,11 +85,11 @@ class SharedPrefixMask(Tensor):
     """
 
     sizes: tuple[tuple[int, ...], ...]
-    dense_device: torch.device
+    used_on: torch.device
 
     def __new__(cls, sizes: tuple[tuple[int, ...], ...], device: torch.device) -> "SharedPrefixMask":
         mask = torch.empty(0, dtype=torch.bool, device=device).as_subclass(cls)
-        mask.sizes, mask.dense_device = sizes, device
+        mask.sizes, mask.used_on = sizes, device
         return mask
 
     @classmethod
@@ -100,14 +100,11 @@ class SharedPrefixMask(Tensor):
         return func(*args, **kwargs)
 
     @cached_property
-    def segments(self) -> tuple[Tensor, Tensor]:
-        """Of each token: the number of its prompt or report, and that of its study's prompt, [M] int64 each."""
-        lengths = torch.tensor(list(chain(*self.sizes)))
-        segments = torch.arange(len(lengths))
-        counts = torch.tensor([len(study) for study in self.sizes])
-        prefixes = (counts.cumsum(0) - counts).repeat_interleave(counts)
-        device = self.dense_device
-        return segments.repeat_interleave(lengths).to(device), prefixes.repeat_interleave(lengths).to(device)
+    def segments(self) -> Tensor:
+        """Of each token: the number of its prompt or report, and that of its study's prompt, [2, M] int64."""
+        lengths, counts = torch.tensor(list(chain(*self.sizes))), torch.tensor(list(map(len, self.sizes)))
+        prompts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        return torch.stack([torch.arange(len(lengths)), prompts]).repeat_interleave(lengths, 1).to(self.used_on)
 
     @cached_property
     def dense(self) -> Tensor:
@@ -117,12 +114,12 @@ class SharedPrefixMask(Tensor):
 
     @cached_property
     def parts(self) -> "_Parts":
-        return _Parts.of(self.sizes)
+        return _Parts.of(self.sizes, self.used_on)
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """Which of the M tokens attention computes together, as indices on the CPU; 0 after the end of a sequence."""
+    """Which of the M tokens attention computes together, as indices, 0 after the end of a sequence."""
 
     first: Tensor  # [S, P + T] int64, of each prompt with its first report
     queries: Tensor  # [R', T] int64, of each other report
@@ -131,7 +128,7 @@ class _Parts:
     order: Tensor  # [M] int64, of each token in `first` and then `queries`
 
     @classmethod
-    def of(cls, sizes: tuple[tuple[int, ...], ...]) -> "_Parts":
+    def of(cls, sizes: tuple[tuple[int, ...], ...], device: torch.device) -> "_Parts":
         studies = _indices(sizes)
         first = _stack([torch.cat(study[:2]) for study in studies])
         prompts = _stack([prompt for prompt, *reports in studies for _ in reports[1:]])
@@ -141,8 +138,8 @@ class _Parts:
         sequence = torch.cat([first.flatten(), reports.flatten()])
         order = torch.empty(sum(map(sum, sizes)), dtype=torch.int64)
         order[sequence[sequence >= 0]] = (sequence >= 0).nonzero()[:, 0]
-        keys = torch.cat([prompts, reports], 1)
-        return cls(first.clamp(min=0), reports.clamp(min=0), keys.clamp(min=0), torch.cat(visible, -1)[:, None], order)
+        indices = (each.clamp(min=0) for each in (first, reports, torch.cat([prompts, reports], 1)))
+        return cls(*(each.to(device) for each in (*indices, torch.cat(visible, -1)[:, None], order)))
 
 
 def _indices(sizes: tuple[tuple[int, ...], ...]) -> list[list[Tensor]]:

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_policy import TextPrompt
 
 from capo import packing
-from capo.packing import micro_batches, pack, report_logps, whole_blocks
+from capo.packing import SharedPrefixMask, micro_batches, pack, report_logps, whole_blocks
 from radflow.models import layers
 from radflow.pipeline.generation import build_prompt, suppressed_mask
 
@@ -196,6 +196,12 @@ def test_attention_with_the_mask_computes_no_scores_between_reports_or_studies(r
     with Scores() as scores:
         scaled_dot_product_attention(*states, layout.attention)
     assert scores.counts == counts
+
+
+def test_what_the_mask_computes_with_is_on_its_device():
+    mask = SharedPrefixMask(((2, 1, 3), (2,)), torch.device("meta"))
+    tensors = [*vars(mask.parts).values(), mask.segments, mask.dense]
+    assert len(tensors) == 7 and {each.device.type for each in tensors} == {"meta"}
 
 
 def test_to_every_other_function_the_mask_is_dense():
