@@ -62,8 +62,12 @@ def test_an_idle_rank_s_micro_batch_without_reports_changes_nothing():
     metrics.add(terms_of([[2.0, 0.5]], [1.0], [[True, True]], 0.2))
     before = metrics.read()
     none, mask = torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool)
-    metrics.add(capo_loss(none, none, torch.zeros(0), mask, clip=0.2, num_reports=1, kl=none))
+    empty = capo_loss(none, none, torch.zeros(0), mask, clip=0.2, num_reports=1, kl=none)
+    metrics.add(empty)
     assert metrics.read() == before and before.ratio_min == 0.5
+    alone = LossMetrics()
+    alone.add(empty)
+    assert alone.read().ratio_gap_max == 0.0
 
 
 def test_without_tokens_nothing_divides_by_zero():
