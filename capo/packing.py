@@ -109,7 +109,7 @@ class SharedPrefixMask(Tensor):
     @cached_property
     def dense(self) -> Tensor:
         """bool [1, 1, M, M]."""
-        segments, prefixes = self.segments
+        segments, prefixes = self.segments.unbind()
         return ((segments == segments[:, None]) | (segments == prefixes[:, None])).tril()[None, None]
 
     @cached_property
