@@ -23,13 +23,15 @@ from capo.types import Policy, Prompt
 
 BLOCK = 128  # side of a block of FlexAttention's masks
 
+Sizes = tuple[tuple[int, ...], ...]  # per study: tokens of its prompt and of each of its reports
+
 
 @dataclass(frozen=True)
 class Layout:
     """M tokens: of each prompt, then of each of its reports. The R reports have N of them."""
 
     prompts: tuple[Prompt, ...]
-    sizes: tuple[tuple[int, ...], ...]  # per study: tokens of its prompt and of each of its reports
+    sizes: Sizes
     positions: Tensor  # [3, M] int64
     predictors: Tensor  # [N] int64, index of the hidden state that predicts each report token
     targets: Tensor  # [N] int64, report tokens
@@ -84,12 +86,12 @@ class SharedPrefixMask(Tensor):
     Source: the technique is that of `torch.nn.attention.bias.CausalBias`.
     """
 
-    sizes: tuple[tuple[int, ...], ...]
-    used_on: torch.device
+    sizes: Sizes
+    mask_device: torch.device
 
-    def __new__(cls, sizes: tuple[tuple[int, ...], ...], device: torch.device) -> "SharedPrefixMask":
+    def __new__(cls, sizes: Sizes, device: torch.device) -> "SharedPrefixMask":
         mask = torch.empty(0, dtype=torch.bool, device=device).as_subclass(cls)
-        mask.sizes, mask.used_on = sizes, device
+        mask.sizes, mask.mask_device = sizes, device
         return mask
 
     @classmethod
@@ -104,7 +106,7 @@ class SharedPrefixMask(Tensor):
         """Of each token: the number of its prompt or report, and that of its study's prompt, [2, M] int64."""
         lengths, counts = torch.tensor(list(chain(*self.sizes))), torch.tensor(list(map(len, self.sizes)))
         prompts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-        return torch.stack([torch.arange(len(lengths)), prompts]).repeat_interleave(lengths, 1).to(self.used_on)
+        return torch.stack([torch.arange(len(lengths)), prompts]).repeat_interleave(lengths, 1).to(self.mask_device)
 
     @cached_property
     def dense(self) -> Tensor:
@@ -114,7 +116,7 @@ class SharedPrefixMask(Tensor):
 
     @cached_property
     def parts(self) -> "_Parts":
-        return _Parts.of(self.sizes, self.used_on)
+        return _Parts.of(self.sizes, self.mask_device)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class _Parts:
     order: Tensor  # [M] int64, of each token in `first` and then `queries`
 
     @classmethod
-    def of(cls, sizes: tuple[tuple[int, ...], ...], device: torch.device) -> "_Parts":
+    def of(cls, sizes: Sizes, device: torch.device) -> "_Parts":
         studies = _indices(sizes)
         first = _stack([torch.cat(study[:2]) for study in studies])
         prompts = _stack([prompt for prompt, *reports in studies for _ in reports[1:]])
@@ -142,7 +144,7 @@ class _Parts:
         return cls(*(each.to(device) for each in (*indices, torch.cat(visible, -1)[:, None], order)))
 
 
-def _indices(sizes: tuple[tuple[int, ...], ...]) -> list[list[Tensor]]:
+def _indices(sizes: Sizes) -> list[list[Tensor]]:
     """Of the tokens of each prompt and of each of its reports, [T] int64 each."""
     tokens = iter(torch.split(torch.arange(sum(map(sum, sizes))), list(chain(*sizes))))
     return [[next(tokens) for _ in study] for study in sizes]

@@ -57,7 +57,7 @@ AttentionInterface.register(ATTENTION_NAME, attend)
 
 
 class LastLayer(GradientCheckpointingLayer):
-    """The decoder's last layer, whose MLP computes only states that are read: a prompt's are not, but its last."""
+    """The decoder's last layer, whose MLP computes only the states that are wanted: of a prompt, its last token's."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
