@@ -15,7 +15,7 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from radflow.models.layers import rebuild, tower_inputs
+from radflow.models.layers import rebuild_tower, tower_inputs
 
 SIZES = (448, 1036)
 VISION = {
@@ -41,7 +41,7 @@ def whole(side: int, *, rebuilt: bool) -> Callable[[], float]:
     """The work: features of one image."""
     made, grids = tower(), torch.tensor([[1, side // 14, side // 14]])
     if rebuilt:
-        rebuild(made)
+        rebuild_tower(made)
     pixels = torch.randn(int(grids.prod()), 1176, generator=torch.Generator().manual_seed(1))
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ def patches(side: int, *, rebuilt: bool) -> Callable[[], float]:
     """The work: the patch embedding of one image."""
     made = tower(depth=1)
     if rebuilt:
-        rebuild(made)
+        rebuild_tower(made)
     pixels = torch.randn((side // 14) ** 2, 1176, generator=torch.Generator().manual_seed(1))
 
     @torch.no_grad()

@@ -70,14 +70,13 @@ class Trainer:
             raise ValueError("the policy has no trainable parameter; add LoRA adapters or unfreeze it")
         vectors = [p for p in self.parameters if p.ndim <= 1]
         decayed = {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": config.weight_decay}
-        # On a GPU, AdamW's other ways hold several copies of what is trained for the time of an update.
-        fused = all(parameter.is_cuda for parameter in self.parameters)
         groups = [decayed, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+        # AdamW's other ways hold several copies of what is trained for the time of an update.
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         for parameter in self.parameters:  # as AdamW makes it at the first update; here, so that it can be loaded
             zeros = (torch.zeros_like(parameter) for _ in range(2))
             self.optimizer.state[parameter] = dict(zip(("exp_avg", "exp_avg_sq"), zeros, strict=True))
-            self.optimizer.state[parameter]["step"] = torch.zeros((), device=parameter.device if fused else None)
+            self.optimizer.state[parameter]["step"] = torch.zeros((), device=parameter.device)
         self.num_updates = self.num_skipped = 0
         self.num_bad = 0  # skipped in a row
 

@@ -1,4 +1,4 @@
-"""What is ours in transformers' model: the decoder's attention and last layer, and two modules of the vision tower.
+"""What is ours in transformers' model: the decoder's attention and last layer, the norms, and two modules of the tower.
 
 The tower gets one attention call for all windows of a length, and its patch embedding as a matrix product. Layers and
 names of weights stay transformers'; our modules hold the same children.
@@ -17,7 +17,8 @@ from torch.nn.functional import embedding, linear, pad, scaled_dot_product_atten
 from transformers import AttentionInterface, vision_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+
+from radflow.models.gradients import RmsNorm, rotate
 
 ATTENTION_NAME = "radflow"
 SMALLEST_HEAD = 16  # of FlexAttention's kernels; they round other sizes up to a power of two themselves
@@ -120,9 +121,9 @@ class VisionAttention(nn.Module):
         if isinstance(segments, Tensor):
             segments = Segments.of(_segment_ids(segments.cpu()), hidden_states.device)
         qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.unbind(1)
-        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        return self.proj(attend_within(segments, query, key, value).flatten(1))
+        query_and_key, value = qkv.split([2, 1], 1)
+        query, key = rotate(query_and_key, *(each[:, None, None] for each in position_embeddings)).unbind(1)
+        return self.proj(attend_within(segments, query, key, value[:, 0]).flatten(1))
 
 
 def attend_within(segments: Segments, *states: Tensor) -> Tensor:
@@ -151,11 +152,25 @@ class PatchEmbedding(nn.Module):
         return linear(pixels.to(weight.dtype), weight.flatten(1), self.proj.bias)
 
 
-def rebuild(tower: Any) -> None:
-    """Put both modules into transformers' vision tower."""
+def rebuild_decoder(decoder: Any) -> None:
+    """Put the norms and the last layer into transformers' language model."""
+    _rebuild_norms(decoder)
+    decoder.layers[-1] = LastLayer(decoder.layers[-1])
+
+
+def rebuild_tower(tower: Any) -> None:
+    """Put the norms, the patch embedding and the attention into transformers' vision tower."""
+    _rebuild_norms(tower)
     tower.patch_embed = PatchEmbedding(tower.patch_embed.proj)
     for block in tower.blocks:
         block.attn = VisionAttention(block.attn)
+
+
+def _rebuild_norms(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "variance_epsilon"):  # the classes of the families have no other in common
+                setattr(parent, name, RmsNorm(child))
 
 
 def tower_inputs(tower: Any, grids: Tensor, device: torch.device) -> dict[str, Tensor | Segments]:

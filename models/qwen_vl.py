@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from radflow.models.layers import ATTENTION_NAME, LastLayer, rebuild, tower_inputs
+from radflow.models.layers import ATTENTION_NAME, rebuild_decoder, rebuild_tower, tower_inputs
 from radflow.models.loading import architecture, check_weights, locate, refuse_damaged, write_folder
 from radflow.models.processing import Prompt, ReportProcessor
 
@@ -40,9 +40,8 @@ class QwenVL(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model: Any = model
-        rebuild(self.vision)
-        layers = model.model.language_model.layers
-        layers[-1] = LastLayer(layers[-1])
+        rebuild_tower(self.vision)
+        rebuild_decoder(model.model.language_model)
         text = model.config.text_config
         self.hidden_size, self.vocab_size = text.hidden_size, text.vocab_size
         self.num_layers, self.num_kv_heads = text.num_hidden_layers, text.num_key_value_heads
@@ -109,14 +108,13 @@ class QwenVL(nn.Module):
 
     def embed(self, prompts: Sequence[Prompt], features: Sequence[Tensor]) -> list[Tensor]:
         """Input embeddings of each prompt, [P, W], with its image features at the image tokens."""
-        embedded = []
-        for prompt, images in zip(prompts, features, strict=True):
-            ids = prompt.input_ids.to(self.device)
-            is_image = ids.eq(self.model.config.image_token_id)[:, None]
-            tokens = self.embed_tokens(ids)
-            tokens = nn.functional.pad(tokens, (0, images.shape[-1] - tokens.shape[-1]))
-            embedded.append(tokens.masked_scatter(is_image, images.to(tokens.dtype)))
-        return embedded
+        # At once: with a gradient, each call of the embedding fills one as large as its whole table.
+        ids = torch.cat([prompt.input_ids for prompt in prompts]).to(self.device)
+        tokens, images = self.embed_tokens(ids), torch.cat(list(features))
+        tokens = nn.functional.pad(tokens, (0, images.shape[-1] - tokens.shape[-1]))
+        is_image = ids.eq(self.model.config.image_token_id)[:, None]
+        embedded = tokens.masked_scatter(is_image, images.to(tokens.dtype))
+        return list(embedded.split([len(prompt.input_ids) for prompt in prompts]))
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)

@@ -1,7 +1,7 @@
 """What each step of a stage trains on: studies in an order that the seed and the step fix, prompts built ahead."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -15,14 +15,16 @@ from radflow.data.studies import Study
 from radflow.pipeline.generation import build_prompt
 from radflow.pipeline.run import Run
 
+Stage = Literal["warmup", "sft"]
+
 
 def warmup_batches(run: Run, *, first: int) -> Iterator[tuple[list[Prompt], list[int]]]:
     """Prompts of this rank's share of each step from `first` on, and the indices of their studies."""
     config, train = run.config, run.corpus.train
     batches = shuffled_batches(len(train), config.warmup.batch_size, seed=config.seed + 2, start_step=first)
-    for step, chosen in enumerate(batches, first):
-        own = run.ranks.assign([1] * len(chosen))
-        yield _build_share(run, "warmup", step, chosen, own), [chosen[i] for i in own]
+    shares = ((chosen, run.ranks.assign([1] * len(chosen))) for chosen in batches)
+    for chosen, own, prompts in _build_ahead(run, "warmup", shares, first=first):
+        yield prompts, [chosen[i] for i in own]
 
 
 def sft_batches(run: Run, *, first: int) -> Iterator[tuple[list[Prompt], list[Tensor], int]]:
@@ -42,9 +44,7 @@ def sft_batches(run: Run, *, first: int) -> Iterator[tuple[list[Prompt], list[Te
         lengths=lengths if config.data.group_lengths else None,
     )
     shares = ((chosen, run.ranks.assign([lengths[i] for i in chosen])) for chosen in batches)
-    steps = ((step, *share) for step, share in enumerate(shares, first))
-    loaded = prefetch(steps, lambda one: _build_share(run, "sft", *one), workers=config.data.workers)
-    for (_, chosen, own), prompts in loaded:
+    for chosen, own, prompts in _build_ahead(run, "sft", shares, first=first):
         ready = run.prompts.attach([train[chosen[i]] for i in own], prompts)
         yield ready, [reports[chosen[i]] for i in own], sum(lengths[i] for i in chosen)
 
@@ -68,9 +68,17 @@ def rl_batches(run: Run, studies: Sequence[Study], *, first: int) -> Iterator[tu
         yield batch, run.prompts.attach([batch[i] for i in own], prompts)
 
 
-def _build_share(
-    run: Run, stage: Literal["warmup", "sft"], step: int, chosen: Sequence[int], own: Sequence[int]
-) -> list[Prompt]:
+def _build_ahead(
+    run: Run, stage: Stage, shares: Iterable[tuple[Sequence[int], Sequence[int]]], *, first: int
+) -> Iterator[tuple[Sequence[int], Sequence[int], list[Prompt]]]:
+    """The studies of each step, the positions of this rank's among them, and their prompts."""
+    steps = ((step, *share) for step, share in enumerate(shares, first))
+    loaded = prefetch(steps, lambda one: _build_share(run, stage, *one), workers=run.config.data.workers)
+    for (_, chosen, own), prompts in loaded:
+        yield chosen, own, prompts
+
+
+def _build_share(run: Run, stage: Stage, step: int, chosen: Sequence[int], own: Sequence[int]) -> list[Prompt]:
     """Prompts of this rank's share of a step, at the positions `own` of its batch; augmented if the stage is."""
     train = run.corpus.train
     if not (run.config.warmup if stage == "warmup" else run.config.sft).augment:

@@ -84,16 +84,11 @@ class Load:
     prefill: int  # prompt tokens of one prefill
 
 
-def layer_bytes(sizes: Sizes, *, lora: bool, bf16: bool) -> int:
-    """What autograd keeps of one token in one decoder layer.
-
-    float32 with frozen weights: input of each norm and its output, q, k, v, attention twice (its heads may have to be
-    put in order), gate, activation, up, product. Trained norms keep their normalised input too. In bfloat16 norms keep
-    their input in float32.
-    """
+def layer_bytes(sizes: Sizes, *, bf16: bool) -> int:
+    """What autograd keeps of one token in one decoder layer: of each norm its normalised input and its output, q, k, v,
+    attention twice (its heads may have to be put in order), gate, activation, up, product."""
     computed, cache = 2 if bf16 else 4, sizes.cache // sizes.layers
-    norms = (12 if lora else 16) if bf16 else (16 if lora else 24)
-    return norms * sizes.hidden + computed * (3 * sizes.hidden + cache + 4 * sizes.intermediate)
+    return computed * (7 * sizes.hidden + cache + 4 * sizes.intermediate)
 
 
 def tower_bytes(sizes: Sizes, *, bf16: bool) -> int:
@@ -101,7 +96,7 @@ def tower_bytes(sizes: Sizes, *, bf16: bool) -> int:
     rotary embedding of queries and keys in float32, or a wide MLP (gate, up, product, the input and its normalised
     copy)."""
     computed = 2 if bf16 else 4
-    rotary = (34 if bf16 else 36) * sizes.vision_hidden
+    rotary = (30 if bf16 else 36) * sizes.vision_hidden
     mlp = computed * (2 * sizes.vision_hidden + 3 * sizes.vision_intermediate)
     return computed * sizes.patch + max(rotary, mlp)
 
@@ -139,7 +134,7 @@ def training_bytes(sizes: Sizes, model: ModelConfig, load: Load, *, gathers: boo
     """Activations of a micro-batch, a tile of its logits, and what is gathered: the root for the whole pass, and of the
     blocks the one in use, the one fetched ahead and a gradient; with trained weights also a float32 gradient."""
     lora, computed = model.training == "lora", 2 if bf16 else 4
-    a_layer = layer_bytes(sizes, lora=lora, bf16=bf16) * load.micro_batch
+    a_layer = layer_bytes(sizes, bf16=bf16) * load.micro_batch
     inputs = sizes.layers * computed * sizes.hidden * load.micro_batch
     kept = inputs + a_layer if model.recompute_activations else sizes.layers * a_layer
     head = 0 if lora else 4 * sizes.head  # its gradient is added up in float32

@@ -16,6 +16,7 @@ from radflow.rewards.config import RewardConfig
 from radflow.rewards.hierarchy import HierarchicalReward, LabelF1, part_metrics
 from radflow.rewards.judge.config import JudgeConfig
 from radflow.rewards.measure import Metrics, Reads
+from radflow.rewards.memory import MB, remember
 from radflow.rewards.metrics.bertscore import BertScore
 from radflow.rewards.metrics.chexbert import Chexbert, ChexbertLabels, SembScore
 from radflow.rewards.metrics.encoder import in_one_line
@@ -50,7 +51,9 @@ class Backends:
     the first metric needs it."""
 
     def __init__(self, config: RewardConfig, parse: Parser, judge: JudgeConfig | None = None) -> None:
-        self.config, self.parse, self.judge = config, parse, judge or JudgeConfig()
+        self.config, self.judge = config, judge or JudgeConfig()
+        # Metrics, labeler and truth each ask for the sections of the same texts: those of thousands of reports.
+        self.parse = remember(parse, most_bytes=16 * MB)
         self._metrics: dict[str, Metric] = {}
 
     def metric(self, name: str) -> Metric:

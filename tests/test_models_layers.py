@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+    Qwen2_5_VLRMSNorm,
+)
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
@@ -34,6 +37,8 @@ TOWERS = {
 # Patches: windows of 8 x 8 are cut at the borders to 8 x 4, 4 x 8, 4 x 4 and 8 x 2; two images are of one size.
 GRIDS = torch.tensor([[1, 12, 20], [1, 8, 8], [1, 10, 18], [1, 12, 20]])
 
+ROUNDING = 2e-6  # rotations and norms are float32 in both; the last digit of the largest feature, 13.7, is 1e-6
+
 
 @pytest.fixture(params=sorted(TOWERS))
 def towers(request):
@@ -44,7 +49,7 @@ def towers(request):
     settings._attn_implementation = "sdpa"
     theirs = kind(settings).eval().double()
     ours = copy.deepcopy(theirs)
-    layers.rebuild(ours)
+    layers.rebuild_tower(ours)
     return theirs, ours
 
 
@@ -67,7 +72,7 @@ def run(tower, device="cpu"):
 def test_features_and_gradients_equal_those_of_the_tower_as_published(towers):
     theirs, ours = towers
     expected, found = outputs(theirs(pixels_of(theirs), grid_thw=GRIDS)), run(ours)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)  # rotations are float32 in both
+    torch.testing.assert_close(found, expected, atol=ROUNDING, rtol=0)
     for values in (expected, found):
         sum((value * torch.linspace(-1, 1, value.numel()).view_as(value)).sum() for value in values).backward()
     assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
@@ -78,7 +83,7 @@ def test_features_and_gradients_equal_those_of_the_tower_as_published(towers):
 def test_transformers_may_drive_the_rebuilt_tower_too(towers):
     theirs, ours = towers
     found = outputs(ours(pixels_of(ours), grid_thw=GRIDS))
-    torch.testing.assert_close(found, outputs(theirs(pixels_of(theirs), grid_thw=GRIDS)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, outputs(theirs(pixels_of(theirs), grid_thw=GRIDS)), atol=ROUNDING, rtol=0)
 
 
 def test_attention_is_called_once_for_all_windows_of_a_length(towers, monkeypatch):
@@ -105,3 +110,28 @@ def test_the_host_never_waits_for_the_device(towers):
     _, ours = towers
     found = run(ours.to("meta"), "meta")
     assert found[0].shape == (int(GRIDS.prod(-1).sum()) // 4, 24)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+def test_a_norm_and_its_gradients_equal_those_of_transformers(dtype, trained):
+    generator = torch.Generator().manual_seed(0)
+    states, upstream = (torch.randn(2, 5, 48, generator=generator) for _ in range(2))
+    states[0, 0] *= 0.01  # where epsilon counts
+    theirs = Qwen2_5_VLRMSNorm(48, eps=1e-3)
+    theirs.weight.data.normal_(generator=generator)
+    theirs = theirs.to(dtype).requires_grad_(trained)
+    ours = layers.RmsNorm(copy.deepcopy(theirs))
+    gradients = []
+    for norm in (theirs, ours):
+        given = states.to(dtype).requires_grad_()
+        found = norm(given)
+        found.backward(upstream.to(dtype))
+        gradients.append([found, given.grad, norm.weight.grad])
+    for a, b in zip(*gradients, strict=True):
+        if a is None:
+            assert b is None and not trained
+        else:
+            assert a.dtype == b.dtype == dtype
+            # gradients pass through a few roundings of `dtype`
+            assert (a - b).norm() <= 2 * torch.finfo(dtype).eps * a.norm()

@@ -3,6 +3,7 @@
 import functools
 import gc
 import sys
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -85,3 +86,16 @@ def test_no_memory_of_the_rewards_grows_with_the_texts_unless_its_bytes_are_boun
         return {f"{one.__module__}.{one.__qualname__}": one.cache_info().currsize for one in grows}
 
     assert sizes(0) == sizes(100)
+
+
+def test_the_sections_of_a_text_are_found_once_for_all_metrics():
+    asked: Counter[str] = Counter()
+
+    def parse(text):
+        asked[text] += 1
+        return parse_sections(text)
+
+    reward = build_reward(RewardConfig(), parse, explore=["bleu2"])
+    reports = [f"Findings: A nodule of {size} mm. No effusion. Impression: Nodule." for size in (3, 5)]
+    reward.table(reports, [reports[0]] * 2)
+    assert asked.keys() >= set(reports) and set(asked.values()) == {1}

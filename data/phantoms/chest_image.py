@@ -1,6 +1,6 @@
 """Draws a chest radiograph. Radiological convention: the patient's left is on the right of a frontal image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ ZONE_HEIGHT = {"upper": 0.3, "mid": 0.48, "lower": 0.64}
 
 
 def draw_frontal(
-    findings: Mapping[str, Any], device: str | None, anatomy: np.ndarray, generator: np.random.Generator, size: int
+    findings: Mapping[str, Any], device: str | None, anatomy: Sequence[float], generator: np.random.Generator, size: int
 ) -> np.ndarray:
     """uint8 [size, size]. `anatomy`: eight numbers in [-1, 1], the same for the prior image."""
     x, y = grid(size)
@@ -27,14 +27,13 @@ def draw_frontal(
     for side, sign in (("right", -1), ("left", 1)):
         if "pneumothorax" in findings and findings["pneumothorax"]["side"] == side:
             canvas = _air(canvas, x, y, middle + sign * 0.16, lungs[side], severity["pneumothorax"])
-        fluid = _fluid(x, y, middle, sign, severity.get(f"effusion_{side}", 0.0))
-        canvas = canvas + 0.42 * fluid * _chest(x, middle, sign)
+        canvas = canvas + 0.42 * _fluid(x, y, middle, sign, severity.get(f"effusion_{side}", 0.0))
     canvas = canvas + _haze(x, y, middle, severity.get("edema", 0.0), generator) + _focal(x, y, middle, findings)
     return expose(_wires(canvas, x, y, middle, device), generator)
 
 
 def draw_lateral(
-    findings: Mapping[str, Any], anatomy: np.ndarray, generator: np.random.Generator, size: int
+    findings: Mapping[str, Any], anatomy: Sequence[float], generator: np.random.Generator, size: int
 ) -> np.ndarray:
     """uint8 [size, size]; the patient faces left, so fluid gathers at the lower right."""
     x, y = grid(size)
@@ -50,12 +49,12 @@ def draw_lateral(
     return expose(canvas + _haze(x, y, 0.5, severity.get("edema", 0.0), generator), generator)
 
 
-def _lung(x: Canvas, y: Canvas, middle: float, sign: int, anatomy: np.ndarray) -> Canvas:
+def _lung(x: Canvas, y: Canvas, middle: float, sign: int, anatomy: Sequence[float]) -> Canvas:
     height = 0.31 + 0.02 * anatomy[3]
     return ellipse(x, y, (middle + sign * (0.2 + 0.01 * anatomy[4]), 0.45), (0.135 + 0.01 * anatomy[5], height), 0.09)
 
 
-def _ribs(x: Canvas, y: Canvas, middle: float, lungs: Mapping[str, Canvas], anatomy: np.ndarray) -> Canvas:
+def _ribs(x: Canvas, y: Canvas, middle: float, lungs: Mapping[str, Canvas], anatomy: Sequence[float]) -> Canvas:
     curve = y - 0.9 * (np.abs(x - middle) - 0.2) ** 2 * 2
     waves = np.cos((curve + 0.02 * anatomy[6]) * 2 * np.pi / 0.085)
     return 0.035 * waves * (lungs["left"] + lungs["right"])
@@ -73,7 +72,7 @@ def _fluid(x: Canvas, y: Canvas, middle: float, sign: int, severity: float) -> C
     lateral = np.clip(sign * (x - middle) - 0.07, 0, 0.3) / 0.28
     level = 0.745 - 0.3 * severity - 0.07 * lateral**2
     base = 0.77 + 0.06 * lateral
-    return soft(level - y, 0.012) * soft(y - base, 0.015)
+    return soft(level - y, 0.012) * soft(y - base, 0.015) * _chest(x, middle, sign)
 
 
 def _air(canvas: Canvas, x: Canvas, y: Canvas, centre: float, lung: Canvas, severity: float) -> Canvas:
