@@ -28,7 +28,7 @@ from radflow.models.tiny import TinyConfig, build_tiny
 from radflow.pipeline.generation import build_prompt, with_features
 from radflow.pipeline.rollouts import LocalEngine
 
-STUDIES, GROUP, TOKENS, SLOTS = 16, 4, 36, 256
+STUDIES, GROUP, TOKENS, SLOTS = 16, 4, 36, 64
 CORPUS = {"num_train": 200, "num_val": 0, "num_test": 0, "seed": 0, "size": 112}
 
 

@@ -37,8 +37,8 @@ class _Normalise(torch.autograd.Function):
         grad = grad.float()
         products = grad * normed
         of_weight = products.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        along = (products @ weight)[..., None] / len(weight)
-        return torch.addcmul(grad * weight, normed, along, value=-1).mul_(scale), of_weight, None
+        projection = (products @ weight)[..., None] / len(weight)
+        return torch.addcmul(grad * weight, normed, projection, value=-1).mul_(scale), of_weight, None
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

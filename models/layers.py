@@ -169,7 +169,7 @@ def rebuild_tower(tower: Any) -> None:
 def _rebuild_norms(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if hasattr(child, "variance_epsilon"):  # the classes of the families have no other in common
+            if hasattr(child, "variance_epsilon"):  # the norm classes of the families share nothing else
                 setattr(parent, name, RmsNorm(child))
 
 

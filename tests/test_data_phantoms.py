@@ -4,8 +4,9 @@ import re
 import numpy as np
 import pytest
 
-from radflow.data.phantoms import draw_phantom, make_studies, perfect_report, state_labels
+from radflow.data.phantoms import carotid, chest_image, draw_phantom, make_studies, perfect_report, state_labels
 from radflow.data.phantoms.chest import BORDERLINE, FINDINGS, LABELS
+from radflow.data.phantoms.drawing import expose
 from radflow.data.sections import parse_sections
 from radflow.data.studies import check_studies, render_report
 from radflow.rewards.config import RewardConfig
@@ -154,3 +155,18 @@ def test_findings_are_visible_on_their_side():
     assert left[:, 56:].mean() > 5 and abs(left[:, :50].mean()) < 1
     dark = draw({"pneumothorax": {"severity": 0.9, "side": "right"}}) - plain
     assert dark[:, :56].min() < -20 and np.abs(dark[:, 62:]).max() <= 1  # rounding
+
+
+@pytest.mark.parametrize("modality", ["chest", "carotid"])
+def test_every_canvas_is_float32(modality, monkeypatch):
+    """A NumPy number among Python's made them float64, which takes twice as long."""
+    kinds = set()
+
+    def watch(canvas, generator):
+        kinds.add(canvas.dtype)
+        return expose(canvas, generator)
+
+    for module in (chest_image, carotid):
+        monkeypatch.setattr(module, "expose", watch)
+    make_studies(modality, num_train=40, num_val=0, num_test=0, seed=0)
+    assert kinds == {np.dtype(np.float32)}

@@ -41,8 +41,8 @@ class ToyEditor:
     asked, edits = [], {}
 
     def __init__(self, parse, render, errors):
-        assert parse is parse_sections and render is render_report
-        type(self).errors = errors
+        assert render is render_report
+        type(self).parse, type(self).errors = parse, errors
 
     def __call__(self, candidate, reference, others, *, missed_by_all):
         self.asked.append((candidate, list(others), missed_by_all))
@@ -131,7 +131,8 @@ def test_the_score_of_a_copy_is_the_rewards_own(editor):
     editor.edits = {missing: REFERENCE}
     reward = build_reward(RewardConfig(), parse_sections)
     found = GroupScorer(reward, Editing(0.5, False, render_report))([missing], [REFERENCE])
-    assert editor.errors is reward.errors  # which remembers the pairs that truth has compared
+    # both remember: the sections of texts, and the pairs that truth has compared
+    assert editor.parse is reward.parse and editor.errors is reward.errors
     (copy,) = found.copies
     assert copy.score == reward([REFERENCE], [REFERENCE])[0] and copy.score.total == pytest.approx(4.0)
     assert found.scores[0] == reward([missing], [REFERENCE])[0]

@@ -127,7 +127,7 @@ def _plaque(canvas: Canvas, x: Canvas, y: Canvas, centre: Canvas, radius: Canvas
     at, height = LOCATIONS[value["plaque"]["location"]], 0.04 + 0.16 * value["narrowing"]
     shape = ellipse(x, y - centre - radius, (at, 0.0), (0.1, height), 0.1) * (y < centre + radius)
     kind = value["plaque"]["kind"]
-    bright = {"soft": 0.3, "hard": 0.95}.get(kind, np.where(x < at, 0.95, 0.3))
+    bright = {"soft": 0.3, "hard": 0.95}.get(kind, np.where(x < at, 0.95, 0.3).astype(np.float32))
     canvas = canvas * (1 - shape) + bright * shape
     shadow = (np.abs(x - at) < 0.07) & (y > centre + radius)
     return np.where(shadow & (kind == "hard"), canvas * 0.25, canvas)
@@ -138,4 +138,4 @@ def _flow(x: Canvas, y: Canvas, velocity: int) -> Canvas:
     beat = (x * 3) % 1
     curve = 0.3 + 0.7 * np.exp(-(((beat - 0.2) / 0.1) ** 2))
     top = 0.97 - 0.27 * (velocity / 250) * curve
-    return np.where(y > top, 0.75, 0.03) * np.where(y > 0.97, 0, 1)
+    return np.where(y > top, 0.75, 0.03).astype(np.float32) * (y <= 0.97)

@@ -23,7 +23,7 @@ def draw_study(study_id: str, generator: np.random.Generator, size: int) -> Stud
     """One examination: state, images and report, all from `generator`."""
     patient_id, split = study_id.rpartition("-")[0], study_id.split("-")[1]
     state = draw_state(generator)
-    anatomy = generator.uniform(-1, 1, 8).tolist()  # not of NumPy's float64, which would make every canvas so
+    anatomy = generator.uniform(-1, 1, 8).tolist()  # a NumPy float64 would make every canvas float64
     images, views = [draw_frontal(state["findings"], state["device"], anatomy, generator, size)], ["Frontal"]
     if generator.random() < 0.4:
         images.append(draw_lateral(state["findings"], anatomy, generator, size))

@@ -5,7 +5,6 @@ from functools import cache
 
 from radflow.rewards.memory import remember
 from radflow.rewards.rules.keywords import Lexicon, Statement, positive_keywords
-from radflow.rewards.rules.report_text import describe_with
 from radflow.rewards.types import Finding, Parser
 
 _PLAQUE = ("plaque_left", "plaque_right", "soft_plaque", "hard_plaque", "mixed_plaque")
@@ -25,7 +24,7 @@ class CarotidRules:
     ignorable = frozenset({"normal"})
 
     def __init__(self, parse: Parser) -> None:
-        self._described = describe_with(parse)
+        self.parse = parse
         self.covers: Mapping[str, set[str]] = {one.name: {*one.covers} for one in lexicon().keywords}
         self.implies: Mapping[str, set[str]] = {one.name: {*one.implies} for one in lexicon().keywords}
 
@@ -34,7 +33,7 @@ class CarotidRules:
 
     def certain(self, text: str) -> set[str]:
         """Labels asserted, hedged ones included."""
-        return set(_keywords(self._described(text)) & set(LABELS))
+        return set(_keywords(self.parse(text).described) & set(LABELS))
 
     def abnormalities(self, text: str) -> set[str]:
         """Every label but that of a normal examination."""
@@ -42,7 +41,7 @@ class CarotidRules:
 
     def findings(self, text: str) -> list[Finding]:
         """Every keyword asserted or denied, with its side, its part of the vessel and the degree of a stenosis."""
-        return list(_findings(self._described(text)))
+        return list(_findings(self.parse(text).described))
 
 
 def statements(sentence: str) -> list[Statement]:

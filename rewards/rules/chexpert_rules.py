@@ -11,7 +11,6 @@ from radflow.rewards.memory import remember
 from radflow.rewards.rules.findings import read_findings
 from radflow.rewards.rules.negation import sentences
 from radflow.rewards.rules.patterns import read_patterns
-from radflow.rewards.rules.report_text import describe_with
 from radflow.rewards.rules.terms import read_statements
 from radflow.rewards.types import Finding, Parser
 
@@ -51,7 +50,7 @@ class ChexpertRules:
     ignorable = frozenset({"Support Devices", "No Finding"})  # their presence makes no report abnormal
 
     def __init__(self, parse: Parser) -> None:
-        self._described = describe_with(parse)
+        self.parse = parse
         table = read_patterns("chexpert").content["covers"]
         self.implies: Mapping[str, set[str]] = {}  # acuity.py says what may be left out
         self.covers: Mapping[str, set[str]] = {label: set(others) for label, others in table.items()}
@@ -61,7 +60,7 @@ class ChexpertRules:
 
     def values(self, text: str) -> dict[str, int | None]:
         """`label_report` of what the report says of the examination."""
-        return dict(_values(self._described(text)))
+        return dict(_values(self.parse(text).described))
 
     def certain(self, text: str) -> set[str]:
         """Labels asserted without hedging."""
@@ -69,14 +68,14 @@ class ChexpertRules:
 
     def abnormalities(self, text: str) -> set[str]:
         """Abnormal labels asserted or hedged, and abnormal findings that belong to none of the 14."""
-        return (self._labels(text, 1, -1) - {self.normal}) | _others(self._described(text))
+        return (self._labels(text, 1, -1) - {self.normal}) | _others(self.parse(text).described)
 
     def _labels(self, text: str, *values: int) -> set[str]:
-        return {label for label, value in _values(self._described(text)) if value in values}
+        return {label for label, value in _values(self.parse(text).described) if value in values}
 
     def findings(self, text: str) -> list[Finding]:
         """Every mention of a label, and of what is abnormal beyond the labels."""
-        return read_findings(self._described(text))
+        return read_findings(self.parse(text).described)
 
 
 @remember
