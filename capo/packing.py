@@ -7,8 +7,8 @@ report sees exactly what it would see alone, at P + sum(T_i) tokens instead of G
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
-from itertools import chain
-from typing import Any
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from capo.logprobs import linear_logps
 from capo.types import Policy, Prompt
 
 BLOCK = 128  # side of a block of FlexAttention's masks
+LEAST_SCORES = 2**13  # that a further call of attention must save: in the demo it costs as much
 
 Sizes = tuple[tuple[int, ...], ...]  # per study: tokens of its prompt and of each of its reports
 
@@ -119,29 +120,77 @@ class SharedPrefixMask(Tensor):
         return _Parts.of(self.sizes, self.mask_device)
 
 
+class _Group(NamedTuple):
+    """Sequences of about the same length, as indices of their tokens, 0 after the end of a sequence."""
+
+    queries: Tensor  # [R, T] int64
+    keys: Tensor  # [R, S] int64
+    visible: Tensor | None  # [R, 1, T, S] bool; None: causal
+
+    def to(self, device: torch.device) -> "_Group":
+        visible = None if self.visible is None else self.visible.to(device)
+        return _Group(self.queries.to(device), self.keys.to(device), visible)
+
+
 @dataclass(frozen=True)
 class _Parts:
-    """Which of the M tokens attention computes together, as indices, 0 after the end of a sequence."""
+    """Which of the M tokens attention computes together: each prompt with its first report, each other report."""
 
-    first: Tensor  # [S, P + T] int64, of each prompt with its first report
-    queries: Tensor  # [R', T] int64, of each other report
-    keys: Tensor  # [R', P + T] int64, of its prompt and itself
-    visible: Tensor  # [R', 1, T, P + T] bool
-    order: Tensor  # [M] int64, of each token in `first` and then `queries`
+    groups: tuple[_Group, ...]
+    order: Tensor  # [M] int64, of each token in the queries of all groups
 
     @classmethod
     def of(cls, sizes: Sizes, device: torch.device) -> "_Parts":
         studies = _indices(sizes)
-        first = _stack([torch.cat(study[:2]) for study in studies])
-        prompts = _stack([prompt for prompt, *reports in studies for _ in reports[1:]])
-        reports = _stack([report for study in studies for report in study[2:]])
-        causal = torch.ones(2 * reports.shape[1:], dtype=torch.bool).tril()
-        visible = [each.expand(len(reports), len(causal), -1) for each in ((prompts >= 0)[:, None], causal)]
-        sequence = torch.cat([first.flatten(), reports.flatten()])
+        firsts = [torch.cat(study[:2]) for study in studies]
+        others = [(prompt, report) for prompt, *reports in studies for report in reports[1:]]
+        squares = [(len(first), len(first)) for first in firsts]
+        oblongs = [(len(report), len(prompt) + len(report)) for prompt, report in others]
+        groups = [
+            *(_causal([firsts[i] for i in group]) for group in group_by_length(squares, LEAST_SCORES)),
+            *(_after_prompts([others[i] for i in group]) for group in group_by_length(oblongs, LEAST_SCORES)),
+        ]
+        sequence = torch.cat([group.queries.flatten() for group in groups])
         order = torch.empty(sum(map(sum, sizes)), dtype=torch.int64)
         order[sequence[sequence >= 0]] = (sequence >= 0).nonzero()[:, 0]
-        indices = (each.clamp(min=0) for each in (first, reports, torch.cat([prompts, reports], 1)))
-        return cls(*(each.to(device) for each in (*indices, torch.cat(visible, -1)[:, None], order)))
+        readable = (g._replace(queries=g.queries.clamp(min=0), keys=g.keys.clamp(min=0)).to(device) for g in groups)
+        return cls(tuple(readable), order.to(device))
+
+
+def _causal(sequences: Sequence[Tensor]) -> _Group:
+    """Of prompts with their first reports; here and below with -1 after the end of a sequence."""
+    stacked = _stack(sequences)
+    return _Group(stacked, stacked, None)
+
+
+def _after_prompts(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Group:
+    """Of other reports, each with its prompt, which see their prompt and themselves."""
+    prompts, reports = (_stack(each) for each in zip(*pairs, strict=True))
+    causal = torch.ones(2 * reports.shape[1:], dtype=torch.bool).tril()
+    visible = [each.expand(len(reports), len(causal), -1) for each in ((prompts >= 0)[:, None], causal)]
+    return _Group(reports, torch.cat([prompts, reports], 1), torch.cat(visible, -1)[:, None])
+
+
+def group_by_length(sizes: Sequence[tuple[int, int]], least: int) -> list[list[int]]:
+    """Groups of the indices of `sizes`, (height, width) each, in which all are padded to the highest and the widest.
+
+    The highest come first. A further group saves at least `least` cells of padding, which is what its calls cost.
+    """
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)
+    return _split(order, sizes, least) if order else []
+
+
+def _split(order: list[int], sizes: Sequence[tuple[int, int]], least: int) -> list[list[int]]:
+    heights, widths = zip(*(sizes[i] for i in order), strict=True)
+    widest, widest_after = list(accumulate(widths, max)), list(accumulate(widths[::-1], max))[::-1]
+    cells = [
+        cut * heights[0] * widest[cut - 1] + (len(order) - cut) * heights[cut] * widest_after[cut]
+        for cut in range(1, len(order))
+    ]
+    if not cells or len(order) * heights[0] * widest[-1] - min(cells) < least:
+        return [order]
+    cut = 1 + cells.index(min(cells))
+    return [*_split(order[:cut], sizes, least), *_split(order[cut:], sizes, least)]
 
 
 def _indices(sizes: Sizes) -> list[list[Tensor]]:
@@ -152,8 +201,6 @@ def _indices(sizes: Sizes) -> list[list[Tensor]]:
 
 def _stack(sequences: Sequence[Tensor]) -> Tensor:
     """[T] int64 each -> [R, longest], -1 after the end of each."""
-    if not sequences:
-        return torch.zeros(0, 0, dtype=torch.int64)
     return pad_sequence(list(sequences), batch_first=True, padding_value=-1)
 
 
@@ -170,25 +217,24 @@ def _attend(
     options["dropout_p"], length = dropout_p, sum(map(sum, attn_mask.sizes))
     if not (len(query) == 1 and query.shape[2] == key.shape[2] == length):
         return scaled_dot_product_attention(query, key, value, attn_mask.dense, **options)
-    parts, states = attn_mask.parts, (query, key, value)
-    attended = _attend_among(states, parts.first, parts.first, is_causal=True, **options)
-    if parts.queries.numel():
-        others = _attend_among(states, parts.queries, parts.keys, attn_mask=parts.visible, **options)
-        attended = torch.cat([attended, others])
-    return embedding(parts.order, attended).view(1, length, -1, value.shape[-1]).transpose(1, 2)
+    parts = attn_mask.parts
+    queries, keys, visible = zip(*parts.groups, strict=True)
+    attended = [
+        scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, **options).transpose(1, 2)
+        for q, k, v, mask in zip(_take(query, queries), _take(key, keys), _take(value, keys), visible, strict=True)
+    ]
+    rows = torch.cat([each.flatten(2).flatten(0, 1) for each in attended])
+    return embedding(parts.order, rows).view(1, length, -1, value.shape[-1]).transpose(1, 2)
 
 
-def _attend_among(states: Sequence[Tensor], queries: Tensor, keys: Tensor, **options: Any) -> Tensor:
-    """Of tokens at indices `queries` [R, T] to those at `keys` [R, S] -> [R T, H d]; states are [1, H, M, d]."""
-    query, key, value = (_take(each, index) for each, index in zip(states, (queries, keys, keys), strict=True))
-    return scaled_dot_product_attention(query, key, value, **options).transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def _take(states: Tensor, index: Tensor) -> Tensor:
-    """[1, H, M, d] at indices [R, T] of M -> [R, H, T, d]."""
+def _take(states: Tensor, groups: Sequence[Tensor]) -> list[Tensor]:
+    """[1, H, M, d] at indices [R, T] of M -> [R, H, T, d], of each group."""
     # Not states[index]: the tokens of a prompt are read once per report, and the gradients of an index race on a CPU.
-    taken = embedding(index, states[0].transpose(0, 1).flatten(1))
-    return taken.view(*index.shape, -1, states.shape[-1]).transpose(1, 2)
+    # Of all groups at once: the gradient of each call of the embedding is as large as the states.
+    taken = embedding(torch.cat([each.flatten() for each in groups]), states[0].transpose(0, 1).flatten(1))
+    parts = torch.split(taken, [each.numel() for each in groups])
+    shapes = [(*each.shape, -1, states.shape[-1]) for each in groups]
+    return [part.view(shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @cache

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from capo.logprobs import product, working_dtype
+from capo.packing import group_by_length
 from capo.sampling import SamplingConfig, choose, pack_linear, uniforms
 from capo.static_decode import REACH, CudaGraphs, RecordedSteps, Recorder
 from capo.stopping import StopRequested, StopSignal
 from capo.types import Policy, Prompt, Rollout
+
+LEAST_TOKENS = 256  # of padding that a further prefill must save; in the demo it costs as much as 64
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,9 @@ class Engine:
             # Prefilling one study at a time is slow: wait until an eighth of the slots is free.
             if not active or self.slots - len(active) >= max(waiting.next_size, self.slots // 8):
                 while admitted := waiting.take(self.slots - len(active), self.sampling.prefill_tokens):
-                    active += self._admit(admitted, len(active))
+                    sizes = [(1, request.prompt.num_tokens) for request in admitted]
+                    for group in group_by_length(sizes, LEAST_TOKENS):
+                        active += self._admit([admitted[i] for i in group], len(active))
             yield from _retire(active, self.cache, self.eos_id, self.sampling.max_new_tokens)
             if active:
                 self._decode(active)

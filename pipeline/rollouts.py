@@ -1,7 +1,10 @@
 """The rollouts of a step: sampled, scored while others are still sampled, sampled anew if they show no difference."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, cast
@@ -148,13 +151,17 @@ def score_groups(
     began = time.perf_counter()
     groups: dict[str, dict[int, Rollout]] = {study.id: {} for study in studies}
     references = {study.id: study.report for study in studies}
-    texts, pending = {}, {}
-    for report in rollouts:
-        study_id, group = report.study_id, groups[report.study_id]
-        group[report.sample] = report
-        if len(group) == rl.group_size:
-            texts[study_id] = [decode(group[i].response_ids) for i in range(rl.group_size)]
-            pending[study_id] = workers.submit(texts[study_id], [references[study_id]] * rl.group_size)
+    texts: dict[str, list[str]] = {}
+    pending: dict[str, Future[Scored]] = {}
+    with ExitStack() as stack:
+        for report in rollouts:
+            study_id, group = report.study_id, groups[report.study_id]
+            group[report.sample] = report
+            if len(group) == rl.group_size:
+                if not pending:
+                    stack.enter_context(leave_cores(max(1, workers.config.workers)))  # 0: a thread scores
+                texts[study_id] = [decode(group[i].response_ids) for i in range(rl.group_size)]
+                pending[study_id] = workers.submit(texts[study_id], [references[study_id]] * rl.group_size)
     sampled = time.perf_counter()
     scored = {study.id: scores_of(pending[study.id], study_id=study.id, look=workers.look) for study in studies}
     waited = time.perf_counter() - sampled
@@ -177,6 +184,21 @@ def score_groups(
         seconds_parts=sum_seconds(item.seconds for item in scored.values()),
         faults=tuple((study_id, fault) for study_id, item in scored.items() for fault in item.faults),
     )
+
+
+@contextmanager
+def leave_cores(count: int) -> Iterator[None]:
+    """Let torch use fewer threads, at least one, so that `count` cores of the machine are free for other processes.
+
+    The threads of an operation wait for the last of them: with one too many, each waits for the scheduler.
+    """
+    threads = torch.get_num_threads()
+    spare = (os.cpu_count() or 1) - threads
+    torch.set_num_threads(max(1, threads - max(0, count - spare)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _copies(

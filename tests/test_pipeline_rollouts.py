@@ -35,6 +35,26 @@ def test_a_group_is_scored_before_the_next_one_has_ended():
     assert row["reward"] == 2.5 and row["length"] == 2.5
 
 
+@pytest.mark.parametrize(("cores", "threads", "left"), [(4, 4, 2), (4, 3, 2), (8, 3, 3), (2, 2, 1), (1, 1, 1)])
+def test_cores_are_left_to_two_workers_from_the_first_group_on(cores, threads, left, monkeypatch):
+    # On two cores, a rollout whose two threads waited for a worker took twice as long per token.
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    used, before = [], torch.get_num_threads()
+
+    def written():
+        for name in "ab":
+            used.append(torch.get_num_threads())
+            yield from reports_of({name: [1, 2]})
+        used.append(torch.get_num_threads())
+
+    try:
+        torch.set_num_threads(threads)
+        collect(written())
+        assert used == [threads, left, left] and torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_bar_passes_every_report_on():
     reports = [report("a", i, i + 1) for i in range(3)]
     assert list(with_progress(iter(reports), "title", 3)) == reports

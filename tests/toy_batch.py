@@ -10,6 +10,7 @@ from capo.config import RlConfig
 from capo.types import Rollout
 from radflow.pipeline.credit import advantages_of
 from radflow.pipeline.rollouts import score_groups
+from radflow.rewards.config import RewardConfig
 from radflow.rewards.types import Copy, Score, Scored
 
 
@@ -38,6 +39,7 @@ class ToyWorkers:
 
     def __init__(self):
         self.submitted, self.look = [], lambda: None
+        self.config = RewardConfig(workers=2)
 
     def score(self, text):
         total = float(len(text)) if text else None
