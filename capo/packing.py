@@ -22,7 +22,7 @@ from capo.logprobs import linear_logps
 from capo.types import Policy, Prompt
 
 BLOCK = 128  # side of a block of FlexAttention's masks
-LEAST_SCORES = 2**13  # that a further call of attention must save: in the demo it costs as much
+LEAST_SCORES = 2**13  # that a further call of attention must save: in the demo it costs about as much
 
 Sizes = tuple[tuple[int, ...], ...]  # per study: tokens of its prompt and of each of its reports
 
