@@ -103,6 +103,7 @@ class Live(TorchDispatchMode):
 def test_what_reading_prompts_takes_is_as_the_formula_says(tmp_path, bf16, part, monkeypatch):
     # The plan is of a GPU, which reads the head as it is.
     monkeypatch.setattr("capo.rollout.pack_linear", lambda weight, bias: lambda rows: rows @ weight.t() + bias)
+    monkeypatch.setattr("capo.rollout.LEAST_TOKENS", 10**9)  # all prompts in one prefill, as planned
     # the part in question is the wide one, so that its peak is that of the whole
     widths = {"hidden_size": 64, "vision_hidden": 256} if part == "tower" else {"hidden_size": 512, "vision_hidden": 64}
     build_tiny(tmp_path / "m", ["some text"] * 5, TinyConfig(layers=3, vocab_size=300, **widths), seed=0)
