@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from capo.logprobs import linear_logps
 from capo.types import Policy, Prompt
 
 BLOCK = 128  # side of a block of FlexAttention's masks
-LEAST_SCORES = 2**13  # that a further call of attention must save: in the demo it costs about as much
+LEAST_SCORES = 2**13  # that one more call of attention must save; in the demo a call costs about as much
 
 Sizes = tuple[tuple[int, ...], ...]  # per study: tokens of its prompt and of each of its reports
 
@@ -120,61 +120,63 @@ class SharedPrefixMask(Tensor):
         return _Parts.of(self.sizes, self.mask_device)
 
 
-class _Group(NamedTuple):
-    """Sequences of about the same length, as indices of their tokens, 0 after the end of a sequence."""
-
-    queries: Tensor  # [R, T] int64
-    keys: Tensor  # [R, S] int64
-    visible: Tensor | None  # [R, 1, T, S] bool; None: causal
-
-    def to(self, device: torch.device) -> "_Group":
-        visible = None if self.visible is None else self.visible.to(device)
-        return _Group(self.queries.to(device), self.keys.to(device), visible)
-
-
 @dataclass(frozen=True)
 class _Parts:
-    """Which of the M tokens attention computes together: each prompt with its first report, each other report."""
+    """Which of the M tokens attention computes together: each prompt with its first report, and each other report, in
+    buckets of similar length. Indices are 0 after the end of a sequence.
+    """
 
-    groups: tuple[_Group, ...]
-    order: Tensor  # [M] int64, of each token in the queries of all groups
+    queries: Tensor  # [sum of R T] int64, of one bucket after another
+    keys: Tensor  # [sum of R S] int64
+    query_shapes: tuple[torch.Size, ...]  # (R, T) of each bucket
+    key_shapes: tuple[torch.Size, ...]  # (R, S)
+    visible: tuple[Tensor | None, ...]  # [R, 1, T, S] bool; None: causal
+    order: Tensor  # [M] int64, of each token in `queries`
 
     @classmethod
     def of(cls, sizes: Sizes, device: torch.device) -> "_Parts":
         studies = _indices(sizes)
         firsts = [torch.cat(study[:2]) for study in studies]
         others = [(prompt, report) for prompt, *reports in studies for report in reports[1:]]
-        squares = [(len(first), len(first)) for first in firsts]
-        oblongs = [(len(report), len(prompt) + len(report)) for prompt, report in others]
-        groups = [
-            *(_causal([firsts[i] for i in group]) for group in group_by_length(squares, LEAST_SCORES)),
-            *(_after_prompts([others[i] for i in group]) for group in group_by_length(oblongs, LEAST_SCORES)),
-        ]
-        sequence = torch.cat([group.queries.flatten() for group in groups])
+        of_firsts = bucket_by_length([(len(first), len(first)) for first in firsts], LEAST_SCORES)
+        of_others = bucket_by_length([(len(own), len(prompt) + len(own)) for prompt, own in others], LEAST_SCORES)
+        buckets = [_causal([firsts[i] for i in bucket]) for bucket in of_firsts]
+        buckets += [_after_prompts([others[i] for i in bucket]) for bucket in of_others]
+        queries, keys, visible = zip(*buckets, strict=True)
+        sequence, seen = (torch.cat([each.flatten() for each in part]) for part in (queries, keys))
         order = torch.empty(sum(map(sum, sizes)), dtype=torch.int64)
         order[sequence[sequence >= 0]] = (sequence >= 0).nonzero()[:, 0]
-        readable = (g._replace(queries=g.queries.clamp(min=0), keys=g.keys.clamp(min=0)).to(device) for g in groups)
-        return cls(tuple(readable), order.to(device))
+        return cls(
+            queries=sequence.clamp(min=0).to(device),
+            keys=seen.clamp(min=0).to(device),
+            query_shapes=tuple(each.shape for each in queries),
+            key_shapes=tuple(each.shape for each in keys),
+            visible=tuple(None if mask is None else mask.to(device) for mask in visible),
+            order=order.to(device),
+        )
 
 
-def _causal(sequences: Sequence[Tensor]) -> _Group:
-    """Of prompts with their first reports; here and below with -1 after the end of a sequence."""
+_Bucket = tuple[Tensor, Tensor, Tensor | None]  # queries, keys and what they see; -1 after the end of a sequence
+
+
+def _causal(sequences: Sequence[Tensor]) -> _Bucket:
+    """Of prompts with their first reports."""
     stacked = _stack(sequences)
-    return _Group(stacked, stacked, None)
+    return stacked, stacked, None
 
 
-def _after_prompts(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Group:
+def _after_prompts(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Bucket:
     """Of other reports, each with its prompt, which see their prompt and themselves."""
     prompts, reports = (_stack(each) for each in zip(*pairs, strict=True))
     causal = torch.ones(2 * reports.shape[1:], dtype=torch.bool).tril()
     visible = [each.expand(len(reports), len(causal), -1) for each in ((prompts >= 0)[:, None], causal)]
-    return _Group(reports, torch.cat([prompts, reports], 1), torch.cat(visible, -1)[:, None])
+    return reports, torch.cat([prompts, reports], 1), torch.cat(visible, -1)[:, None]
 
 
-def group_by_length(sizes: Sequence[tuple[int, int]], least: int) -> list[list[int]]:
-    """Groups of the indices of `sizes`, (height, width) each, in which all are padded to the highest and the widest.
+def bucket_by_length(sizes: Sequence[tuple[int, int]], least: int) -> list[list[int]]:
+    """Buckets of the indices of `sizes`, (height, width) each, in which all are padded to the highest and the widest.
 
-    The highest come first. A further group saves at least `least` cells of padding, which is what its calls cost.
+    The highest come first. One more bucket saves at least `least` cells of padding, which is what its calls cost.
     """
     order = sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)
     return _split(order, sizes, least) if order else []
@@ -218,23 +220,23 @@ def _attend(
     if not (len(query) == 1 and query.shape[2] == key.shape[2] == length):
         return scaled_dot_product_attention(query, key, value, attn_mask.dense, **options)
     parts = attn_mask.parts
-    queries, keys, visible = zip(*parts.groups, strict=True)
+    queries = _take(query, parts.queries, parts.query_shapes)
+    keys, values = (_take(each, parts.keys, parts.key_shapes) for each in (key, value))
     attended = [
         scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, **options).transpose(1, 2)
-        for q, k, v, mask in zip(_take(query, queries), _take(key, keys), _take(value, keys), visible, strict=True)
+        for q, k, v, mask in zip(queries, keys, values, parts.visible, strict=True)
     ]
     rows = torch.cat([each.flatten(2).flatten(0, 1) for each in attended])
     return embedding(parts.order, rows).view(1, length, -1, value.shape[-1]).transpose(1, 2)
 
 
-def _take(states: Tensor, groups: Sequence[Tensor]) -> list[Tensor]:
-    """[1, H, M, d] at indices [R, T] of M -> [R, H, T, d], of each group."""
-    # Not states[index]: the tokens of a prompt are read once per report, and the gradients of an index race on a CPU.
-    # Of all groups at once: the gradient of each call of the embedding is as large as the states.
-    taken = embedding(torch.cat([each.flatten() for each in groups]), states[0].transpose(0, 1).flatten(1))
-    parts = torch.split(taken, [each.numel() for each in groups])
-    shapes = [(*each.shape, -1, states.shape[-1]) for each in groups]
-    return [part.view(shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True)]
+def _take(states: Tensor, indices: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """[1, H, M, d] at indices of M, [R, T] of each bucket one after another -> [R, H, T, d] of each."""
+    # Not states[indices]: the tokens of a prompt are read once per report, and the gradients of an index race on a CPU.
+    # Of all buckets at once: the gradient of each call of the embedding is as large as the states.
+    taken = embedding(indices, states[0].transpose(0, 1).flatten(1))
+    parts = torch.split(taken, [shape.numel() for shape in shapes])
+    return [part.view(*shape, -1, states.shape[-1]).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @cache

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from capo.logprobs import product, working_dtype
-from capo.packing import group_by_length
+from capo.packing import bucket_by_length
 from capo.sampling import SamplingConfig, choose, pack_linear, uniforms
 from capo.static_decode import REACH, CudaGraphs, RecordedSteps, Recorder
 from capo.stopping import StopRequested, StopSignal
 from capo.types import Policy, Prompt, Rollout
 
-LEAST_TOKENS = 256  # of padding that a further prefill must save: in the demo it costs about 100
+LEAST_TOKENS = 256  # of padding that one more prefill must save; in the demo a prefill costs about 100
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ class Engine:
             if not active or self.slots - len(active) >= max(waiting.next_size, self.slots // 8):
                 while admitted := waiting.take(self.slots - len(active), self.sampling.prefill_tokens):
                     sizes = [(1, request.prompt.num_tokens) for request in admitted]
-                    for group in group_by_length(sizes, LEAST_TOKENS):
-                        active += self._admit([admitted[i] for i in group], len(active))
+                    for bucket in bucket_by_length(sizes, LEAST_TOKENS):
+                        active += self._admit([admitted[i] for i in bucket], len(active))
             yield from _retire(active, self.cache, self.eos_id, self.sampling.max_new_tokens)
             if active:
                 self._decode(active)

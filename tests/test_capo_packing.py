@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_policy import TextPrompt
 
 from capo import packing
-from capo.packing import SharedPrefixMask, group_by_length, micro_batches, pack, report_logps, whole_blocks
+from capo.packing import SharedPrefixMask, bucket_by_length, micro_batches, pack, report_logps, whole_blocks
 from radflow.models import layers
 from radflow.pipeline.generation import build_prompt, suppressed_mask
 
@@ -158,7 +158,7 @@ def values_and_gradients(attended, states):
 @pytest.mark.parametrize("key_heads", [2, 4])
 @pytest.mark.parametrize("least", [1, packing.LEAST_SCORES])
 def test_attention_with_the_mask_equals_that_with_the_dense_one_in_values_and_gradients(key_heads, least, monkeypatch):
-    monkeypatch.setattr(packing, "LEAST_SCORES", least)  # 1: as many groups as there are lengths
+    monkeypatch.setattr(packing, "LEAST_SCORES", least)  # 1: as many buckets as there are lengths
     for number, layout in enumerate(layouts(20)):
         torch.manual_seed(number)
         sizes = [(1, layout.num_tokens, heads, 8) for heads in (4, key_heads, key_heads)]
@@ -202,7 +202,7 @@ def test_attention_with_the_mask_computes_no_scores_between_reports_or_studies(r
     assert scores.counts == counts
 
 
-def test_attention_with_the_mask_pads_a_group_of_about_the_same_length_to_its_own_longest():
+def test_attention_with_the_mask_pads_sequences_of_similar_length_together():
     # In the demo one of 92 tokens made all others, of 37 on average, as long.
     reports = [torch.arange(length) for length in (10, 40, 200, 40)]
     layout = pack([TextPrompt.of("a", length) for length in (50, 300, 50)], [reports] * 3)
@@ -213,35 +213,35 @@ def test_attention_with_the_mask_pads_a_group_of_about_the_same_length_to_its_ow
     assert scores.counts == [*first, 200 * 500, 2 * 200 * 250, 2 * 40 * 340, 4 * 40 * 90]
 
 
-def test_groups_of_about_the_same_length_by_hand():
+def test_buckets_of_similar_length_by_hand():
     squares = [(10, 10), (30, 30), (9, 9), (28, 28)]
-    # 4 x 900 cells in one group, 2 x 900 + 2 x 100 in two: 1600 saved; of the longer two a split saves 116 more
-    assert group_by_length(squares, 1601) == [[1, 3, 0, 2]]
-    assert group_by_length(squares, 1600) == [[1, 3], [0, 2]]
-    assert group_by_length(squares, 116) == [[1], [3], [0, 2]]
-    # as wide as the widest of a group, wherever it is: 2 x 4 x 50 = 400 or 4 x 5 + 3 x 50 = 170
-    assert group_by_length([(3, 50), (4, 5)], 230) == [[1], [0]]
-    assert group_by_length([(3, 50), (4, 5)], 231) == [[1, 0]]
-    assert group_by_length([], 1) == []
+    # 4 x 900 cells in one bucket, 2 x 900 + 2 x 100 in two: 1600 saved; of the longer two a split saves 116 more
+    assert bucket_by_length(squares, 1601) == [[1, 3, 0, 2]]
+    assert bucket_by_length(squares, 1600) == [[1, 3], [0, 2]]
+    assert bucket_by_length(squares, 116) == [[1], [3], [0, 2]]
+    # as wide as the widest of a bucket, wherever it is: 2 x 4 x 50 = 400 or 4 x 5 + 3 x 50 = 170
+    assert bucket_by_length([(3, 50), (4, 5)], 230) == [[1], [0]]
+    assert bucket_by_length([(3, 50), (4, 5)], 231) == [[1, 0]]
+    assert bucket_by_length([], 1) == []
 
 
 @given(st.lists(st.tuples(st.integers(1, 99), st.integers(1, 99)), max_size=40), st.integers(1, 9999))
-def test_groups_hold_each_once_and_each_further_one_saves_what_is_asked(sizes, least):
-    groups = group_by_length(sizes, least)
-    assert sorted(index for group in groups for index in group) == list(range(len(sizes)))
+def test_buckets_hold_each_once_and_each_further_one_saves_what_is_asked(sizes, least):
+    buckets = bucket_by_length(sizes, least)
+    assert sorted(index for bucket in buckets for index in bucket) == list(range(len(sizes)))
 
-    def cells(group):
-        return len(group) * max(sizes[i][0] for i in group) * max(sizes[i][1] for i in group)
+    def cells(bucket):
+        return len(bucket) * max(sizes[i][0] for i in bucket) * max(sizes[i][1] for i in bucket)
 
-    if groups:
-        assert sum(map(cells, groups)) <= cells(range(len(sizes))) - least * (len(groups) - 1)
+    if buckets:
+        assert sum(map(cells, buckets)) <= cells(range(len(sizes))) - least * (len(buckets) - 1)
 
 
 def test_what_the_mask_computes_with_is_on_its_device():
     mask = SharedPrefixMask(((2, 1, 3), (2,)), torch.device("meta"))
-    causal, after_prompts = mask.parts.groups
-    tensors = [*causal[:2], *after_prompts, mask.parts.order, mask.segments, mask.dense]
-    assert causal.visible is None and {each.device.type for each in tensors} == {"meta"}
+    parts = mask.parts
+    tensors = [parts.queries, parts.keys, parts.visible[1], parts.order, mask.segments, mask.dense]
+    assert parts.visible[0] is None and {each.device.type for each in tensors} == {"meta"}
 
 
 def test_to_every_other_function_the_mask_is_dense():

@@ -129,16 +129,16 @@ def test_prompts_are_prefilled_within_a_token_budget(policy, processor, studies,
     assert len(prefilled) == 2
 
 
-def test_prompts_of_about_the_same_length_are_prefilled_together(policy, processor, studies, monkeypatch):
+def test_prompts_of_similar_length_are_prefilled_together(policy, processor, studies, monkeypatch):
     longer = [replace(study, indication="Cough. " * 60) for study in studies[4:6]]
     wanted, prefilled, features = requests(processor, [*longer, *studies[:4]], group=1), [], policy.features
     monkeypatch.setattr(policy, "features", lambda prompts: prefilled.append(len(prompts)) or features(prompts))
-    grouped = run(policy, processor, wanted)
+    bucketed = run(policy, processor, wanted)
     assert prefilled == [2, 4]
     monkeypatch.setattr(capo.rollout, "LEAST_TOKENS", 10**9)
     together = run(policy, processor, wanted)
     assert prefilled == [2, 4, 6]
-    assert all(torch.equal(grouped[key].response_ids, together[key].response_ids) for key in together)
+    assert all(torch.equal(bucketed[key].response_ids, together[key].response_ids) for key in together)
 
 
 def sampler_gap(tiny_dir, processor, studies):
